@@ -1,0 +1,1 @@
+"""Microbenchmarks: timing, suites, comparison, report."""

@@ -1,0 +1,287 @@
+"""Compiles the native libraries with ninja; used by setup.py, the Makefile and the tests.
+
+    python csrc/build.py            build both libraries into python/warpwright/lib
+    python csrc/build.py --emulated build/emulated/libwarpwright_emulated.so, for the tests only
+
+Environment:
+    WARPWRIGHT_CUDA=0|1     never / always build the CUDA library (default: when nvcc is found)
+    WARPWRIGHT_CUDA_ARCHS   e.g. "80;90a;90+PTX" (the default)
+    MAX_JOBS                compile jobs at once (default: the number of cores)
+    CXX, NVCC               the compilers (default: g++, nvcc on PATH or in CUDA_HOME/bin)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parent
+ROOT = CSRC.parent
+CPU_LIBRARY = "libwarpwright.so"
+CUDA_LIBRARY = "libwarpwright_cuda.so"
+BUILD_INFO = "build_info.json"
+RELEASE_FILES = (CPU_LIBRARY, CUDA_LIBRARY, BUILD_INFO)
+DEFAULT_ARCHS = "80;90a;90+PTX"
+
+# Each CPU kernel file is compiled once per instruction set; csrc/cpu/isa.h picks one at run time.
+ISAS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"],
+}
+# -fno-math-errno and -fno-trapping-math let loops vectorise and change no result.
+CXX_FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+]
+# libwarpwright.so needs nothing newer than torch 2.10 offers.
+TORCH_FLAGS = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+
+
+class BuildError(SystemExit):
+    """A build that cannot go on; its message says what to install or change."""
+
+
+def version() -> str:
+    text = (ROOT / "python" / "warpwright" / "_version.py").read_text()
+    match = re.search(r'__version__ = "([^"]+)"', text)
+    assert match, "python/warpwright/_version.py states no __version__"
+    return match.group(1)
+
+
+def all_sources() -> list[Path]:
+    kinds = {".cpp", ".cu", ".cuh", ".h", ".py"}
+    return sorted(p for p in CSRC.rglob("*") if p.suffix in kinds and "__pycache__" not in p.parts)
+
+
+def find_nvcc() -> str | None:
+    named = os.environ.get("NVCC")
+    if named:
+        return named
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
+        if home and (Path(home) / "bin" / "nvcc").exists():
+            return str(Path(home) / "bin" / "nvcc")
+    found = shutil.which("nvcc")
+    if found:
+        return found
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    return str(usual) if usual.exists() else None
+
+
+def cuda_toolkit(nvcc: str) -> Path:
+    """The toolkit's root, asked of nvcc itself because nvcc on PATH may be a wrapper script."""
+    dry = subprocess.run([nvcc, "--dryrun", "-v", "x.cu"], capture_output=True, text=True).stderr
+    match = re.search(r"^#\$ TOP=(.+)$", dry, re.MULTILINE)
+    if not match:
+        raise BuildError(f"warpwright: {nvcc} does not say where its toolkit is; set CUDA_HOME")
+    return Path(match.group(1).strip()).resolve()
+
+
+def wants_cuda() -> tuple[bool, str]:
+    """(build the CUDA library?, the reason in words)."""
+    setting = os.environ.get("WARPWRIGHT_CUDA", "")
+    nvcc = find_nvcc()
+    if setting not in ("", "0", "1"):
+        raise BuildError(f"warpwright: WARPWRIGHT_CUDA must be 0 or 1, got {setting!r}")
+    if setting == "0":
+        return False, "WARPWRIGHT_CUDA=0"
+    if nvcc is None:
+        if setting == "1":
+            raise BuildError(
+                "warpwright: WARPWRIGHT_CUDA=1 but no nvcc was found. Install the CUDA toolkit (12.8 or newer) and put "
+                "nvcc on PATH, or set CUDA_HOME; unset WARPWRIGHT_CUDA to build for the CPU only."
+            )
+        return False, "no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda"
+    return True, nvcc
+
+
+def gencode_flags(archs: str) -> list[str]:
+    flags = []
+    for arch in filter(None, re.split(r"[;, ]+", archs)):
+        match = re.fullmatch(r"(\d+)\.?(\d)([af]?)(\+PTX)?", arch)
+        if not match:
+            raise BuildError(
+                f"warpwright: WARPWRIGHT_CUDA_ARCHS: {arch!r} is not an architecture such as 80, 90a or 90+PTX"
+            )
+        number = match.group(1) + match.group(2) + match.group(3)
+        code = "compute" if match.group(4) else "sm"
+        flags.append(f"-gencode=arch=compute_{number},code={code}_{number}")
+    if not flags:
+        raise BuildError("warpwright: WARPWRIGHT_CUDA_ARCHS names no architecture")
+    return flags
+
+
+def torch_paths() -> tuple[list[str], Path]:
+    """(torch's include folders, its library folder)."""
+    try:
+        import torch
+    except ImportError:
+        raise BuildError(
+            "warpwright: building needs torch. Install it first, or let pip do so by leaving out --no-build-isolation."
+        ) from None
+    base = Path(torch.__file__).resolve().parent
+    return [str(base / "include"), str(base / "include" / "torch" / "csrc" / "api" / "include")], base / "lib"
+
+
+class Ninja:
+    """One build.ninja: compile edges with depfiles, then links."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.lines = ["ninja_required_version = 1.3"]
+        self.targets: list[str] = []
+
+    def rule(self, name: str, command: str, depfile: bool = True) -> None:
+        self.lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
+        if depfile:
+            self.lines += ["  depfile = $out.d", "  deps = gcc"]
+
+    def edge(self, rule: str, output: Path, inputs: list[Path], implicit: list[Path] = [], **variables: str) -> Path:  # noqa: B006
+        escaped = " ".join(str(p).replace(" ", "$ ") for p in inputs)
+        extra = " | " + " ".join(str(p).replace(" ", "$ ") for p in implicit) if implicit else ""
+        self.lines.append(f"build {str(output).replace(' ', '$ ')}: {rule} {escaped}{extra}")
+        self.lines += [f"  {key} = {value}" for key, value in variables.items()]
+        return output
+
+    def run(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "build.ninja"
+        text = "\n".join(self.lines) + "\n"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        if ninja is None:
+            raise BuildError("warpwright: building needs ninja (pip install ninja)")
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        result = subprocess.run([ninja, "-C", str(self.folder), "-j", jobs])
+        if result.returncode != 0:
+            raise BuildError(
+                f"warpwright: the native build failed (ninja exit code {result.returncode}); see the lines above"
+            )
+
+
+def compiler(name: str) -> str:
+    """The compiler's command, behind ccache where that is installed."""
+    ccache = shutil.which("ccache")
+    return f"{ccache} {name}" if ccache else name
+
+
+def cxx_rule(ninja: Ninja, extra: list[str]) -> None:
+    includes, _ = torch_paths()
+    flags = CXX_FLAGS + TORCH_FLAGS + [f"-I{CSRC}"] + [f"-isystem {i}" for i in includes] + extra
+    cxx = compiler(os.environ.get("CXX", "g++"))
+    ninja.rule("cxx", f"{cxx} {' '.join(flags)} $flags -MMD -MF $out.d -c $in -o $out")
+
+
+def torch_link_flags() -> str:
+    _, lib = torch_paths()
+    # By name only: torch has loaded the library before ours is opened, so no rpath is needed.
+    return f"-L{lib} -Wl,--no-as-needed -ltorch_cpu -Wl,--as-needed"
+
+
+def cpu_library(ninja: Ninja, out: Path) -> None:
+    objects = ninja.folder / "cpu"
+    made = []
+    glue = [
+        CSRC / "schema.cpp",
+        *sorted((CSRC / "bindings").glob("*.cpp")),
+        *sorted((CSRC / "bindings" / "onednn").glob("*.cpp")),
+    ]
+    for source in glue:
+        made.append(ninja.edge("cxx", objects / f"{source.stem}.o", [source], flags="-DWARPWRIGHT_BACKEND_CPU"))
+    for source in sorted((CSRC / "cpu").glob("*.cpp")):
+        for isa, flags in ISAS.items():
+            if isa != "baseline" and not sys_is_x86():
+                continue
+            all_flags = " ".join([f"-DWARPWRIGHT_ISA={isa}", f"-DWARPWRIGHT_ISA_{isa.upper()}", *flags])
+            made.append(ninja.edge("cxx", objects / isa / f"{source.stem}.o", [source], flags=all_flags))
+    cxx = os.environ.get("CXX", "g++")
+    ninja.rule("link_cpu", f"{cxx} -shared -Wl,-z,defs -o $out $in {torch_link_flags()} -ldl", depfile=False)
+    ninja.edge("link_cpu", out, made)
+
+
+def sys_is_x86() -> bool:
+    return os.uname().machine in ("x86_64", "amd64")
+
+
+def cuda_library(ninja: Ninja, out: Path, nvcc: str) -> None:
+    toolkit = cuda_toolkit(nvcc)
+    objects = ninja.folder / "cuda"
+    made = []
+    cuda_include = f"-isystem {toolkit / 'include'}"
+    for source in sorted((CSRC / "bindings").glob("*.cpp")):
+        flags = f"-DWARPWRIGHT_BACKEND_CUDA -DUSE_CUDA {cuda_include}"
+        made.append(ninja.edge("cxx", objects / f"{source.stem}.o", [source], flags=flags))
+    archs = os.environ.get("WARPWRIGHT_CUDA_ARCHS") or DEFAULT_ARCHS
+    flags = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-lineinfo"]
+    flags += gencode_flags(archs)
+    cxx = os.environ.get("CXX", "g++")
+    ninja.rule("nvcc", f"{compiler(nvcc)} -ccbin {cxx} {' '.join(flags)} -I{CSRC} -MD -MF $out.d -c $in -o $out")
+    for source in sorted((CSRC / "cuda").rglob("*.cu")):
+        name = "_".join(source.relative_to(CSRC / "cuda").with_suffix("").parts)
+        made.append(ninja.edge("nvcc", objects / "kernels" / f"{name}.o", [source]))
+    # torch's CUDA half may be absent where we build. An empty library of its name records the
+    # dependency, so that the loader binds the one symbol we need to the real one at run time.
+    stub = ninja.folder / "stub" / "libtorch_cuda.so"
+    empty = ninja.folder / "stub" / "empty.cpp"
+    empty.parent.mkdir(parents=True, exist_ok=True)
+    if not empty.exists():
+        empty.write_text("// Nothing: see csrc/build.py.\n")
+    ninja.rule("stub", f"{cxx} -shared -fPIC -Wl,-soname,libtorch_cuda.so -o $out $in", depfile=False)
+    ninja.edge("stub", stub, [empty])
+    link = f"{torch_link_flags()} -Wl,--no-as-needed {stub} -Wl,--as-needed"
+    libs = f"-L{toolkit / 'lib64'} -L{toolkit / 'targets' / 'x86_64-linux' / 'lib'} -lcudart_static -ldl -lrt -lpthread"
+    ninja.rule("link_cuda", f"{cxx} -shared -o $out $in {link} {libs}", depfile=False)
+    ninja.edge("link_cuda", out, made, implicit=[stub])
+
+
+def build_release(out: Path) -> None:
+    """Builds the shipped libraries into `out`, with a build_info.json that `warpwright info` shows."""
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in RELEASE_FILES:
+        (out / stale).unlink(missing_ok=True)
+    cuda, reason = wants_cuda()
+    ninja = Ninja(ROOT / "build" / "native")
+    cxx_rule(ninja, [])
+    cpu_library(ninja, ninja.folder / CPU_LIBRARY)
+    info = {"version": version(), "cuda": cuda, "cuda_reason": reason if not cuda else "nvcc found", "cuda_archs": None}
+    if cuda:
+        print(f"warpwright: building {CPU_LIBRARY} and {CUDA_LIBRARY} with {reason}", flush=True)
+        info["cuda_archs"] = os.environ.get("WARPWRIGHT_CUDA_ARCHS") or DEFAULT_ARCHS
+        cuda_library(ninja, ninja.folder / CUDA_LIBRARY, reason)
+    else:
+        print(f"warpwright: building {CPU_LIBRARY} only; {CUDA_LIBRARY} is left out: {reason}", flush=True)
+    ninja.run()
+    shutil.copy2(ninja.folder / CPU_LIBRARY, out / CPU_LIBRARY)
+    if cuda:
+        shutil.copy2(ninja.folder / CUDA_LIBRARY, out / CUDA_LIBRARY)
+    import torch
+
+    info["torch"] = torch.__version__
+    (out / BUILD_INFO).write_text(json.dumps(info, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--emulated", action="store_true", help="build the emulated CUDA kernels, for the tests")
+    arguments = parser.parse_args()
+    if arguments.emulated:
+        raise BuildError("warpwright: the emulator is not part of this tree yet")
+    build_release(ROOT / "python" / "warpwright" / "lib")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+// Vectors of one register's width over the compiler's vector extension, loads and stores for each storage type, and
+// the dispatch from a DType to a C++ type. float16 and bfloat16 are computed in float32, float64 in itself.
+
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "cpu/isa.h"
+
+WARPWRIGHT_ISA_BEGIN
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <class T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+// The type that a storage type is computed in.
+template <class T>
+using acc_t = typename AccOf<T>::type;
+
+template <class A>
+struct VecOf {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+};
+// A register full of A (float or double).
+template <class A>
+using Vec = typename VecOf<A>::type;
+template <class A>
+inline constexpr int64_t kLanes = kVectorBytes / sizeof(A);
+
+inline constexpr int kFloatLanes = kVectorBytes / 4;
+typedef uint16_t U16s __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t U32s __attribute__((vector_size(kVectorBytes)));
+typedef int32_t I32s __attribute__((vector_size(kVectorBytes)));
+
+template <class A>
+inline Vec<A> splat(A value) {
+  return value - Vec<A>{};
+}
+
+// ---- scalar conversions ----
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline float to_acc(float x) { return x; }
+inline double to_acc(double x) { return x; }
+inline float to_acc(BFloat16 x) { return bit_cast<float>(uint32_t{x.bits} << 16); }
+inline float to_acc(Half x) {
+  const uint32_t sign = (x.bits & 0x8000u) << 16;
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
+  // Scaling by 2^112 moves the exponent bias from 15 to 127, and makes subnormals normal on the way.
+  return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
+}
+
+template <class T>
+inline T from_acc(acc_t<T> x);
+template <>
+inline float from_acc<float>(float x) {
+  return x;
+}
+template <>
+inline double from_acc<double>(double x) {
+  return x;
+}
+template <>
+inline BFloat16 from_acc<BFloat16>(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  if (x != x) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+template <>
+inline Half from_acc<Half>(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (magnitude >= 0x47800000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
+  if (magnitude < 0x38800000u) {
+    // Subnormal: adding 0.5 lines the bits up at 2^-24, and the addition rounds to nearest even.
+    const uint32_t rounded = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    return {static_cast<uint16_t>(sign | rounded)};
+  }
+  const uint32_t odd = (magnitude >> 13) & 1u;
+  return {static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13))};
+}
+
+// ---- vector loads and stores: kLanes<acc_t<T>> elements ----
+
+inline Vec<float> load(const float* p) {
+  Vec<float> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+inline Vec<double> load(const double* p) {
+  Vec<double> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+inline Vec<float> load(const BFloat16* p) {
+  U16s raw;
+  std::memcpy(&raw, p, sizeof(raw));
+  return (Vec<float>)(__builtin_convertvector(raw, U32s) << 16);
+}
+inline Vec<float> load(const Half* p) {
+#if defined(__AVX512F__)
+  // The zero-masked form: GCC 12 warns of its own undefined register in the plain one.
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kFloatLanes; ++i) v[i] = to_acc(p[i]);
+  return v;
+#endif
+}
+
+inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof(v)); }
+inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
+inline void store(BFloat16* p, Vec<float> v) {
+  const U32s bits = (U32s)v;
+  const U32s rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const U32s nan = (bits >> 16) | 0x40u;
+  const U32s is_nan = (U32s)(v != v);
+  const U16s raw = __builtin_convertvector((nan & is_nan) | (rounded & ~is_nan), U16s);
+  std::memcpy(p, &raw, sizeof(raw));
+}
+inline void store(Half* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kFloatLanes; ++i) p[i] = from_acc<Half>(v[i]);
+#endif
+}
+
+// The first `count` lanes from memory, `fill` in the rest; nothing past them is read.
+template <class T>
+inline Vec<acc_t<T>> load(const T* p, int64_t count, acc_t<T> fill = 0) {
+  Vec<acc_t<T>> v = splat<acc_t<T>>(fill);
+  for (int64_t i = 0; i < count; ++i) v[i] = to_acc(p[i]);
+  return v;
+}
+template <class T>
+inline void store(T* p, Vec<acc_t<T>> v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = from_acc<T>(v[i]);
+}
+
+// ---- small arithmetic ----
+
+template <class A>
+inline A reduce_add(Vec<A> v) {
+  A sum = 0;
+  for (int64_t i = 0; i < kLanes<A>; ++i) sum += v[i];
+  return sum;
+}
+template <class V>
+inline V vmax(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+inline V vmin(V a, V b) {
+  return a < b ? a : b;
+}
+template <class A>
+inline A reduce_max(Vec<A> v) {
+  A best = v[0];
+  for (int64_t i = 1; i < kLanes<A>; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// A full vector, as the count of a load or store: the same loop body then serves whole vectors and the tail.
+struct Whole {};
+template <class T>
+inline Vec<acc_t<T>> load(const T* p, Whole, acc_t<T> = 0) {
+  return load(p);
+}
+template <class T>
+inline void store(T* p, Vec<acc_t<T>> v, Whole) {
+  store(p, v);
+}
+
+// Calls body(offset, count) over [0, n) a vector of A at a time: `count` is Whole{} for full vectors and the number
+// of elements left, an int64_t, for the tail. The body hands it on to load and store.
+template <class A, class Body>
+inline void for_each_vector(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= n; i += kLanes<A>) body(i, Whole{});
+  if (i < n) body(i, n - i);
+}
+
+// Memory that a kernel needs for itself, a row or so, freed with it. (std::vector would be shared code: see isa.h.)
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : data_(static_cast<T*>(std::malloc(count < 1 ? sizeof(T) : count * sizeof(T)))) {
+    if (data_ == nullptr) std::abort();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* data() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// One row as contiguous memory: where it lies, or gathered into `scratch` (cols elements) when it is strided.
+template <class T>
+inline const T* row_data(const Rows& rows, int64_t row, int64_t cols, T* scratch) {
+  const T* p = static_cast<const T*>(rows.data) + rows.offset(row);
+  if (rows.col_stride == 1) return p;
+  for (int64_t i = 0; i < cols; ++i) scratch[i] = p[i * rows.col_stride];
+  return scratch;
+}
+
+// Calls f with a value of the storage type that `dtype` names; floating types only.
+template <class F>
+inline void visit_float(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat64: return f(double{});
+    case DType::kFloat32: return f(float{});
+    case DType::kFloat16: return f(Half{});
+    case DType::kBFloat16: return f(BFloat16{});
+    default: std::abort();  // The bindings let no other type through.
+  }
+}
+
+WARPWRIGHT_ISA_END

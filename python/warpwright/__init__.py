@@ -1,0 +1,7 @@
+"""warpwright: hand-written CUDA C++ and Triton kernels for matmul, convolution and fused mixed-precision ops."""
+
+from warpwright import ops
+from warpwright._backend import current_backend, use_backend
+from warpwright._version import __version__
+
+__all__ = ["__version__", "current_backend", "ops", "use_backend"]

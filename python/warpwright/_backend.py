@@ -1,0 +1,109 @@
+"""Which backend an op runs on: `use_backend`, and the choice that every public function makes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from warpwright import _library, _registry
+
+#: What `use_backend` takes. "auto" is C++ where there is a kernel, then Triton.
+BACKENDS = ("auto", "native", "triton", "reference", "emulated")
+
+_current = "auto"
+
+
+class _Scope:
+    """What `use_backend` returns: restores the previous backend at the end of a `with` block."""
+
+    def __init__(self, previous: str):
+        self._previous = previous
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _current
+        _current = self._previous
+
+
+def use_backend(name: str) -> _Scope:
+    """Chooses the backend of every warpwright op, for the whole process.
+
+    Args:
+        name: "auto" (the default: the C++ kernels; for CUDA tensors Triton where the CUDA library is missing),
+            "native" (C++ only), "triton", or "reference" (the definitions in plain PyTorch, slow and clear).
+
+    Returns:
+        A context manager: `with use_backend("triton"): ...` restores the earlier choice at the end. Without `with`
+        the choice stays.
+
+    Raises:
+        RuntimeError: the name is unknown, or the backend cannot run here; the message says why.
+    """
+    global _current
+    if name not in BACKENDS:
+        raise RuntimeError(f"warpwright: use_backend: backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if name == "emulated" and "emulated" not in _registry.TABLES:
+        raise RuntimeError("warpwright: use_backend: the emulated backend is for the tests, which build it")
+    if name == "triton":
+        reason = triton_missing()
+        if reason is not None:
+            raise RuntimeError(f"warpwright: use_backend: triton cannot be used: {reason}")
+    if name in _registry.PYTHON_BACKENDS:
+        _registry.activate(name)
+    scope = _Scope(_current)
+    _current = name
+    return scope
+
+
+def current_backend() -> str:
+    """The name that `use_backend` set last ("auto" at the start)."""
+    return _current
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton kernels are interpreted on the CPU (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def triton_missing() -> str | None:
+    """Why Triton kernels cannot run here, or None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'warpwright[triton]')"
+    if not torch.cuda.is_available() and not triton_interpreted():
+        return "there is no CUDA GPU; set TRITON_INTERPRET=1 before Python starts to interpret the kernels on the CPU"
+    return None
+
+
+def backend_for(op: str, device: torch.device) -> str:
+    """The backend that a call of `op` on `device` takes now: "native", "triton", "reference" or "emulated"."""
+    if _current in ("reference", "emulated"):
+        return _current
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise RuntimeError(f"warpwright: {op}: input must be on a cpu or cuda device, got {device}")
+    if _current == "triton":
+        if device.type == "cpu" and not triton_interpreted():
+            raise RuntimeError(f"warpwright: {op}: the triton backend takes cpu tensors only with TRITON_INTERPRET=1")
+        return "triton"
+    if device.type == "cuda" and _library.CUDA_MISSING is not None:
+        reason = triton_missing()
+        if _current == "auto" and reason is None:
+            _registry.activate("triton")
+            return "triton"
+        also = f"; triton: {reason}" if _current == "auto" else ""
+        raise RuntimeError(f"warpwright: {op}: no kernel for cuda tensors: {_library.CUDA_MISSING}{also}")
+    return "native"
+
+
+def resolve(op: str, tensor: torch.Tensor) -> Any:
+    """The operator overload that a public function calls for `tensor`."""
+    if _current == "auto" and tensor.device.type == "cpu":  # The shortest way for the most common case.
+        return _registry.TABLES["native"][op]
+    return _registry.TABLES[backend_for(op, tensor.device)][op]

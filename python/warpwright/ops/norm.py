@@ -1,0 +1,186 @@
+"""Norms over the last dimensions, with an optional residual added first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from warpwright import _registry
+from warpwright._backend import resolve
+from warpwright._check import (
+    acc_dtype,
+    check_float,
+    check_like,
+    check_same_device,
+    check_same_dtype,
+    require,
+    shape_text,
+)
+
+# ---- rms_norm ----
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Root-mean-square norm: `h / sqrt(mean(h^2) + eps) * weight` with `h = input + residual`.
+
+    Args:
+        input: (..., *normalized_shape), float32, float16, bfloat16 (float64 on the CPU), any strides.
+        normalized_shape: the last dimensions of input, over which the mean is taken.
+        weight: normalized_shape, input's dtype, or None for ones.
+        eps: added to the mean square; None for the machine epsilon that torch.nn.functional.rms_norm takes.
+        residual: like input, added to it (and rounded to its dtype) before the norm.
+
+    Returns:
+        The normalised tensor, contiguous, in input's dtype and shape. With a residual, a tuple of it and of the sum
+        `input + residual`, which is what the next block of a transformer adds to.
+
+    Raises:
+        RuntimeError: naming the argument whose dtype, device or shape does not fit.
+
+    Accumulates in float32 (float64 for float64). Differentiable in input, residual and weight; bitwise the same from
+    run to run.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+    """
+    ndim = _normalized_ndim("rms_norm", input, normalized_shape)
+    if eps is None:
+        eps = torch.finfo(input.dtype).eps
+    output, total, _ = resolve("rms_norm", input)(input, residual, ndim, weight, eps)
+    return output if residual is None else (output, total)
+
+
+def _normalized_ndim(op: str, input: Tensor, normalized_shape: Sequence[int]) -> int:
+    ndim = len(normalized_shape)
+    fits = 1 <= ndim <= input.dim() and tuple(input.shape[input.dim() - ndim :]) == tuple(normalized_shape)
+    require(
+        fits, op, f"normalized_shape {shape_text(normalized_shape)} must be the last dimensions of input, "
+        f"got input {shape_text(input.shape)}"
+    )  # fmt: skip
+    return ndim
+
+
+def _check_ndim(op: str, input: Tensor, normalized_ndim: int) -> None:
+    message = f"normalized_shape must have between 1 and input.dim() = {input.dim()} dimensions, got {normalized_ndim}"
+    require(1 <= normalized_ndim <= input.dim(), op, message)
+
+
+def _check_affine(op: str, name: str, tensor: Tensor | None, input: Tensor, normalized_ndim: int) -> None:
+    if tensor is None:
+        return
+    check_same_device(op, name, tensor, "input", input)
+    check_same_dtype(op, name, tensor, "input", input)
+    expected = input.shape[input.dim() - normalized_ndim :]
+    message = f"{name} must have shape {shape_text(expected)}, got {shape_text(tensor.shape)}"
+    require(tensor.shape == expected, op, message)
+
+
+def _check_rms_norm(
+    input: Tensor, residual: Tensor | None, normalized_ndim: int, weight: Tensor | None, eps: float
+) -> None:
+    check_float("rms_norm", "input", input)
+    _check_ndim("rms_norm", input, normalized_ndim)
+    if residual is not None:
+        check_like("rms_norm", "residual", residual, "input", input)
+    _check_affine("rms_norm", "weight", weight, input, normalized_ndim)
+
+
+def _fake_rms_norm(
+    input: Tensor, residual: Tensor | None, normalized_ndim: int, weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    output = input.new_empty(input.shape)
+    total = input.new_empty(input.shape if residual is not None else (0,))
+    rstd = input.new_empty(input.shape[: input.dim() - normalized_ndim], dtype=acc_dtype(input.dtype))
+    return output, total, rstd
+
+
+def _setup_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    input, residual, normalized_ndim, weight, _ = inputs
+    _, total, rstd = output
+    ctx.mark_non_differentiable(rstd) if residual is not None else ctx.mark_non_differentiable(total, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input if residual is None else total, weight, rstd)
+    ctx.has_residual = residual is not None
+    ctx.normalized_ndim = normalized_ndim
+
+
+def _backward_rms_norm(ops: Any, ctx: Any, grad: Tensor | None, grad_total: Tensor | None, _: Any) -> tuple[Any, ...]:
+    total, weight, rstd = ctx.saved_tensors
+    need_input = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    need_weight = weight is not None and ctx.needs_input_grad[3]
+    if grad is None:  # Only the sum was used.
+        grad = torch.zeros_like(total)
+    grad_total = grad_total if ctx.has_residual else None
+    grad_input, grad_weight = ops.rms_norm_backward(
+        grad, grad_total, total, weight, rstd, ctx.normalized_ndim, need_input, need_weight
+    )
+    return (
+        grad_input if ctx.needs_input_grad[0] else None,
+        grad_input if ctx.needs_input_grad[1] else None,
+        None,
+        grad_weight if need_weight else None,
+        None,
+    )
+
+
+def _check_rms_norm_backward(
+    grad_output: Tensor,
+    grad_sum: Tensor | None,
+    sum: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    normalized_ndim: int,
+    need_input: bool,
+    need_weight: bool,
+) -> None:
+    op = "rms_norm_backward"
+    check_float(op, "sum", sum)
+    _check_ndim(op, sum, normalized_ndim)
+    check_like(op, "grad_output", grad_output, "sum", sum)
+    if grad_sum is not None:
+        check_like(op, "grad_sum", grad_sum, "sum", sum)
+    _check_affine(op, "weight", weight, sum, normalized_ndim)
+    _check_statistics(op, "rstd", rstd, sum, normalized_ndim)
+
+
+def _check_statistics(op: str, name: str, tensor: Tensor, sum: Tensor, normalized_ndim: int) -> None:
+    check_same_device(op, name, tensor, "sum", sum)
+    rows = sum.shape[: sum.dim() - normalized_ndim].numel()
+    dtype = acc_dtype(sum.dtype)
+    message = f"{name} must hold {rows} elements of {dtype}, got {tensor.numel()} of {tensor.dtype}"
+    require(tensor.numel() == rows and tensor.dtype == dtype, op, message)
+
+
+def _fake_rms_norm_backward(
+    grad_output: Tensor,
+    grad_sum: Tensor | None,
+    sum: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    normalized_ndim: int,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    affine = sum.shape[sum.dim() - normalized_ndim :]
+    return sum.new_empty(sum.shape if need_input else (0,)), sum.new_empty(affine if need_weight else (0,))
+
+
+_registry.define(
+    "rms_norm",
+    family="norm",
+    check=_check_rms_norm,
+    fake=_fake_rms_norm,
+    setup_context=_setup_rms_norm,
+    backward=_backward_rms_norm,
+    autocast=_registry.cast_to_ambient,
+)
+_registry.define("rms_norm_backward", family="norm", check=_check_rms_norm_backward, fake=_fake_rms_norm_backward)

@@ -1,0 +1,61 @@
+"""Definitions of the norm family."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from warpwright._check import acc_dtype
+
+
+def _dims(tensor: Tensor, normalized_ndim: int) -> list[int]:
+    return list(range(tensor.dim() - normalized_ndim, tensor.dim()))
+
+
+def _over_rows(tensor: Tensor, normalized_ndim: int) -> Tensor:
+    """The sum over everything but the normalised dimensions."""
+    return tensor.reshape(-1, *tensor.shape[tensor.dim() - normalized_ndim :]).sum(0)
+
+
+def _nothing(like: Tensor) -> Tensor:
+    return like.new_empty(0)
+
+
+def rms_norm(
+    input: Tensor, residual: Tensor | None, normalized_ndim: int, weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = input if residual is None else input + residual
+    h = total.to(acc_dtype(input.dtype))
+    dims = _dims(h, normalized_ndim)
+    rstd = torch.rsqrt((h * h).mean(dims) + eps)
+    y = h * rstd.reshape(*rstd.shape, *[1] * normalized_ndim)
+    if weight is not None:
+        y = y * weight
+    return y.to(input.dtype).contiguous(), _nothing(input) if residual is None else total.contiguous(), rstd
+
+
+def rms_norm_backward(
+    grad_output: Tensor,
+    grad_sum: Tensor | None,
+    sum: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    normalized_ndim: int,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    acc = acc_dtype(sum.dtype)
+    dims = _dims(sum, normalized_ndim)
+    rstd = rstd.reshape(*rstd.shape, *[1] * normalized_ndim)
+    dy = grad_output.to(acc)
+    xhat = sum.to(acc) * rstd
+    grad_input = grad_weight = _nothing(sum)
+    if need_input:
+        g = dy if weight is None else dy * weight
+        dx = (g - xhat * (g * xhat).mean(dims, keepdim=True)) * rstd
+        if grad_sum is not None:
+            dx = dx + grad_sum
+        grad_input = dx.to(sum.dtype).contiguous()
+    if need_weight:
+        grad_weight = _over_rows(dy * xhat, normalized_ndim).to(sum.dtype)
+    return grad_input, grad_weight if need_weight else _nothing(sum)

@@ -1,0 +1,132 @@
+"""The one definition of correct: at most twice PyTorch's own error against float64, plus a floor.
+
+The floor keeps PyTorch's luck on a tensor of a few elements from deciding. It is one unit in the last place of the
+result, plus what one unit in the last place of the arithmetic (float32, whatever the storage; float64 for float64) at
+the inputs does to it, found by nudging the inputs of the float64 evaluation. The second part matters where the
+result is a difference of nearly equal numbers and its own last place says nothing about the rounding on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from warpwright.testing.spec import OpSpec, Sample
+
+#: How much larger than PyTorch's own error ours may be.
+ERROR_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output or gradient against float64: largest absolute errors, and the bound on ours."""
+
+    name: str
+    error: float
+    torch_error: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.bound  # False for NaN.
+
+    @property
+    def ratio(self) -> float:
+        """error / bound: 1 is the limit."""
+        if self.bound == 0:
+            return 0.0 if self.error == 0 else math.inf
+        return self.error / self.bound
+
+
+def evaluate(op: Callable[..., Any], sample: Sample, cotangent_seed: int = 1) -> dict[str, Tensor]:
+    """Outputs and gradients of one call, by name: output0, output1, ..., grad0, grad1, ...
+
+    Gradients are those of sum(output * cotangent) with a fixed random cotangent, for every tensor that requires grad.
+    """
+    call = sample.map(lambda t: t.detach().clone(memory_format=torch.preserve_format).requires_grad_(t.requires_grad))
+    return evaluate_in_place(op, call, cotangent_seed)
+
+
+def _nudged(sample: Sample, eps: float) -> Sample:
+    """Every floating element moved by one part in 1 / eps, up or down at random."""
+    generator = torch.Generator().manual_seed(2)
+
+    def nudge(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.device) * 2 - 1
+        return (tensor.detach() * (1 + eps * signs)).requires_grad_(tensor.requires_grad)
+
+    return sample.map(nudge)
+
+
+def evaluate_in_place(op: Callable[..., Any], call: Sample, cotangent_seed: int = 1) -> dict[str, Tensor]:
+    """`evaluate` on the sample's own tensors, with their strides, offsets and aliases."""
+    result = op(*call.args, **call.kwargs)
+    outputs = [result] if isinstance(result, Tensor) else [t for t in result if t is not None]
+    values = {f"output{i}": t.detach() for i, t in enumerate(outputs)}
+    leaves = [t for t in call.tensors() if t.requires_grad]
+    rooted = [t for t in outputs if t.requires_grad]
+    if leaves and rooted:
+        generator = torch.Generator().manual_seed(cotangent_seed)
+        cotangents = [
+            (torch.rand(t.shape, generator=generator, dtype=torch.float64) * 2 - 1).to(t.dtype).to(t.device)
+            for t in rooted
+        ]
+        grads = torch.autograd.grad(rooted, leaves, cotangents, allow_unused=True)
+        values |= {f"grad{i}": g for i, g in enumerate(grads) if g is not None}
+    return values
+
+
+def to_float64(sample: Sample) -> Sample:
+    """The same call with every floating tensor upcast."""
+
+    def upcast(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+    return sample.map(upcast)
+
+
+def compare(spec: OpSpec, sample: Sample, ours: dict[str, Tensor] | None = None) -> list[Comparison]:
+    """Our outputs and gradients (of the current backend, unless given) against float64, forward and backward."""
+    if ours is None:
+        ours = evaluate(spec.op, sample)
+    exact = to_float64(sample)
+    truth = evaluate(spec.torch_op, exact)
+    double = any(t.dtype == torch.float64 for t in sample.tensors())
+    nudged = evaluate(spec.torch_op, _nudged(exact, torch.finfo(torch.float64 if double else torch.float32).eps))
+    theirs = evaluate(spec.torch_op, sample)
+    if set(ours) != set(truth):
+        raise AssertionError(f"{spec.name}: {sample.name}: returned {sorted(ours)}, expected {sorted(truth)}")
+    return [_compare_one(name, ours[name], theirs[name], truth[name], nudged[name]) for name in sorted(truth)]
+
+
+def _compare_one(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, nudged: Tensor) -> Comparison:
+    if ours.shape != truth.shape:
+        raise AssertionError(f"{name}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}")
+    torch_error = _max_error(theirs, truth)
+    finite = truth[torch.isfinite(truth)]
+    largest = finite.abs().max().item() if finite.numel() else 0.0
+    floor = torch.finfo(ours.dtype).eps * largest if ours.is_floating_point() else 0.0
+    floor += _max_error(nudged, truth)
+    return Comparison(name, _max_error(ours, truth), torch_error, ERROR_FACTOR * torch_error + floor)
+
+
+def _max_error(value: Tensor, truth: Tensor) -> float:
+    """The largest |value - truth|; infinities and NaNs must stand in the same places."""
+    if truth.numel() == 0:
+        return 0.0
+    value = value.to(torch.float64)
+    truth = truth.to(torch.float64)
+    odd = ~torch.isfinite(truth)
+    # A value that overflows its dtype while the truth does not is an infinite error by itself.
+    agree = torch.where(truth.isnan(), value.isnan(), value == truth)
+    error = torch.where(odd, torch.where(agree, 0.0, math.inf), (value - truth).abs())
+    return float(error.max()) if not error.isnan().any() else math.nan

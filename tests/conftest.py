@@ -1,0 +1,43 @@
+"""The matrix: every test of an op runs on each backend that this machine can run.
+
+cpu and triton (interpreted) need no GPU; cuda and triton on CUDA run where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+# Before Triton is imported: without a GPU its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import warpwright
+from warpwright._backend import triton_missing
+
+
+def backends() -> list[tuple[str, str]]:
+    """(backend, device) pairs to test."""
+    found = [("native", "cpu"), ("reference", "cpu")]
+    if torch.cuda.is_available():
+        found.append(("native", "cuda"))
+    if triton_missing() is None:
+        found.append(("triton", "cuda" if torch.cuda.is_available() else "cpu"))
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "matrix" in metafunc.fixturenames:
+        pairs = backends()
+        names = [f"{backend}-{device}" for backend, device in pairs]
+        metafunc.parametrize("matrix", pairs, ids=names, indirect=True)
+
+
+@pytest.fixture
+def matrix(request: pytest.FixtureRequest):
+    """Switches to one backend of the matrix for one test; its value is the device."""
+    backend, device = request.param
+    with warpwright.use_backend(backend):
+        yield device

@@ -1,0 +1,81 @@
+"""Every op, every dtype, every backend, forward and backward, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from warpwright.testing import LAYOUTS, SPECS, Make, compare, evaluate, evaluate_in_place, relayout
+
+CASES = [pytest.param(s, d, id=f"{s.name}-{str(d).removeprefix('torch.')}") for s in SPECS.values() for d in s.dtypes]
+
+
+@pytest.mark.parametrize(("spec", "dtype"), CASES)
+def test_samples_are_within_twice_torchs_error(matrix, spec, dtype):
+    wrong = []
+    for sample in spec.samples(Make(dtype, matrix)):
+        wrong += [f"{sample.name}: {c}" for c in compare(spec, sample) if not c.ok]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("spec", "dtype"), CASES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory_layout_gives_the_same(matrix, spec, dtype, layout):
+    wrong = []
+    for sample in spec.samples(Make(dtype, matrix)):
+        moved = sample.map(lambda t: relayout(t, layout))
+        ours = evaluate_in_place(spec.op, moved)
+        wrong += [f"{sample.name}: {c}" for c in compare(spec, sample, ours) if not c.ok]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("spec", "dtype"), CASES)
+def test_two_runs_are_bitwise_equal_and_inputs_are_unchanged(matrix, spec, dtype):
+    for sample in spec.samples(Make(dtype, matrix)):
+        before = [t.detach().clone() for t in sample.tensors()]
+        first = evaluate_in_place(spec.op, sample)
+        second = evaluate_in_place(spec.op, sample)
+        for name, value in first.items():
+            assert torch.equal(_bits(value), _bits(second[name])), (sample.name, name)
+        for tensor, copy in zip(sample.tensors(), before, strict=True):
+            assert torch.equal(tensor, copy), sample.name
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _bad_cases():
+    for spec in SPECS.values():
+        for bad in spec.bad_inputs(Make(spec.dtypes[0])):
+            yield pytest.param(spec, bad.name, id=f"{spec.name}-{bad.name}")
+
+
+@pytest.mark.parametrize(("spec", "name"), list(_bad_cases()))
+def test_bad_input_names_the_op_and_the_argument(matrix, spec, name):
+    bad = next(b for b in spec.bad_inputs(Make(spec.dtypes[0], matrix)) if b.name == name)
+    with pytest.raises(RuntimeError, match=bad.message) as error:
+        spec.op(*bad.args, **bad.kwargs)
+    assert str(error.value).startswith(f"warpwright: {spec.name}: ")
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.gradcheck], ids=lambda s: s.name)
+def test_gradcheck_in_float64(spec):
+    for sample in spec.samples(Make(torch.float64)):
+        tensors = sample.tensors()
+        if sum(t.numel() for t in tensors) > 400:
+            continue  # The numeric Jacobian of a large sample takes minutes; test_samples covers it.
+        leaves = [t for t in tensors if t.requires_grad]
+
+        def call(*values, sample=sample, leaves=leaves):
+            replaced = {id(old): new for old, new in zip(leaves, values, strict=True)}
+            moved = sample.map(lambda t: replaced.get(id(t), t))
+            return spec.op(*moved.args, **moved.kwargs)
+
+        assert torch.autograd.gradcheck(call, leaves), sample.name
+
+
+def test_evaluate_leaves_the_sample_alone():
+    spec = SPECS["rms_norm"]
+    sample = next(iter(spec.samples(Make(torch.float32))))
+    evaluate(spec.op, sample)
+    assert all(t.grad is None for t in sample.tensors())

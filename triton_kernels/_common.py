@@ -1,0 +1,28 @@
+"""What the Triton kernels share."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+
+def rows(tensor: Tensor, row_ndim: int) -> Tensor:
+    """`tensor` as (rows, cols) with the last `row_ndim` dimensions in a row: a view where strides allow it."""
+    cols = tensor.shape[tensor.dim() - row_ndim :].numel()
+    return tensor.reshape(tensor.shape[: tensor.dim() - row_ndim].numel(), cols)
+
+
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 (the interpreter's gradient checks), else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def row_block(cols: int, limit: int = 8192) -> int:
+    """Columns that a program holds at a time: a power of two, wide rows are walked in steps of it."""
+    return min(triton.next_power_of_2(max(cols, 1)), limit)
+
+
+def num_warps(block: int) -> int:
+    """A warp for each 512 elements held, between 1 and 16."""
+    return max(1, min(16, block // 512))
