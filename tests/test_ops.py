@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from warpwright.testing import LAYOUTS, SPECS, Make, compare, evaluate, evaluate_in_place, relayout
 
 CASES = [pytest.param(s, d, id=f"{s.name}-{str(d).removeprefix('torch.')}") for s in SPECS.values() for d in s.dtypes]
@@ -68,7 +69,7 @@ def test_gradcheck_in_float64(spec):
 
         def call(*values, sample=sample, leaves=leaves):
             replaced = {id(old): new for old, new in zip(leaves, values, strict=True)}
-            moved = sample.map(lambda t: replaced.get(id(t), t))
+            moved = sample.map(lambda t, replaced=replaced: replaced.get(id(t), t))
             return spec.op(*moved.args, **moved.kwargs)
 
         assert torch.autograd.gradcheck(call, leaves), sample.name

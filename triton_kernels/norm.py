@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
 from warpwright.triton_kernels._common import acc_dtype, num_warps, row_block, rows
 
 # Row groups of the backward pass: fixed, so that weight gradients are summed in the same order everywhere.

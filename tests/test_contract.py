@@ -1,0 +1,237 @@
+"""What every op promises beside its numbers: opcheck, torch.compile, torch.export, threads, autocast, any layout."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import warpwright
+from warpwright import _registry
+from warpwright.testing import LAYOUTS, SPECS, Make, Sample, compare, evaluate, evaluate_in_place, relayout
+
+ALL = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+#: opcheck and tracing look at schemas and metadata: a few samples with different branches are enough.
+FEW = 4
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every call of a warpwright operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace.startswith("warpwright"):
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def _recorded(spec, make: Make) -> list[tuple[str, Any, tuple[Any, ...]]]:
+    calls = []
+    for sample in list(spec.samples(make))[:FEW]:
+        wants = {t.data_ptr() for t in sample.tensors() if t.requires_grad and t.numel()}
+        with _Recorder() as recorder:
+            evaluate_in_place(spec.op, sample)
+        for func, args in recorder.calls:
+            # Below autograd the arguments have lost requires_grad: the forward operator gets it back.
+            forward = func._schema.name.split("::")[1] == spec.kernels[0] and not func._schema.is_mutable
+
+            def restore(tensor, wants=wants, forward=forward):
+                grad = forward and tensor.data_ptr() in wants and tensor.is_floating_point()
+                return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(grad)
+
+            calls.append((sample.name, func, Sample("", args).map(restore).args))
+    return calls
+
+
+@ALL
+def test_opcheck(matrix, spec):
+    calls = _recorded(spec, Make(torch.float32, matrix))
+    assert {func._schema.name.split("::")[1] for _, func, _ in calls} == set(spec.kernels)
+    for name, func, args in calls:
+        try:
+            torch.library.opcheck(func, args)
+        except Exception as error:
+            raise AssertionError(f"{name}: {func}") from error
+
+
+@ALL
+def test_fake_says_what_the_kernel_does(matrix, spec):
+    """Shapes, dtypes and strides of every output, for every sample."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for sample in spec.samples(Make(torch.float32, matrix)):
+        real = spec.op(*sample.args, **sample.kwargs)
+        with FakeTensorMode() as mode:
+            moved = sample.map(mode.from_tensor)
+            fake = spec.op(*moved.args, **moved.kwargs)
+        for r, f in zip(_tensors(real), _tensors(fake), strict=True):
+            assert (r.shape, r.dtype, r.device, r.requires_grad) == (f.shape, f.dtype, f.device, f.requires_grad)
+            if r.numel():
+                assert r.stride() == f.stride(), sample.name
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else [t for t in value if t is not None]
+
+
+def _same(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], name: str) -> None:
+    assert set(ours) == set(expected), name
+    for key, value in expected.items():
+        assert torch.equal(torch.nan_to_num(ours[key]), torch.nan_to_num(value)), (name, key)
+
+
+@ALL
+def test_compile_fullgraph_gives_the_same(matrix, spec):
+    torch._dynamo.reset()
+    compiled = torch.compile(spec.op, fullgraph=True, backend="aot_eager", dynamic=False)
+    for sample in list(spec.samples(Make(torch.float32, matrix)))[:FEW]:
+        _same(evaluate(compiled, sample), evaluate(spec.op, sample), sample.name)
+
+
+@ALL
+def test_compile_inductor_gives_the_same(spec):
+    torch._dynamo.reset()
+    compiled = torch.compile(spec.op, fullgraph=True)
+    sample = next(iter(spec.samples(Make(torch.float32))))
+    _same(evaluate(compiled, sample), evaluate(spec.op, sample), sample.name)
+
+
+@ALL
+def test_export_gives_the_same(matrix, spec):
+    class Module(torch.nn.Module):
+        def forward(self, *args, **kwargs):
+            return spec.op(*args, **kwargs)
+
+    for sample in list(spec.samples(Make(torch.float32, matrix)))[:FEW]:
+        frozen = sample.map(torch.Tensor.detach)
+        program = torch.export.export(Module(), frozen.args, frozen.kwargs)
+        ours = _tensors(program.module()(*frozen.args, **frozen.kwargs))
+        for a, b in zip(ours, _tensors(spec.op(*frozen.args, **frozen.kwargs)), strict=True):
+            assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)), sample.name
+
+
+@ALL
+def test_eight_threads_at_once_give_what_one_gives(spec):
+    samples = list(spec.samples(Make(torch.float32)))[:FEW]
+    alone = [evaluate(spec.op, sample) for sample in samples]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            together = list(pool.map(lambda i: evaluate(spec.op, samples[i % len(samples)]), range(8)))
+            for i, values in enumerate(together):
+                _same(values, alone[i % len(samples)], samples[i % len(samples)].name)
+
+
+@ALL
+def test_meta_tensors_have_the_shape_of_the_result(spec):
+    for sample in spec.samples(Make(torch.float32)):
+        moved = sample.map(lambda t: t.to("meta"))
+        for real, meta in zip(
+            _tensors(spec.op(*sample.args, **sample.kwargs)),
+            _tensors(spec.op(*moved.args, **moved.kwargs)),
+            strict=True,
+        ):
+            assert (real.shape, real.dtype) == (meta.shape, meta.dtype), sample.name
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.gradcheck], ids=lambda s: s.name)
+def test_a_second_gradient_is_refused_in_words(spec):
+    sample = next(iter(spec.samples(Make(torch.float32))))
+    outputs = [t for t in _tensors(spec.op(*sample.args, **sample.kwargs)) if t.requires_grad]
+    leaves = [t for t in sample.tensors() if t.requires_grad]
+    grads = torch.autograd.grad(sum(t.sum() for t in outputs), leaves, create_graph=True, allow_unused=True)
+    with pytest.raises(RuntimeError, match=r"warpwright: .*_backward: gradients of gradients are not supported"):
+        sum((g * g).sum() for g in grads if g is not None).backward()
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.gradcheck], ids=lambda s: s.name)
+def test_an_expanded_gradient_is_read_in_place(matrix, spec):
+    """`.sum().backward()` hands down a gradient whose strides are all 0."""
+    for sample in spec.samples(Make(torch.float32, matrix)):
+        leaves = [t for t in sample.tensors() if t.requires_grad]
+        ones, expanded = [], []
+        for grads, cotangent in ((ones, torch.ones_like), (expanded, lambda t: t.new_ones(()).expand(t.shape))):
+            outputs = [t for t in _tensors(spec.op(*sample.args, **sample.kwargs)) if t.requires_grad]
+            cotangents = [cotangent(t) for t in outputs]
+            grads += torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+        for a, b in zip(ones, expanded, strict=True):
+            assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-6, atol=1e-6, equal_nan=True), sample.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@ALL
+def test_autocast_follows_the_ambient_dtype(spec, dtype):
+    """An op whose rule casts gives what it gives on inputs cast by hand; gradients have the leaves' dtype."""
+    rule = _registry.OPS[spec.kernels[0]].autocast
+    for sample in list(spec.samples(Make(torch.float32)))[:FEW]:
+        with torch.autocast("cpu", dtype=dtype):
+            outputs = _tensors(spec.op(*sample.args, **sample.kwargs))
+        leaves = [t for t in sample.tensors() if t.requires_grad]
+        if rule is _registry.cast_to_ambient:
+            cast = sample.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+            for ours, expected in zip(outputs, _tensors(spec.op(*cast.args, **cast.kwargs)), strict=True):
+                assert ours.dtype == dtype
+                assert torch.equal(ours, expected), sample.name
+        rooted = [t for t in outputs if t.requires_grad]
+        if leaves and rooted:
+            grads = torch.autograd.grad(sum(t.float().sum() for t in rooted), leaves, allow_unused=True)
+            assert all(g is None or g.dtype == leaf.dtype for g, leaf in zip(grads, leaves, strict=True))
+
+
+@ALL
+def test_any_shape_and_layout(matrix, spec):
+    """Hypothesis draws sizes (empty, one, odd, large), dtypes and a memory layout for each tensor."""
+    slow = matrix == "cpu" and warpwright.current_backend() in ("triton", "emulated")
+
+    @hypothesis.settings(
+        max_examples=6 if slow else 40,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(
+        rng=st.randoms(use_true_random=False),
+        seed=st.integers(0, 2**31),
+        dtype=st.sampled_from(spec.dtypes),
+        layouts=st.lists(st.sampled_from(["contiguous", *LAYOUTS]), min_size=8, max_size=8),
+    )
+    def run(rng: random.Random, seed: int, dtype: torch.dtype, layouts: list[str]) -> None:
+        sample = spec.draw(Make(dtype, matrix, seed), rng)
+        kinds = itertools.cycle(layouts)
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            kind = next(kinds)
+            return tensor if kind == "contiguous" else relayout(tensor, kind)
+
+        ours = evaluate_in_place(spec.op, sample.map(move))
+        wrong = [f"{sample.name}: {c}" for c in compare(spec, sample, ours) if not c.ok]
+        assert not wrong, "\n".join(wrong)
+
+    run()
+
+
+def test_every_schema_belongs_to_an_op_spec():
+    """An operator without an OpSpec would be tested by nothing."""
+    covered = {kernel for spec in SPECS.values() for kernel in spec.kernels}
+    assert covered == set(_registry.OPS)
+
+
+def test_every_schema_in_cpp_is_defined_in_python():
+    from torch._C import _dispatch_get_all_op_names
+
+    names = {n.split("::")[1].split(".")[0] for n in _dispatch_get_all_op_names() if n.startswith("warpwright::")}
+    assert names == set(_registry.OPS)
+
+
+def test_public_functions_are_those_with_an_op_spec():
+    assert set(warpwright.ops.__all__) == set(SPECS)
