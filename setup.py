@@ -1,5 +1,6 @@
 """Builds the native libraries with ninja and packs them into one py3-none-linux wheel."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,6 +46,11 @@ class BuildNative(Command):
 
 class Build(build):
     sub_commands = [*build.sub_commands, ("build_native", None)]  # noqa: RUF012  (setuptools' own interface)
+
+    def run(self):
+        # setuptools keeps this folder from build to build, and a module that was removed would stay in the wheel.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class Wheel(bdist_wheel):

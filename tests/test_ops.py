@@ -61,18 +61,20 @@ def test_bad_input_names_the_op_and_the_argument(matrix, spec, name):
 
 @pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.gradcheck], ids=lambda s: s.name)
 def test_gradcheck_in_float64(spec):
-    for sample in spec.samples(Make(torch.float64)):
-        tensors = sample.tensors()
-        if sum(t.numel() for t in tensors) > 400:
-            continue  # The numeric Jacobian of a large sample takes minutes; test_samples covers it.
-        leaves = [t for t in tensors if t.requires_grad]
+    small = [s for s in spec.samples(Make(torch.float64)) if sum(t.numel() for t in s.tensors()) <= 400]
+    assert small, "the numeric Jacobian takes minutes for large samples: a spec needs small ones"
+    for sample in small:
+        leaves = [t for t in sample.tensors() if t.requires_grad]
+        assert torch.autograd.gradcheck(
+            lambda *values, s=sample, old=leaves: _call_with(spec, s, old, values), leaves
+        ), sample.name
 
-        def call(*values, sample=sample, leaves=leaves):
-            replaced = {id(old): new for old, new in zip(leaves, values, strict=True)}
-            moved = sample.map(lambda t, replaced=replaced: replaced.get(id(t), t))
-            return spec.op(*moved.args, **moved.kwargs)
 
-        assert torch.autograd.gradcheck(call, leaves), sample.name
+def _call_with(spec, sample, leaves, *values):
+    """The sample's call with `values` in the place of `leaves`."""
+    replaced = {id(old): new for old, new in zip(leaves, values, strict=True)}
+    moved = sample.map(lambda tensor: replaced.get(id(tensor), tensor))
+    return spec.op(*moved.args, **moved.kwargs)
 
 
 def test_evaluate_leaves_the_sample_alone():
