@@ -2,6 +2,7 @@
 
 from warpwright import ops
 from warpwright._backend import current_backend, use_backend
+from warpwright._info import info
 from warpwright._version import __version__
 
-__all__ = ["__version__", "current_backend", "ops", "use_backend"]
+__all__ = ["__version__", "current_backend", "info", "ops", "use_backend"]
