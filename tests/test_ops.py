@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -65,9 +67,8 @@ def test_gradcheck_in_float64(spec):
     assert small, "the numeric Jacobian takes minutes for large samples: a spec needs small ones"
     for sample in small:
         leaves = [t for t in sample.tensors() if t.requires_grad]
-        assert torch.autograd.gradcheck(
-            lambda *values, s=sample, old=leaves: _call_with(spec, s, old, values), leaves
-        ), sample.name
+        call = functools.partial(_call_with, spec, sample, leaves)
+        assert torch.autograd.gradcheck(call, leaves), sample.name
 
 
 def _call_with(spec, sample, leaves, *values):
