@@ -60,8 +60,10 @@ void check_same_dtype(const char* op, const char* name, const Tensor& tensor, co
 
 void check_same_device(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                        const Tensor& like) {
-  const std::string got = device_text(tensor), expected = device_text(like);
-  WARPWRIGHT_CHECK(got == expected, op, name, " must be on the device of ", like_name, " (", expected, "), got ", got);
+  const bool same = tensor.is_cpu() == like.is_cpu() && tensor.is_cuda() == like.is_cuda() &&
+                    tensor.get_device_index() == like.get_device_index();
+  WARPWRIGHT_CHECK(same, op, name, " must be on the device of ", like_name, " (", device_text(like), "), got ",
+                   device_text(tensor));
 }
 
 void check_same_shape(const char* op, const char* name, const Tensor& tensor, const char* like_name,
@@ -100,8 +102,23 @@ Activation to_activation(const char* op, const std::string& name) {
   fail(op, "activation must be one of none, relu, gelu, gelu_tanh, silu, got '", name, "'");
 }
 
-Tensor empty(std::vector<int64_t> sizes, ScalarType dtype, const Tensor& like) {
-  return torch::stable::new_empty(like, sizes, dtype);
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like) {
+  // Straight to the C function: torch::stable::new_empty goes through the dispatcher, which costs a small op more
+  // than its kernel does.
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto tag = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), tag, device_type, like.get_device_index(),
+                                                         &handle));
+  return Tensor(handle);
 }
 
 namespace {

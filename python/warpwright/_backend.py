@@ -107,3 +107,20 @@ def resolve(op: str, tensor: torch.Tensor) -> Any:
     if _current == "auto" and tensor.device.type == "cpu":  # The shortest way for the most common case.
         return _registry.TABLES["native"][op]
     return _registry.TABLES[backend_for(op, tensor.device)][op]
+
+
+def call(op: str, *args: Any) -> Any:
+    """Calls operator `op` on the backend that fits its first argument, a tensor.
+
+    Where no gradient is wanted this goes below autograd at once. Registered autograd formulas are Python, and entering
+    one only to find that nothing requires grad costs about as much as everything else in the call.
+    """
+    overload = resolve(op, args[0])
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(map(_requires_grad, args))):
+        return overload(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return overload(*args)
+
+
+def _requires_grad(value: Any) -> bool:
+    return getattr(value, "requires_grad", False)

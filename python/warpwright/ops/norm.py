@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from warpwright import _registry
-from warpwright._backend import resolve
+from warpwright._backend import call
 from warpwright._check import (
     acc_dtype,
     check_float,
@@ -55,7 +55,7 @@ def rms_norm(
     ndim = _normalized_ndim("rms_norm", input, normalized_shape)
     if eps is None:
         eps = torch.finfo(input.dtype).eps
-    output, total, _ = resolve("rms_norm", input)(input, residual, ndim, weight, eps)
+    output, total, _ = call("rms_norm", input, residual, ndim, weight, eps)
     return output if residual is None else (output, total)
 
 
