@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name build.py)
 
-.PHONY: help setup build demo test lint format types docs wheel mutate clean
+.PHONY: help setup build demo test lint format docs wheel other-torch mutate clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,7 +54,16 @@ docs: build  ## regenerate the tables in README.md
 	$(BIN)/python docs/generate.py
 
 wheel: $(STAMP)  ## dist/*.whl, one for every Python and every torch from 2.10 on
+	rm -f dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+# A wheel built against one torch, beside another: several GB of downloads, so it is not part of `make test`.
+OTHER_TORCH ?= 2.10.0
+other-torch: wheel  ## install the wheel beside torch $(OTHER_TORCH) and run `warpwright check` there
+	$(PYTHON) -m venv $(VENV)-$(OTHER_TORCH)
+	$(VENV)-$(OTHER_TORCH)/bin/python -m pip install --quiet 'torch==$(OTHER_TORCH)' 'numpy>=1.26' typer rich
+	$(VENV)-$(OTHER_TORCH)/bin/python -m pip install --quiet --no-deps --force-reinstall dist/*.whl
+	$(VENV)-$(OTHER_TORCH)/bin/warpwright check --backend native
 
 mutate: build  ## plant bugs in the kernels, one at a time, and see that the tests notice
 	$(BIN)/python tests/mutate.py

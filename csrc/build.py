@@ -7,6 +7,7 @@ Environment:
     WARPWRIGHT_CUDA=0|1     never / always build the CUDA library (default: when nvcc is found)
     WARPWRIGHT_CUDA_ARCHS   e.g. "80;90a;90+PTX" (the default)
     MAX_JOBS                compile jobs at once (default: the number of cores)
+    WARPWRIGHT_WERROR=1     warnings are errors (the project's own checks; other compilers may warn of more)
     CXX, NVCC               the compilers (default: g++, nvcc on PATH or in CUDA_HOME/bin)
 """
 
@@ -172,6 +173,10 @@ class Ninja:
             )
 
 
+def werror() -> bool:
+    return os.environ.get("WARPWRIGHT_WERROR") == "1"
+
+
 def compiler(name: str) -> str:
     """The compiler's command, behind ccache where that is installed."""
     ccache = shutil.which("ccache")
@@ -180,7 +185,8 @@ def compiler(name: str) -> str:
 
 def cxx_rule(ninja: Ninja, extra: list[str]) -> None:
     includes, _ = torch_paths()
-    flags = CXX_FLAGS + TORCH_FLAGS + [f"-I{CSRC}"] + [f"-isystem {i}" for i in includes] + extra
+    strict = ["-Werror"] if werror() else []
+    flags = CXX_FLAGS + strict + TORCH_FLAGS + [f"-I{CSRC}"] + [f"-isystem {i}" for i in includes] + extra
     cxx = compiler(os.environ.get("CXX", "g++"))
     ninja.rule("cxx", f"{cxx} {' '.join(flags)} $flags -MMD -MF $out.d -c $in -o $out")
 
@@ -227,6 +233,8 @@ def cuda_library(ninja: Ninja, out: Path, nvcc: str) -> None:
     archs = os.environ.get("WARPWRIGHT_CUDA_ARCHS") or DEFAULT_ARCHS
     flags = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-lineinfo"]
     flags += gencode_flags(archs)
+    if werror():
+        flags.append("-Werror=all-warnings")
     cxx = os.environ.get("CXX", "g++")
     ninja.rule("nvcc", f"{compiler(nvcc)} -ccbin {cxx} {' '.join(flags)} -I{CSRC} -MD -MF $out.d -c $in -o $out")
     for source in sorted((CSRC / "cuda").rglob("*.cu")):

@@ -1,0 +1,118 @@
+"""Plants one bug at a time in the kernels and runs the tests of that op: each bug must turn a test red.
+
+    python tests/mutate.py            all mutations (minutes); exit code 1 when one survives
+    python tests/mutate.py --list     what would be planted
+    python tests/mutate.py rms_norm   those whose name contains a word
+
+The source file is changed in place, rebuilt, tested and put back, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Where the tests of a room run, by the start of its path: the matrix' name of the backend.
+BACKENDS = {
+    "csrc/cpu/": "native-cpu",
+    "csrc/bindings/": "native-cpu",
+    "csrc/cuda/": "emulated-cpu",
+    "triton_kernels/": "triton-cpu",
+    "python/warpwright/reference/": "reference-cpu",
+    "python/warpwright/ops/": "native-cpu",
+}
+#: pytest's exit codes for wrong usage and for no test found; a crash of the process is a noticed bug.
+NO_TESTS = (4, 5)
+TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Replace `old`, which must occur exactly once, by `new` in `path`; the tests of `op` must fail."""
+
+    op: str
+    what: str
+    path: str
+    old: str
+    new: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}: {self.what} ({self.path})"
+
+    @property
+    def backend(self) -> str:
+        return next(backend for start, backend in BACKENDS.items() if self.path.startswith(start))
+
+
+MUTATIONS = [
+    # ---- norm ----
+    Mutation(
+        "rms_norm", "skip the weight", "csrc/cpu/norm.cpp",
+        "if (weight != nullptr) y *= load(weight + i, n);", ";",
+    ),
+    Mutation(
+        "rms_norm", "drop the tail", "csrc/cpu/vec.h",
+        "if (i < n) body(i, n - i);", "",
+    ),
+]  # fmt: skip
+
+
+def survives(mutation: Mutation) -> bool:
+    """Whether the tests still pass with the bug in place."""
+    if mutation.path.startswith("csrc/"):
+        options = ["--emulated"] if mutation.backend == "emulated-cpu" else []
+        built = subprocess.run([sys.executable, "csrc/build.py", *options], cwd=ROOT, capture_output=True, text=True)
+        if built.returncode != 0:
+            raise SystemExit(f"{mutation.name}: the mutant does not compile; write it better\n{built.stdout[-2000:]}")
+    select = f"{mutation.backend} and {mutation.op}"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_ops.py", "-k", select]
+    try:
+        tested = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return False  # A hang is noticed too.
+    if tested.returncode in NO_TESTS:
+        raise SystemExit(f"{mutation.name}: pytest could not run the tests\n{tested.stdout[-2000:]}")
+    return tested.returncode == 0
+
+
+def plant(mutation: Mutation) -> bool:
+    path = ROOT / mutation.path
+    original = path.read_text()
+    count = original.count(mutation.old)
+    if count != 1:
+        raise SystemExit(f"{mutation.name}: the text to replace occurs {count} times, not once")
+    try:
+        path.write_text(original.replace(mutation.old, mutation.new))
+        return survives(mutation)
+    finally:
+        path.write_text(original)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only mutations whose name contains one of these")
+    parser.add_argument("--list", action="store_true", help="list the mutations and stop")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not arguments.words or any(w in m.name for w in arguments.words)]
+    if arguments.list:
+        print("\n".join(m.name for m in chosen))
+        return
+    survived = []
+    for mutation in chosen:
+        alive = plant(mutation)
+        print(f"{'SURVIVED' if alive else 'killed'}  {mutation.name}", flush=True)
+        if alive:
+            survived.append(mutation)
+    for options in ([], ["--emulated"]):  # The libraries without any bug.
+        subprocess.run([sys.executable, "csrc/build.py", *options], cwd=ROOT, capture_output=True)
+    print(f"{len(chosen) - len(survived)} killed, {len(survived)} survived")
+    sys.exit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
