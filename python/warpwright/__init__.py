@@ -1,8 +1,19 @@
 """warpwright: hand-written CUDA C++ and Triton kernels for matmul, convolution and fused mixed-precision ops."""
 
-from warpwright import ops
+from warpwright import nn, ops
 from warpwright._backend import current_backend, use_backend
+from warpwright._deterministic import deterministic
+from warpwright._fallbacks import fallbacks
 from warpwright._info import info
 from warpwright._version import __version__
 
-__all__ = ["__version__", "current_backend", "info", "ops", "use_backend"]
+__all__ = [
+    "__version__",
+    "current_backend",
+    "deterministic",
+    "fallbacks",
+    "info",
+    "nn",
+    "ops",
+    "use_backend",
+]

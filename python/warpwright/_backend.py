@@ -82,23 +82,36 @@ def triton_missing() -> str | None:
     return None
 
 
+def missing_for(device: torch.device) -> str | None:
+    """Why no op can run on `device` with the backend that is chosen now, or None when ops can."""
+    kind = device.type
+    if _current in ("reference", "emulated") or kind == "meta":
+        return None
+    if kind not in ("cpu", "cuda"):
+        return f"input must be on a cpu or cuda device, got {device}"
+    if _current == "triton":
+        if kind == "cpu" and not triton_interpreted():
+            return "the triton backend takes cpu tensors only with TRITON_INTERPRET=1"
+        return None
+    if kind == "cuda" and _library.CUDA_MISSING is not None:
+        if _current == "native":
+            return f"no kernel for cuda tensors: {_library.CUDA_MISSING}"
+        triton = triton_missing()
+        if triton is not None:
+            return f"no kernel for cuda tensors: {_library.CUDA_MISSING}; triton: {triton}"
+    return None
+
+
 def backend_for(op: str, device: torch.device) -> str:
     """The backend that a call of `op` on `device` takes now: "native", "triton", "reference" or "emulated"."""
-    if _current in ("reference", "emulated"):
+    reason = missing_for(device)
+    if reason is not None:
+        raise RuntimeError(f"warpwright: {op}: {reason}")
+    if _current != "auto":
         return _current
-    if device.type not in ("cpu", "cuda", "meta"):
-        raise RuntimeError(f"warpwright: {op}: input must be on a cpu or cuda device, got {device}")
-    if _current == "triton":
-        if device.type == "cpu" and not triton_interpreted():
-            raise RuntimeError(f"warpwright: {op}: the triton backend takes cpu tensors only with TRITON_INTERPRET=1")
-        return "triton"
     if device.type == "cuda" and _library.CUDA_MISSING is not None:
-        reason = triton_missing()
-        if _current == "auto" and reason is None:
-            _registry.activate("triton")
-            return "triton"
-        also = f"; triton: {reason}" if _current == "auto" else ""
-        raise RuntimeError(f"warpwright: {op}: no kernel for cuda tensors: {_library.CUDA_MISSING}{also}")
+        _registry.activate("triton")
+        return "triton"
     return "native"
 
 

@@ -1,0 +1,10 @@
+"""Layers with torch.nn's constructors, attributes and state_dict keys, and `replace_modules` to switch a model to them.
+
+A layer never raises where torch's would have worked: what its op cannot run goes through torch's own forward, and is
+counted and named by `warpwright.fallbacks()`.
+"""
+
+from warpwright.nn._replace import ReplaceReport, replace_modules
+from warpwright.nn.norm import RMSNorm
+
+__all__ = ["RMSNorm", "ReplaceReport", "replace_modules"]

@@ -1,0 +1,69 @@
+"""When a layer must leave the work to PyTorch: one question, asked before each call, answered in words or with None."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from warpwright._backend import missing_for
+
+_FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
+
+
+def common_reason(input: object, *parameters: Tensor | None) -> str | None:
+    """Why no op can take `input` together with a layer's `parameters` (weight, bias), or None when it can.
+
+    Wrong shapes are not a reason: the op answers those with its own clear error.
+    """
+    if not isinstance(input, Tensor):  # Among them the proxies of torch.fx.
+        return f"input is a {type(input).__name__}, not a tensor"
+    device = input.device.type
+    autocast = torch.is_autocast_enabled(device) if device in ("cpu", "cuda") else False
+    dtype = _dtype_in_op(input, autocast)
+    if dtype not in _FLOATS or (dtype == torch.float64 and device == "cuda"):
+        return f"{input.dtype} input on {device}"
+    for tensor in (input, *parameters):
+        if tensor is None:
+            continue
+        reason = _kind_reason(tensor)
+        if reason is not None:
+            return reason
+        if tensor.device != input.device:
+            return f"input on {device}, a parameter on {tensor.device.type}"
+        if _dtype_in_op(tensor, autocast) != dtype:
+            return f"{input.dtype} input, {tensor.dtype} parameter"
+    if _transformed():
+        return "forward-mode AD or a torch.func transform"
+    return missing_for(input.device)
+
+
+def _dtype_in_op(tensor: Tensor, autocast: bool) -> torch.dtype:
+    """The dtype in which the op sees `tensor`: under autocast every floating tensor but float64 is cast."""
+    if autocast and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(tensor.device.type)
+    return tensor.dtype
+
+
+def _kind_reason(tensor: Tensor) -> str | None:
+    if tensor.is_nested:
+        return "nested tensor"
+    if tensor.layout != torch.strided:
+        return f"{tensor.layout} tensor"
+    kind = type(tensor)
+    if kind is Tensor or kind is Parameter:
+        return None
+    # A subclass that takes over dispatch (DTensor, torchao's quantised weights) may know nothing of our operators;
+    # the fake and functional tensors of torch.compile and torch.export do.
+    plain = kind.__torch_dispatch__ is Tensor.__torch_dispatch__ or kind.__module__.startswith("torch._subclasses.")
+    return None if plain else f"tensor subclass {kind.__name__}"
+
+
+@torch.compiler.assume_constant_result
+def _transformed() -> bool:
+    """Whether the call stands inside torch.func's vmap, grad or jvp, or computes forward-mode derivatives.
+
+    Our operators have no batching rules and no forward derivatives; without this question jvp would return zeros.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

@@ -1,0 +1,26 @@
+"""Norm layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from warpwright import ops
+from warpwright._fallbacks import count_fallback
+from warpwright.nn._reasons import common_reason
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch.nn.RMSNorm on warpwright.ops.rms_norm: same constructor, attributes and state_dict.
+
+    Runs torch's own forward, and counts it in warpwright.fallbacks(), where the op cannot take the tensors: a dtype
+    other than float32, float16, bfloat16 (float64 on the CPU), input and weight of different dtypes outside autocast,
+    tensor subclasses with their own dispatch, torch.func transforms, devices without a kernel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        reason = common_reason(x, self.weight)
+        if reason is not None:
+            count_fallback("RMSNorm", reason)
+            return super().forward(x)
+        return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps)

@@ -1,0 +1,344 @@
+"""warpwright.nn: layers that stand in for torch.nn's, and replace_modules."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+import warpwright
+from torch import nn
+from warpwright.nn import replace_modules
+
+
+def floats(*shape, **kwargs):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0), **kwargs) * 2 - 1
+
+
+#: name -> (constructor arguments, inputs of one call)
+CASES = {
+    "RMSNorm": [
+        (((8,),), lambda: (floats(3, 8),)),
+        (((4, 8), 1e-3, False), lambda: (floats(3, 4, 8),)),
+    ],
+}
+PARAMS = [pytest.param(name, *case, id=f"{name}-{i}") for name, cases in CASES.items() for i, case in enumerate(cases)]
+
+
+def pair(name, arguments):
+    """torch's layer and ours with the same weights, none of them at its plain initial value."""
+    kwargs = arguments[-1] if isinstance(arguments[-1], dict) else {}
+    positional = arguments[:-1] if kwargs else arguments
+    torch.manual_seed(0)
+    theirs = getattr(nn, name)(*positional, **kwargs)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(floats(*p.shape) * 0.5)
+    ours = getattr(warpwright.nn, name)(*positional, **kwargs)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+@pytest.fixture(autouse=True)
+def _no_fallbacks_left_over():
+    warpwright.fallbacks().clear()
+    yield
+    warpwright.fallbacks().clear()
+
+
+def gradients(layer, inputs):
+    inputs = [t.clone().requires_grad_() if t.is_floating_point() else t for t in inputs]
+    output = layer(*inputs)
+    leaves = [t for t in inputs if t.requires_grad] + list(layer.parameters())
+    return [output.detach(), *torch.autograd.grad((output * floats(*output.shape)).sum(), leaves)]
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+# ---- layers ----
+
+
+@pytest.mark.parametrize(("name", "arguments", "inputs"), PARAMS)
+def test_outputs_and_gradients_are_torchs(matrix, name, arguments, inputs):
+    theirs, ours = pair(name, arguments)
+    theirs, ours = theirs.to(matrix), ours.to(matrix)
+    values = [t.to(matrix) for t in inputs()]
+    close(gradients(ours, values), gradients(theirs, values))
+    assert not warpwright.fallbacks()
+
+
+@pytest.mark.parametrize(("name", "arguments", "inputs"), PARAMS)
+def test_a_layer_looks_like_torchs(name, arguments, inputs):
+    theirs, ours = pair(name, arguments)
+    assert repr(ours) == repr(theirs)
+    assert isinstance(ours, type(theirs))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert set(vars(ours)) == set(vars(theirs))
+    theirs.load_state_dict(ours.state_dict())
+    for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(twin) is type(ours)
+        close(twin(*inputs()), ours(*inputs()))
+
+
+@pytest.mark.parametrize(("name", "arguments", "inputs"), PARAMS)
+def test_a_layer_runs_on_the_meta_device(name, arguments, inputs):
+    theirs, ours = (layer.to("meta") for layer in pair(name, arguments))
+    values = [t.to("meta") for t in inputs()]
+    assert ours(*values).shape == theirs(*values).shape
+    assert not warpwright.fallbacks()
+
+
+@pytest.mark.parametrize(("name", "arguments", "inputs"), PARAMS)
+def test_compile_and_export_give_the_same(name, arguments, inputs):
+    _, ours = pair(name, arguments)
+    expected = gradients(ours, inputs())
+    torch._dynamo.reset()
+    close(gradients(torch.compile(ours, fullgraph=True, backend="aot_eager"), inputs()), expected)
+    exported = torch.export.export(ours, inputs()).module()
+    close(exported(*inputs()), expected[0])
+    assert not warpwright.fallbacks()
+
+
+@pytest.mark.parametrize(("name", "arguments", "inputs"), PARAMS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_autocast_is_followed(name, arguments, inputs, grad):
+    theirs, ours = pair(name, arguments)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+        output, expected = ours(*inputs()), theirs(*inputs())
+    assert output.dtype == (torch.float32 if name == "CrossEntropyLoss" else torch.bfloat16)
+    torch.testing.assert_close(output.float(), expected.float(), rtol=2e-2, atol=2e-2)
+    assert not warpwright.fallbacks()
+
+
+# ---- fallbacks ----
+
+
+class Wrapped(torch.Tensor):
+    """A subclass with its own dispatch around a plain tensor."""
+
+    @staticmethod
+    def __new__(cls, data):
+        self = torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=data.dtype)
+        self.data_inside = data
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        plain = torch.utils._pytree.tree_map_only(cls, lambda t: t.data_inside, args)
+        return func(*plain, **(kwargs or {}))
+
+
+FALLBACKS = [
+    pytest.param("RMSNorm", ((8,),), None, (floats(3, 8).to(torch.bfloat16),),
+                 "torch.bfloat16 input, torch.float32 parameter", id="mixed dtypes"),
+    pytest.param("RMSNorm", ((8,),), lambda layer: layer.to(torch.complex64), (floats(3, 8).to(torch.complex64),),
+                 "torch.complex64 input on cpu", id="complex"),
+    pytest.param("RMSNorm", ((8,),), None, (Wrapped(floats(3, 8)),), "tensor subclass Wrapped", id="subclass"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "change", "inputs", "reason"), FALLBACKS)
+def test_what_the_op_cannot_run_falls_back_and_is_named(name, arguments, change, inputs, reason):
+    theirs, ours = pair(name, arguments)
+    if change is not None:
+        theirs, ours = change(theirs), change(ours)
+    expected = theirs(*inputs)
+    for count in (1, 2):
+        torch.testing.assert_close(ours(*inputs), expected)
+        assert dict(warpwright.fallbacks()) == {(name, reason): count}
+    line = str(warpwright.fallbacks()).splitlines()[1]
+    assert line.split(maxsplit=2) == [name, "2", reason]
+    warpwright.fallbacks().clear()
+    assert str(warpwright.fallbacks()) == "no fallbacks"
+
+
+def test_a_compiled_fallback_counts_once_a_compilation():
+    layer = warpwright.nn.RMSNorm(8)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = floats(3, 8).to(torch.bfloat16)
+    close(compiled(x), nn.RMSNorm(8)(x))
+    compiled(x)
+    assert list(warpwright.fallbacks().values()) == [1]
+
+
+def test_forward_mode_and_torch_func_fall_back():
+    theirs, ours = pair("RMSNorm", ((8,),))
+    x, t = floats(3, 8), floats(3, 8)
+    close(torch.func.jvp(ours, (x,), (t,)), torch.func.jvp(theirs, (x,), (t,)))
+    close(torch.func.vmap(ours)(x), torch.func.vmap(theirs)(x))
+
+    def loss(layer):
+        return lambda parameters: torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    weights = {name: p.detach() for name, p in ours.named_parameters()}
+    close(torch.func.grad(loss(ours))(weights), torch.func.grad(loss(theirs))(weights))
+    assert dict(warpwright.fallbacks()) == {("RMSNorm", "forward-mode AD or a torch.func transform"): 3}
+
+
+def test_fx_tracing_records_torchs_function():
+    theirs, ours = pair("RMSNorm", ((8,),))
+    close(torch.fx.symbolic_trace(ours)(floats(3, 8)), theirs(floats(3, 8)))
+
+
+def test_wrong_shapes_raise_the_ops_error():
+    with pytest.raises(RuntimeError, match="warpwright: rms_norm: normalized_shape"):
+        warpwright.nn.RMSNorm(8)(floats(3, 9))
+
+
+def test_threads_count_every_fallback():
+    layer = warpwright.nn.RMSNorm(8)
+    x = floats(3, 8).to(torch.bfloat16)
+    threads = [threading.Thread(target=lambda: [layer(x) for _ in range(50)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(warpwright.fallbacks().values()) == 400
+
+
+# ---- replace_modules ----
+
+
+def model():
+    torch.manual_seed(0)
+    shared = nn.RMSNorm(8)
+    return nn.ModuleDict(
+        {
+            "encoder": nn.Sequential(nn.RMSNorm(8), nn.GELU(), nn.Sequential(nn.RMSNorm(8))),
+            "first": shared,
+            "second": shared,
+            "head": nn.RMSNorm(8),
+        }
+    )
+
+
+class Own(nn.RMSNorm):
+    pass
+
+
+def classes(module):
+    return {name: type(m) for name, m in module.named_modules(remove_duplicate=False)}
+
+
+def test_replace_switches_classes_and_nothing_else():
+    net = model()
+    before = {name: (id(m), dict(vars(m))) for name, m in net.named_modules(remove_duplicate=False)}
+    plain = classes(net)
+    calls = []
+    net["head"].register_forward_hook(lambda *_: calls.append("hook"))
+    report = replace_modules(net)
+    assert report.replaced == dict.fromkeys(
+        ["encoder.0", "encoder.2.0", "first", "second", "head"], warpwright.nn.RMSNorm
+    )
+    assert report.skipped == {}
+    assert {name: (id(m), dict(vars(m))) for name, m in net.named_modules(remove_duplicate=False)} == before
+    net["head"](floats(2, 8))
+    assert calls == ["hook"]
+    assert net["first"] is net["second"]
+    assert "encoder.2.0  warpwright.nn.RMSNorm" in str(report)
+    assert str(report).endswith("5 replaced, 0 skipped")
+
+    again = replace_modules(net)
+    assert again.replaced == again.skipped == {}
+    again.restore()
+    assert type(net["head"]) is warpwright.nn.RMSNorm
+    assert report.restore() == {}
+    assert classes(net) == plain
+    assert report.restore() == {}
+    assert classes(net) == plain
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "replaced"),
+    [
+        (nn.RMSNorm, None, {"encoder.0", "encoder.2.0", "first", "second", "head"}),
+        (nn.Linear, None, set()),
+        ("encoder", None, {"encoder.0", "encoder.2.0"}),
+        ("encoder.*", "encoder.0", {"encoder.2.0"}),
+        (["head", "e*.0"], None, {"head", "encoder.0", "encoder.2.0"}),
+        (None, ("head", "second"), {"encoder.0", "encoder.2.0"}),
+        ("first", None, {"first", "second"}),
+        (None, nn.Module, set()),
+    ],
+)
+def test_include_and_exclude(include, exclude, replaced):
+    net = model()
+    report = replace_modules(net, include, exclude)
+    assert set(report.replaced) == replaced
+    assert set(report.skipped) == {"encoder.0", "encoder.2.0", "first", "second", "head"} - replaced
+    assert set(report.skipped.values()) <= {"excluded", "not included"}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"include": "decoder.*"}, r"replace_modules: include: 'decoder\.\*' matches no module of the model"),
+        ({"exclude": [int]}, r"replace_modules: exclude must hold module types, names or patterns, got <class 'int'>"),
+    ],
+)
+def test_selections_that_mean_nothing_raise(kwargs, message):
+    with pytest.raises(RuntimeError, match=message):
+        replace_modules(model(), **kwargs)
+
+
+def test_skipped_modules_say_why():
+    wrapped = nn.RMSNorm(8)
+    wrapped.forward = wrapped.forward
+    parametrised = nn.RMSNorm(8)
+    nn.utils.parametrize.register_parametrization(parametrised, "weight", nn.Identity())
+    net = nn.ModuleDict({"own": Own(8), "wrapped": wrapped, "parametrised": parametrised, "act": nn.GELU()})
+    report = replace_modules(net)
+    assert not report.replaced
+    assert set(report.skipped) == {"own", "wrapped", "parametrised"}
+    assert report.skipped["own"] == f"a subclass: {Own.__module__}.Own"
+    assert report.skipped["wrapped"] == "its forward was replaced on the instance"
+    assert report.skipped["parametrised"].startswith("parametrised")
+    assert "own           skipped: a subclass" in str(report)
+
+
+def test_a_module_parametrised_after_replacement_still_works_and_is_reported():
+    net = nn.Sequential(nn.RMSNorm(8))
+    report = replace_modules(net)
+    nn.utils.parametrize.register_parametrization(net[0], "weight", nn.Identity())
+    close(net(floats(2, 8)), nn.RMSNorm(8)(floats(2, 8)))
+    assert list(report.restore()) == ["0"]
+
+
+def test_the_model_itself_may_be_a_layer():
+    layer = nn.RMSNorm(8)
+    assert replace_modules(layer).replaced == {"": warpwright.nn.RMSNorm}
+    assert type(layer) is warpwright.nn.RMSNorm
+
+
+def test_an_optimizer_built_before_trains_the_replaced_model():
+    def train(replace):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 8), nn.RMSNorm(8), nn.Tanh(), nn.RMSNorm(8))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        if replace:
+            replace_modules(net)
+        losses = []
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = (net(floats(16, 8)) - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    losses = train(True)
+    close(losses, train(False))
+    assert losses[-1] < losses[0]
+    assert not warpwright.fallbacks()
+
+
+def test_deepcopy_and_pickle_of_a_replaced_model():
+    net = nn.Sequential(nn.RMSNorm(8), nn.Tanh())
+    replace_modules(net)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(twin[0]) is warpwright.nn.RMSNorm
+        close(twin(floats(2, 8)), net(floats(2, 8)))
