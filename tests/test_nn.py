@@ -8,8 +8,9 @@ import threading
 
 import pytest
 import torch
-import warpwright
 from torch import nn
+
+import warpwright
 from warpwright.nn import replace_modules
 
 

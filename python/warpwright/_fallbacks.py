@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
-import torch
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Fallbacks(Mapping[tuple[str, str], int]):
-    """(layer type, reason) -> how many calls. A live view of the process; `print` shows a table, most frequent first."""
+    """(layer type, reason) -> how many calls, for the whole process and live; `print` shows a table."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
@@ -60,7 +61,16 @@ def fallbacks() -> Fallbacks:
     return _FALLBACKS
 
 
-@torch.compiler.assume_constant_result
+def run_at_trace_time(function: _Function) -> _Function:
+    """torch.compiler.assume_constant_result without its import of torch._dynamo, which takes most of a second.
+
+    torch.compile calls such a function while it traces and takes its result for a constant.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@run_at_trace_time
 def count_fallback(layer: str, reason: str) -> bool:
     """Counts one fallback; torch.compile runs it while it traces, so compiled code pays nothing and does not break."""
     _FALLBACKS.add(layer, reason)

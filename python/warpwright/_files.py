@@ -87,7 +87,7 @@ def read_yaml(path: str | Path) -> Any:
 
     text = _read_text(path, MAX_YAML_BYTES)
     try:
-        return yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader)  # A SafeLoader.
     except RecursionError:
         _fail(path, "is not valid YAML: nested too deeply")
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, KeyError) as error:

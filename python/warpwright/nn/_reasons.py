@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from warpwright._backend import missing_for
+from warpwright._fallbacks import run_at_trace_time
 
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 
@@ -60,7 +61,7 @@ def _kind_reason(tensor: Tensor) -> str | None:
     return None if plain else f"tensor subclass {kind.__name__}"
 
 
-@torch.compiler.assume_constant_result
+@run_at_trace_time
 def _transformed() -> bool:
     """Whether the call stands inside torch.func's vmap, grad or jvp, or computes forward-mode derivatives.
 

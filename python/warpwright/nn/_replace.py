@@ -120,9 +120,7 @@ def _skip_reason(module: torch.nn.Module) -> str | None:
     return None
 
 
-def _selected(
-    argument: str, selection: Selection, names: Mapping[torch.nn.Module, list[str]]
-) -> set[torch.nn.Module]:
+def _selected(argument: str, selection: Selection, names: Mapping[torch.nn.Module, list[str]]) -> set[torch.nn.Module]:
     rules = [selection] if isinstance(selection, (str, type)) else list(selection)
     found: set[torch.nn.Module] = set()
     for rule in rules:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -23,4 +25,4 @@ class RMSNorm(torch.nn.RMSNorm):
         if reason is not None:
             count_fallback("RMSNorm", reason)
             return super().forward(x)
-        return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        return cast(Tensor, ops.rms_norm(x, self.normalized_shape, self.weight, self.eps))
