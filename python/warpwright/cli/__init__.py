@@ -18,7 +18,7 @@ import typer
 
 from warpwright._version import __version__
 
-COMMANDS = ("info",)
+COMMANDS = ("info", "check")
 
 
 def _print_version(wanted: bool) -> None:
@@ -53,7 +53,7 @@ def build_app() -> typer.Typer:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; always ends in SystemExit: 0 done, 1 failed, 2 a wrong command line, 130 interrupted."""
+    """Runs one command; always ends in SystemExit: 0 done, 1 failed, 2 a wrong command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # A global option that works on either side of the command's name.
     verbose = "--verbose" in arguments

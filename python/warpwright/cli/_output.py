@@ -38,14 +38,16 @@ def stdout() -> Console:
 
 
 def progress() -> Progress:
-    """A progress bar on stderr: a `with` block around the work; `add_task(name, total=n)`, then `advance`."""
+    """A progress bar on stderr, silent when that is a file; `with progress() as bar: bar.add_task(name, total=n)`."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 
