@@ -3,6 +3,7 @@
 from warpwright import nn, ops
 from warpwright._backend import current_backend, use_backend
 from warpwright._deterministic import deterministic
+from warpwright._explain import explain
 from warpwright._fallbacks import fallbacks
 from warpwright._info import info
 from warpwright._version import __version__
@@ -11,6 +12,7 @@ __all__ = [
     "__version__",
     "current_backend",
     "deterministic",
+    "explain",
     "fallbacks",
     "info",
     "nn",

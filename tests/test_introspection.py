@@ -1,0 +1,193 @@
+"""info, explain, deterministic: they say what is so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import warpwright
+from warpwright import _library, _peaks
+from warpwright._info import backend_states
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+# ---- info ----
+
+
+def test_info_is_complete_and_plain():
+    found = warpwright.info()
+    plain = json.loads(json.dumps(found.as_dict()))
+    assert plain["version"] == warpwright.__version__
+    assert plain["torch"] == torch.__version__
+    assert plain["threads"] == torch.get_num_threads()
+    assert plain["cpu_isa"] in ("baseline", "avx2", "avx512")
+    assert plain["libraries"]["libwarpwright.so"] is None
+    assert plain["libraries"]["libwarpwright_cuda.so"] == _library.CUDA_MISSING
+    assert plain["backends"]["native-cpu"] is None
+    assert len(plain["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    for value in (found.version, found.torch, found.cpu, found.cpu_isa):
+        assert value in str(found)
+
+
+def test_info_follows_use_backend():
+    with warpwright.use_backend("reference"):
+        assert warpwright.info().current_backend == "reference"
+
+
+def test_every_available_backend_runs_and_the_others_say_why():
+    for state in backend_states():
+        if state.missing is not None:
+            assert len(state.missing) > 10
+            continue
+        with warpwright.use_backend(state.backend):
+            warpwright.ops.rms_norm(torch.ones(2, 3, device=state.device), (3,))
+
+
+@needs_no_gpu
+def test_info_without_triton_interpreted_and_with_a_damaged_build_info(monkeypatch, tmp_path):
+    monkeypatch.setattr(_library, "LIBRARY_DIR", tmp_path)
+    (tmp_path / "build_info.json").write_text("[1, 2")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    found = warpwright.info()
+    assert "cannot be read" in found.build["cuda_reason"]
+    assert found.triton_interpreted is False
+    assert "TRITON_INTERPRET=1" in found.backends["triton-interpreted"]
+    assert found.backends["triton-cuda"] == "torch sees no CUDA GPU"
+
+
+def test_info_without_triton(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = warpwright.info()
+    assert found.triton is None
+    assert "triton is not installed" in found.backends["triton-interpreted"]
+    assert "not installed" in str(found)
+
+
+def test_import_stays_light():
+    """Nothing of the tests, the command line, Triton or torch's compiler is imported with warpwright."""
+    code = (
+        "import torch, sys; before = set(sys.modules); import warpwright; new = set(sys.modules) - before;"
+        "heavy = ('triton', 'typer', 'rich', 'yaml', 'matplotlib', 'torch._dynamo', 'torch._inductor',"
+        " 'warpwright.testing', 'warpwright.cli');"
+        "print([m for m in new if m.startswith(heavy)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- explain ----
+
+
+def test_explain_names_kernel_backend_tensors_and_work(matrix):
+    x = torch.zeros(4, 6, 8, dtype=torch.bfloat16, device=matrix)
+    w = torch.zeros(8, dtype=torch.bfloat16, device=matrix)
+    found = warpwright.explain(warpwright.ops.rms_norm, x, (8,), w, residual=x.transpose(0, 1).mT.mT.transpose(0, 1))
+    assert found.op == "rms_norm"
+    assert found.backend == warpwright.current_backend()
+    assert found.backend_reason == f"chosen by use_backend('{found.backend}')"
+    words = {"reference": "plain PyTorch", "triton": "Triton", "native": "C++"}
+    assert words[found.backend] in found.kernel
+    assert [facts.name for facts in found.inputs] == ["input", "weight", "residual"]
+    assert [facts.name for facts in found.outputs] == ["output[0]", "output[1]"]
+    assert found.inputs[0].shape == found.outputs[0].shape == (4, 6, 8)
+    assert found.inputs[0].dtype == "torch.bfloat16"
+    assert found.flops == 5 * x.numel()
+    assert found.bytes == 4 * x.nbytes + w.nbytes
+    if matrix == "cpu":
+        assert found.roofline is None
+        assert found.roofline_reason == "no datasheet peaks for a cpu device"
+    assert json.loads(json.dumps(found.as_dict()))["op"] == "rms_norm"
+    assert found.kernel in str(found)
+
+
+def test_explain_by_name_gives_the_reason_of_auto():
+    found = warpwright.explain("rms_norm", torch.zeros(2, 3), (3,))
+    assert (found.backend, found.backend_reason) == (
+        "native",
+        "use_backend is auto and there are C++ kernels for cpu tensors",
+    )
+    assert found.kernel == f"rms_norm (C++ CPU, {_library.cpu_isa()})"
+
+
+def test_explain_runs_no_kernel():
+    found = warpwright.explain("rms_norm", torch.zeros(8).expand(2**40, 8), (8,))  # 32 TiB of output.
+    assert found.outputs[0].shape == (2**40, 8)
+
+
+def test_explain_tells_of_copies_and_autocast():
+    x = torch.zeros(4, 6, 8)
+
+    def copied(tensor, shape, backend="native"):
+        with warpwright.use_backend(backend):
+            return warpwright.explain("rms_norm", tensor, shape).inputs[0].copied
+
+    assert copied(x, (8,)) is False
+    assert copied(x[:, ::2], (8,)) is False
+    assert copied(x.transpose(1, 2), (6,)) is False
+    assert copied(x.transpose(1, 2), (8, 6)) is True
+    assert copied(x.transpose(0, 1), (8,), "triton") is True
+    assert copied(x.transpose(0, 1), (8,)) is False
+    assert copied(x, (8,), "reference") is None
+    with torch.autocast("cpu", torch.bfloat16):
+        found = warpwright.explain("rms_norm", x, (8,))
+    assert found.autocast == found.outputs[0].dtype == "torch.bfloat16"
+
+
+def test_explain_raises_what_the_call_would():
+    with pytest.raises(RuntimeError, match=r"warpwright: rms_norm: normalized_shape \(7,\)"):
+        warpwright.explain("rms_norm", torch.zeros(2, 3), (7,))
+    for fn in ("nonsense", torch.relu, print):
+        with pytest.raises(RuntimeError, match=r"warpwright: explain: fn must be one of warpwright\.ops"):
+            warpwright.explain(fn, torch.zeros(2))
+
+
+def test_roofline_takes_the_larger_of_compute_and_memory(monkeypatch):
+    from warpwright._explain import _roofline
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    device = torch.device("cuda")
+    peaks = _peaks.PEAKS["H200"]
+    time, reason = _roofline(10**15, 10, torch.bfloat16, device, True)
+    assert time == 10**15 / peaks.half
+    assert reason == "compute-bound, by the NVIDIA H200 Tensor Core GPU datasheet"
+    time, reason = _roofline(10, 10**12, torch.bfloat16, device, True)
+    assert time == 10**12 / peaks.memory
+    assert reason.startswith("memory-bound")
+    assert _roofline(10**15, 10, torch.float32, device, True)[0] == 10**15 / peaks.fp32
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 MIG 1g.18gb")
+    assert _roofline(1, 1, torch.float32, device, True) == (
+        None,
+        "no datasheet peaks are known for 'H200 MIG 1g.18gb'",
+    )
+
+
+# ---- deterministic ----
+
+
+def test_deterministic_tells_and_sets_and_restores():
+    assert not torch.are_deterministic_algorithms_enabled()
+    found = warpwright.deterministic()
+    assert found.ops is True
+    assert bool(found) is found.fallbacks is False
+    assert str(found).startswith("not deterministic: warpwright's operators always repeat bitwise")
+    with warpwright.deterministic(True) as inside:
+        assert inside
+        assert torch.are_deterministic_algorithms_enabled()
+        assert warpwright.deterministic()
+        with warpwright.deterministic(False) as off:
+            assert not off
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_is_not_fooled_by_warn_only():
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        assert not warpwright.deterministic()
+        assert "warn_only" in warpwright.deterministic().reason
+    finally:
+        torch.use_deterministic_algorithms(False)
