@@ -3,8 +3,7 @@
 
 #include "kernels/norm.h"
 
-#include "cpu/parallel.h"
-#include "cpu/vec.h"
+#include "cpu/partials.h"
 
 WARPWRIGHT_ISA_BEGIN
 
@@ -80,19 +79,6 @@ void rms_norm_backward_rows(const RmsNormBackwardParams& p, int64_t begin, int64
       store(out + i, dx, n);
     });
   }
-}
-
-// out[i] = partials[0][i] + partials[1][i] + ..., in that order.
-template <class T>
-void reduce_partials(const acc_t<T>* partials, int64_t count, int64_t cols, T* out) {
-  using A = acc_t<T>;
-  parallel_for(0, cols, kParallelGrain / (count < 1 ? 1 : count), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      A total = 0;
-      for (int64_t b = 0; b < count; ++b) total += partials[b * cols + i];
-      out[i] = from_acc<T>(total);
-    }
-  });
 }
 
 }  // namespace

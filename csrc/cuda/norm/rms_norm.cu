@@ -5,6 +5,7 @@
 
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
+#include "cuda/tile/partials.cuh"
 #include "cuda/tile/reduction.cuh"
 #include "kernels/norm.h"
 
@@ -86,21 +87,6 @@ __global__ void __launch_bounds__(kThreads) rms_norm_backward_kernel(const RmsNo
   }
 }
 
-struct WeightGradParams {
-  const float* partials;  // (count, cols)
-  void* grad_weight;      // (cols)
-  int64_t count, cols;
-};
-
-template <class T>
-__global__ void __launch_bounds__(kThreads) rms_norm_weight_grad_kernel(const WeightGradParams p) {
-  const int64_t col = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (col >= p.cols) return;
-  float total = 0.0f;
-  for (int64_t i = 0; i < p.count; ++i) total += p.partials[i * p.cols + col];
-  static_cast<T*>(p.grad_weight)[col] = from_float<T>(total);
-}
-
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -121,11 +107,8 @@ void rms_norm_backward(const RmsNormBackwardParams& params, Stream stream) {
       const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream};
       launch("rms_norm_backward", rms_norm_backward_kernel<T>, config, params);
     }
-    if (params.grad_weight != nullptr && params.cols > 0) {
-      const WeightGradParams reduce{static_cast<const float*>(params.partials), params.grad_weight, blocks,
-                                    params.cols};
-      const auto grid = static_cast<unsigned>((params.cols + kThreads - 1) / kThreads);
-      launch("rms_norm_weight_grad", rms_norm_weight_grad_kernel<T>, {dim3(grid), dim3(kThreads), stream}, reduce);
+    if (params.grad_weight != nullptr) {
+      sum_partials<T>(params.partials, params.grad_weight, blocks, params.cols, stream);
     }
   });
 }

@@ -1,0 +1,87 @@
+// exp, tanh, erf and the logistic function on vectors: branch-free polynomials for float, libm lane by lane for
+// double (gradients are checked in it, nothing is timed in it).
+//
+// The coefficients are minimax fits in relative error of the result (Lawson's iteration over Chebyshev nodes), rounded
+// to float. tests/test_vec_math.py sweeps each function and holds it to its bound.
+
+#pragma once
+
+#include "cpu/vec.h"
+
+WARPWRIGHT_ISA_BEGIN
+
+// Horner's rule: c0 + c1 x + c2 x^2 + ...
+inline Vec<float> polynomial(Vec<float>, float c0) { return splat(c0); }
+template <class... Rest>
+inline Vec<float> polynomial(Vec<float> x, float c0, Rest... rest) {
+  return polynomial(x, rest...) * x + c0;
+}
+
+// exp(x): x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) = 1 + r + r^2 q(r). NaN, infinities, overflow and subnormal
+// results come out as they should.
+inline Vec<float> vexp(Vec<float> x) {
+  // Past these the result is infinite or zero anyway; NaN fails both comparisons and passes through.
+  const Vec<float> clamped = x > 89.0f ? splat(89.0f) : (x < -104.0f ? splat(-104.0f) : x);
+  // Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the low bits.
+  constexpr float kRound = 12582912.0f;
+  const Vec<float> shifted = clamped * 1.44269504f + kRound;
+  const Vec<float> n = shifted - kRound;
+  // ln 2 in two parts, so that n * (the first) is exact.
+  const Vec<float> r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  const Vec<float> q = polynomial(r, 0.5f, 0.1666666716337204f, 0.041666269302368164f, 0.008333265781402588f,
+                                  0.0013946086401119828f, 0.0001991783210542053f);
+  const Vec<float> p = r * r * q + r + 1.0f;
+  // 2^n in two factors: n reaches -150 and 128, beyond what one exponent holds.
+  const I32s whole = (I32s)shifted - bit_cast<int32_t>(kRound);
+  const I32s half = whole >> 1;
+  const Vec<float> scale1 = (Vec<float>)((half + 127) << 23);
+  const Vec<float> scale2 = (Vec<float>)((whole - half + 127) << 23);
+  return x != x ? x : p * scale1 * scale2;
+}
+
+inline Vec<float> vsigmoid(Vec<float> x) { return 1.0f / (1.0f + vexp(-x)); }
+
+inline Vec<float> vabs(Vec<float> x) { return (Vec<float>)((I32s)x & 0x7fffffff); }
+inline Vec<float> copy_sign(Vec<float> magnitude, Vec<float> sign) {
+  return (Vec<float>)(((I32s)magnitude & 0x7fffffff) | ((I32s)sign & bit_cast<int32_t>(0x80000000u)));
+}
+
+// tanh(x): x + x^3 P(x^2) near zero, 1 - 2 / (exp(2 |x|) + 1) beyond, where that loses no digits.
+inline Vec<float> vtanh(Vec<float> x) {
+  const Vec<float> a = vabs(x), z = x * x;
+  const Vec<float> small = x + x * z *
+                                   polynomial(z, -0.3333328366279602f, 0.13331490755081177f, -0.05374349653720856f,
+                                              0.020650578662753105f, -0.005717036779969931f);
+  const Vec<float> large = copy_sign(1.0f - 2.0f / (vexp(a + a) + 1.0f), x);
+  return a < 0.625f ? small : large;
+}
+
+// erf(x): x + x P(x^2) below 1, 1 - exp(-Q(|x|)) from there to 4, where the result is 1 to the last bit.
+inline Vec<float> verf(Vec<float> x) {
+  const Vec<float> a = vabs(x), z = x * x;
+  const Vec<float> small =
+      x + x * polynomial(z, 0.12837916612625122f, -0.3761262595653534f, 0.1128358542919159f, -0.026853810995817184f,
+                         0.005188327748328447f, -0.0008010192541405559f, 7.853857823647559e-05f);
+  const Vec<float> b = a > 4.0f ? splat(4.0f) : a;
+  const Vec<float> q =
+      polynomial(b, -0.0001880402269307524f, 1.1295784711837769f, 0.6332198977470398f, 0.10841857641935349f,
+                 -0.025208257138729095f, 0.004204561933875084f, -0.00044133636401966214f, 2.1686850232072175e-05f);
+  const Vec<float> large = copy_sign(1.0f - vexp(-q), x);
+  return x != x ? x : (a < 1.0f ? small : large);
+}
+
+#define WARPWRIGHT_LANE_BY_LANE(NAME, EXPRESSION)  \
+  inline Vec<double> NAME(Vec<double> v) {         \
+    for (int64_t i = 0; i < kLanes<double>; ++i) { \
+      const double x = v[i];                       \
+      v[i] = EXPRESSION;                           \
+    }                                              \
+    return v;                                      \
+  }
+WARPWRIGHT_LANE_BY_LANE(vexp, ::exp(x))
+WARPWRIGHT_LANE_BY_LANE(vtanh, ::tanh(x))
+WARPWRIGHT_LANE_BY_LANE(verf, ::erf(x))
+WARPWRIGHT_LANE_BY_LANE(vsigmoid, 1.0 / (1.0 + ::exp(-x)))
+#undef WARPWRIGHT_LANE_BY_LANE
+
+WARPWRIGHT_ISA_END
