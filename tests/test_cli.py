@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -150,9 +151,9 @@ def test_a_backend_that_cannot_run_says_why(cli):
 
 def test_the_command_sets_up_triton_by_itself():
     """In a fresh process, without TRITON_INTERPRET and without the tests' conftest."""
-    code = "from warpwright.cli import main; main(['check', '--op', 'rms_norm', '--backend', 'triton', '--json'])"
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-m", "warpwright.cli", "check", "--op", "rms_norm", "--backend", "triton", "--json"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     expected = "triton-cuda" if torch.cuda.is_available() else "triton-interpreted"
@@ -160,6 +161,6 @@ def test_the_command_sets_up_triton_by_itself():
 
 
 def test_a_closed_pipe_is_no_traceback():
-    command = f"{sys.executable} -c \"from warpwright.cli import main; main(['info'])\" | true"
+    command = f"{sys.executable} -m warpwright.cli info | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
