@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
     const Vec<float> x = load(buffer);
     Vec<float> y{};
     if (std::strcmp(argv[1], "exp") == 0) y = vexp(x);
+    if (std::strcmp(argv[1], "log") == 0) y = vlog(x);
     if (std::strcmp(argv[1], "tanh") == 0) y = vtanh(x);
     if (std::strcmp(argv[1], "erf") == 0) y = verf(x);
     if (std::strcmp(argv[1], "sigmoid") == 0) y = vsigmoid(x);

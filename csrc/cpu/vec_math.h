@@ -1,4 +1,4 @@
-// exp, tanh, erf and the logistic function on vectors: branch-free polynomials for float, libm lane by lane for
+// exp, log, tanh, erf and the logistic function on vectors: branch-free polynomials for float, libm lane by lane for
 // double (gradients are checked in it, nothing is timed in it).
 //
 // The coefficients are minimax fits in relative error of the result (Lawson's iteration over Chebyshev nodes), rounded
@@ -37,6 +37,24 @@ inline Vec<float> vexp(Vec<float> x) {
   const Vec<float> scale1 = (Vec<float>)((half + 127) << 23);
   const Vec<float> scale2 = (Vec<float>)((whole - half + 127) << 23);
   return x != x ? x : p * scale1 * scale2;
+}
+
+// log(x) = n ln 2 + log(1 + f), with 1 + f in [sqrt(1/2), sqrt(2)) and log(1 + f) = 2 atanh(f / (2 + f)).
+inline Vec<float> vlog(Vec<float> x) {
+  constexpr int32_t kSqrtHalf = 0x3f3504f3;
+  constexpr float kSmallestNormal = 0x1p-126f, kInfinity = std::numeric_limits<float>::infinity();
+  const I32s subnormal = x < kSmallestNormal;
+  const I32s bits = (I32s)(subnormal ? x * 0x1p23f : x) - kSqrtHalf;
+  const Vec<float> n = __builtin_convertvector((bits >> 23) - (subnormal & 23), Vec<float>);
+  const Vec<float> f = (Vec<float>)((bits & 0x7fffff) + kSqrtHalf) - 1.0f;
+  const Vec<float> s = f / (2.0f + f), z = s * s, half_square = 0.5f * f * f;
+  const Vec<float> tail = z * polynomial(z, 0.6666678190f, 0.3997673392f, 0.2989518046f);
+  // ln 2 in two parts, as in vexp; f is exact and goes in last.
+  const Vec<float> low = s * (half_square + tail) - n * 2.12194440e-4f;
+  const Vec<float> y = n * 0.693359375f - ((half_square - low) - f);
+  const Vec<float> above_zero = x < kInfinity ? y : x;  // Infinity and NaN are their own logarithms.
+  const Vec<float> at_zero = x == 0.0f ? splat(-kInfinity) : above_zero;
+  return x < 0.0f ? splat(std::numeric_limits<float>::quiet_NaN()) : at_zero;
 }
 
 inline Vec<float> vsigmoid(Vec<float> x) { return 1.0f / (1.0f + vexp(-x)); }
@@ -79,6 +97,7 @@ inline Vec<float> verf(Vec<float> x) {
     return v;                                      \
   }
 WARPWRIGHT_LANE_BY_LANE(vexp, ::exp(x))
+WARPWRIGHT_LANE_BY_LANE(vlog, ::log(x))
 WARPWRIGHT_LANE_BY_LANE(vtanh, ::tanh(x))
 WARPWRIGHT_LANE_BY_LANE(verf, ::erf(x))
 WARPWRIGHT_LANE_BY_LANE(vsigmoid, 1.0 / (1.0 + ::exp(-x)))
