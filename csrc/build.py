@@ -206,7 +206,8 @@ def cpu_library(ninja: Ninja, out: Path) -> None:
         *sorted((CSRC / "bindings" / "onednn").glob("*.cpp")),
     ]
     for source in glue:
-        made.append(ninja.edge("cxx", objects / f"{source.stem}.o", [source], flags="-DWARPWRIGHT_BACKEND_CPU"))
+        name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
+        made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags="-DWARPWRIGHT_BACKEND_CPU"))
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
         for isa, flags in ISAS.items():
             if isa != "baseline" and not sys_is_x86():

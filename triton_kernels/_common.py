@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 
@@ -26,3 +29,15 @@ def row_block(cols: int, limit: int = 8192) -> int:
 def num_warps(block: int) -> int:
     """A warp for each 512 elements held, between 1 and 16."""
     return max(1, min(16, block // 512))
+
+
+def tl_acc(dtype: torch.dtype) -> tl.dtype:
+    """`acc_dtype` as a Triton type."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, whose dot is wrong for half types."""
+    return (
+        bool(triton.knobs.runtime.interpret) if hasattr(triton, "knobs") else os.environ.get("TRITON_INTERPRET") == "1"
+    )

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from warpwright.triton_kernels._common import acc_dtype, num_warps, row_block, rows
+from warpwright.triton_kernels._common import acc_dtype, num_warps, row_block, rows, tl_acc
+from warpwright.triton_kernels._partials import sum_partials
 
 # Row groups of the backward pass: fixed, so that weight gradients are summed in the same order everywhere.
 MAX_PARTIALS = 128
@@ -93,31 +94,6 @@ def _rms_norm_backward_kernel(
                 tl.store(grad_input_ptr + row * cols + col, dx.to(grad_input_ptr.dtype.element_ty), mask)
 
 
-@triton.jit
-def _sum_partials_kernel(partials_ptr, output_ptr, count, cols, ACC: tl.constexpr, BLOCK: tl.constexpr):
-    col = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = col < cols
-    total = tl.zeros((BLOCK,), ACC)
-    for i in range(count):
-        total += tl.load(partials_ptr + i * cols + col, mask, 0.0)
-    tl.store(output_ptr + col, total.to(output_ptr.dtype.element_ty), mask)
-
-
-def _tl_acc(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-def sum_partials(partials: Tensor, output: Tensor) -> None:
-    """output[c] = partials[0, c] + partials[1, c] + ..., in that order."""
-    count, cols = partials.shape
-    if cols == 0:
-        return
-    block = row_block(cols, 512)
-    _sum_partials_kernel[(triton.cdiv(cols, block),)](
-        partials, output, count, cols, ACC=_tl_acc(partials.dtype), BLOCK=block
-    )
-
-
 def rms_norm(
     input: Tensor, residual: Tensor | None, normalized_ndim: int, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,7 +109,7 @@ def rms_norm(
     _rms_norm_kernel[(n_rows,)](
         x, x.stride(0), x.stride(1), r, r.stride(0), r.stride(1),
         weight.contiguous() if weight is not None else x, output, total, rstd, cols, eps,
-        HAS_RESIDUAL=residual is not None, HAS_WEIGHT=weight is not None, ACC=_tl_acc(input.dtype), BLOCK=block,
+        HAS_RESIDUAL=residual is not None, HAS_WEIGHT=weight is not None, ACC=tl_acc(input.dtype), BLOCK=block,
         num_warps=num_warps(block),
     )  # fmt: skip
     return output, total, rstd
@@ -165,7 +141,7 @@ def rms_norm_backward(
         dy, dy.stride(0), dy.stride(1), extra, extra.stride(0), extra.stride(1), h, h.stride(0), h.stride(1),
         weight.contiguous() if weight is not None else h, rstd.contiguous(), grad_input, partials, n_rows, cols,
         HAS_EXTRA=grad_sum is not None, HAS_WEIGHT=weight is not None, NEED_INPUT=need_input, NEED_WEIGHT=need_weight,
-        ACC=_tl_acc(sum.dtype), BLOCK=block, num_warps=num_warps(block),
+        ACC=tl_acc(sum.dtype), BLOCK=block, num_warps=num_warps(block),
     )  # fmt: skip
     if need_weight:
         sum_partials(partials, grad_weight)

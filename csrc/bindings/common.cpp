@@ -171,6 +171,11 @@ Rows rows_of(const OptionalTensor& tensor, int64_t row_ndim, Tensor& holder) {
   return tensor.has_value() ? rows_of(*tensor, row_ndim, holder) : Rows{};
 }
 
+OptionalTensor contiguous(const OptionalTensor& tensor) {
+  if (!tensor.has_value()) return std::nullopt;
+  return torch::stable::contiguous(*tensor);
+}
+
 #if defined(WARPWRIGHT_BACKEND_CUDA)
 Launch::Launch(const Tensor& tensor) : guard_(tensor.get_device_index()) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_));

@@ -82,6 +82,9 @@ Rows rows_of(const Tensor& tensor, int64_t row_ndim, Tensor& holder);
 // The same for an optional tensor: data is null without one.
 Rows rows_of(const OptionalTensor& tensor, int64_t row_ndim, Tensor& holder);
 
+// `tensor` in one contiguous piece, itself where it is so already; none for none.
+OptionalTensor contiguous(const OptionalTensor& tensor);
+
 // ---- the device ----
 
 // Makes `tensor`'s device current for its lifetime, and gives the stream that torch is using on it.

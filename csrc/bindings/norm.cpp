@@ -36,10 +36,6 @@ void check_affine(const char* op, const char* name, const OptionalTensor& tensor
                    shape_text(IntHeaderOnlyArrayRef(expected)), ", got ", shape_text(tensor->sizes()));
 }
 
-OptionalTensor contiguous(const OptionalTensor& tensor) {
-  return tensor.has_value() ? OptionalTensor(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
-
 std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor input, OptionalTensor residual, int64_t normalized_ndim,
                                             OptionalTensor weight, double eps) {
   const char* op = "rms_norm";

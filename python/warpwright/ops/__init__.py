@@ -1,5 +1,6 @@
 """The public operators, one module a family."""
 
+from warpwright.ops.matmul import linear
 from warpwright.ops.norm import rms_norm
 
-__all__ = ["rms_norm"]
+__all__ = ["linear", "rms_norm"]

@@ -1,0 +1,116 @@
+// The CPU's matrix product: oneDNN through torch, with the epilogue fused where oneDNN has it.
+//
+// The fused call is the one that torch's own compiler emits. It is looked up weakly: a torch without it still loads
+// this library, and the product then takes aten::linear and one pass of ours over the result.
+
+#include "bindings/gemm.h"
+#include "bindings/onednn/aten.h"
+#include "kernels/epilogue.h"
+
+extern "C" {
+__attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise(AtenTensorHandle input, AtenTensorHandle weight,
+                                                                      AtenTensorHandle* bias, const char* attr,
+                                                                      const double** scalars, int64_t scalars_len,
+                                                                      const char** algorithm, AtenTensorHandle* result);
+__attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise_binary(AtenTensorHandle input,
+                                                                             AtenTensorHandle other,
+                                                                             AtenTensorHandle weight,
+                                                                             AtenTensorHandle* bias, const char* attr,
+                                                                             AtenTensorHandle* result);
+}
+
+namespace warpwright {
+namespace {
+
+// Multiplications under which aten's shorter way in beats oneDNN's faster product.
+constexpr int64_t kOneDnnWork = int64_t{1} << 18;
+
+// oneDNN's name of an activation, and its algorithm where it has one.
+std::pair<const char*, const char*> post_op(Activation activation) {
+  switch (activation) {
+    case Activation::kRelu: return {"relu", nullptr};
+    case Activation::kGelu: return {"gelu", "none"};
+    case Activation::kGeluTanh: return {"gelu", "tanh"};
+    case Activation::kSilu: return {"swish", nullptr};
+    default: return {"none", nullptr};
+  }
+}
+
+AtenTensorHandle handle_of(const OptionalTensor& tensor) { return tensor.has_value() ? tensor->get() : nullptr; }
+
+Tensor fused_unary(const Tensor& a, const Tensor& b, const OptionalTensor& bias, Activation activation) {
+  AtenTensorHandle bias_handle = handle_of(bias), result = nullptr;
+  auto [name, algorithm] = post_op(activation);
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(a.get(), b.get(), bias_handle ? &bias_handle : nullptr,
+                                                                 name, nullptr, 0, algorithm ? &algorithm : nullptr,
+                                                                 &result));
+  return Tensor(result);
+}
+
+Tensor fused_add(const Tensor& a, const Tensor& other, const Tensor& b, const OptionalTensor& bias) {
+  AtenTensorHandle bias_handle = handle_of(bias), result = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise_binary(
+      a.get(), other.get(), b.get(), bias_handle ? &bias_handle : nullptr, "add", &result));
+  return Tensor(result);
+}
+
+bool onednn_takes(const Tensor& a, const Tensor& b) {
+  const ScalarType dtype = a.scalar_type();
+  const bool known = dtype == ScalarType::Float || dtype == ScalarType::BFloat16;
+  return known && &aoti_torch_cpu__linear_pointwise != nullptr && a.size(0) * a.size(1) * b.size(0) >= kOneDnnWork;
+}
+
+// a @ b.T + bias, unrounded (float32) for float16: few processors multiply it, and float32 is faster and closer.
+Tensor product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
+  if (a.size(1) == 0 || a.size(0) == 0 || b.size(0) == 0) {
+    Tensor zeros = empty({a.size(0), b.size(0)}, a.scalar_type(), a);
+    torch::stable::zero_(zeros);
+    return zeros;
+  }
+  if (a.scalar_type() == ScalarType::Half) {
+    return product(torch::stable::to(a, ScalarType::Float), torch::stable::to(b, ScalarType::Float), std::nullopt);
+  }
+  if (onednn_takes(a, b)) return fused_unary(a, b, bias, Activation::kNone);
+  return onednn::call_aten<1>("aten::linear", "", a, b, bias)[0];
+}
+
+}  // namespace
+
+LinearOutput gemm(const Tensor& a, const Tensor& b, const OptionalTensor& bias, const OptionalTensor& residual,
+                  Activation activation, bool save_preact) {
+  const ScalarType dtype = a.scalar_type();
+  const bool keep = save_preact && needs_preact(activation);
+  const bool plain = activation == Activation::kNone && !residual.has_value();
+  if (onednn_takes(a, b)) {
+    if (!residual.has_value() && !keep) return {fused_unary(a, b, bias, activation), nothing(dtype, a)};
+    if (activation == Activation::kNone && residual.has_value()) {
+      return {fused_add(a, torch::stable::contiguous(*residual), b, bias), nothing(dtype, a)};
+    }
+  }
+  const bool empty_product = a.size(1) == 0 || a.size(0) == 0 || b.size(0) == 0;
+  const bool bias_in_product = !empty_product && dtype != ScalarType::Half;
+  Tensor rough = product(a, b, bias_in_product ? bias : std::nullopt);
+  if (plain && bias_in_product) return {rough, nothing(dtype, a)};
+
+  const OptionalTensor addend = contiguous(residual);
+  const OptionalTensor bias_row = bias_in_product ? std::nullopt : contiguous(bias);
+  const bool same = rough.scalar_type() == dtype;
+  LinearOutput result{same ? rough : empty({a.size(0), b.size(0)}, dtype, a),
+                      keep ? empty({a.size(0), b.size(0)}, dtype, a) : nothing(dtype, a)};
+  EpilogueParams params{};
+  params.product = rough.const_data_ptr();
+  params.bias = data_or_null(bias_row);
+  params.residual = data_or_null(addend);
+  params.output = result.output.mutable_data_ptr();
+  params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
+  params.outer = a.size(0);
+  params.channels = b.size(0);
+  params.inner = 1;
+  params.activation = activation;
+  params.product_dtype = to_dtype(rough.scalar_type());
+  params.dtype = to_dtype(dtype);
+  cpu::epilogue_forward(params, nullptr);
+  return result;
+}
+
+}  // namespace warpwright
