@@ -1,5 +1,5 @@
-// Norms on the CPU: one pass to sum a row and one to write it, both from the first-level cache. Rows go to threads;
-// weight gradients go through the fixed partial sums of kernels/norm.h.
+// Norms on the CPU: a row is summed and written while it lies in the first-level cache. Rows go to threads; weight
+// gradients go through the fixed partial sums of kernels/norm.h.
 
 #include "kernels/norm.h"
 
@@ -12,26 +12,36 @@ namespace {
 // sum = input + residual, rounded to T as the unfused addition would round it.
 template <class T>
 void add_rows(const T* a, const T* b, T* sum, int64_t cols) {
-  using A = acc_t<T>;
-  for_each_vector<A>(cols, [&](int64_t i, auto n) { store(sum + i, load(a + i, n) + load(b + i, n), n); });
+  for_each_vector<acc_t<T>>(cols, [&](int64_t i, auto n) { store(sum + i, load(a + i, n) + load(b + i, n), n); });
 }
 
 template <class T>
-acc_t<T> sum_of_squares(const T* x, int64_t cols) {
+acc_t<T> row_mean(const T* x, int64_t cols) {
+  using A = acc_t<T>;
+  Vec<A> total{};
+  for_each_vector<A>(cols, [&](int64_t i, auto n) { total += load(x + i, n); });
+  return reduce_add<A>(total) / A(cols);
+}
+
+// Of the differences, in a second pass: the mean of squares less the square of the mean loses every digit when the
+// mean is large.
+template <class T>
+acc_t<T> mean_square(const T* x, int64_t cols, acc_t<T> mean) {
   using A = acc_t<T>;
   Vec<A> total{};
   for_each_vector<A>(cols, [&](int64_t i, auto n) {
-    const Vec<A> v = load(x + i, n);
-    total += v * v;
+    const Vec<A> d = load(x + i, n, mean) - mean;  // Lanes past the end hold the mean: they add nothing.
+    total += d * d;
   });
-  return reduce_add<A>(total);
+  return reduce_add<A>(total) / A(cols);
 }
 
 template <class T>
-void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
+void forward_rows(const NormParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   Scratch<T> input_row(p.cols), residual_row(p.cols);
   const T* weight = static_cast<const T*>(p.weight);
+  const T* bias = static_cast<const T*>(p.bias);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = row_data(p.input, row, p.cols, input_row.data());
     if (p.residual.data != nullptr) {
@@ -39,58 +49,78 @@ void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
       add_rows(x, row_data(p.residual, row, p.cols, residual_row.data()), sum, p.cols);
       x = sum;
     }
-    const A rstd = A(1) / std::sqrt(sum_of_squares(x, p.cols) / A(p.cols) + A(p.eps));
+    const A mean = p.mean == nullptr ? A(0) : row_mean(x, p.cols);
+    const A rstd = A(1) / std::sqrt(mean_square(x, p.cols, mean) + A(p.eps));
+    if (p.mean != nullptr) static_cast<A*>(p.mean)[row] = mean;
     static_cast<A*>(p.rstd)[row] = rstd;
     T* out = static_cast<T*>(p.output) + row * p.cols;
     for_each_vector<A>(p.cols, [&](int64_t i, auto n) {
-      Vec<A> y = load(x + i, n) * rstd;
+      Vec<A> y = (load(x + i, n) - mean) * rstd;
       if (weight != nullptr) y *= load(weight + i, n);
+      if (bias != nullptr) y += load(bias + i, n);
       store(out + i, y, n);
     });
   }
 }
 
-// With xhat = x * rstd and g = grad_output * weight:
-//   grad_input = rstd * (g - xhat * mean(g * xhat)) + grad_sum,   grad_weight = sum over rows of grad_output * xhat.
+// With xhat = (x - mean) * rstd and g = grad_output * weight:
+//   grad_input  = rstd * (g - mean(g) - xhat * mean(g * xhat)) + grad_sum    (without mean(g) for the RMS norm)
+//   grad_weight = sum over rows of grad_output * xhat,   grad_bias = sum over rows of grad_output.
 template <class T>
-void rms_norm_backward_rows(const RmsNormBackwardParams& p, int64_t begin, int64_t end, acc_t<T>* partial) {
+void backward_rows(const NormBackwardParams& p, int64_t begin, int64_t end, acc_t<T>* weight_sums,
+                   acc_t<T>* bias_sums) {
   using A = acc_t<T>;
   Scratch<T> grad_row(p.cols), x_row(p.cols), extra_row(p.cols);
   const T* weight = static_cast<const T*>(p.weight);
   for (int64_t row = begin; row < end; ++row) {
     const T* grad = row_data(p.grad_output, row, p.cols, grad_row.data());
     const T* x = row_data(p.sum, row, p.cols, x_row.data());
+    const A mean = p.mean == nullptr ? A(0) : static_cast<const A*>(p.mean)[row];
     const A rstd = static_cast<const A*>(p.rstd)[row];
-    Vec<A> dot{};
+    Vec<A> dot{}, total{};
     for_each_vector<A>(p.cols, [&](int64_t i, auto n) {
-      const Vec<A> dy = load(grad + i, n), xhat = load(x + i, n) * rstd;
-      if (partial != nullptr) store(partial + i, load(partial + i, n) + dy * xhat, n);
-      dot += (weight != nullptr ? dy * load(weight + i, n) : dy) * xhat;
+      const Vec<A> dy = load(grad + i, n), xhat = (load(x + i, n) - mean) * rstd;
+      if (weight_sums != nullptr) store(weight_sums + i, load(weight_sums + i, n) + dy * xhat, n);
+      if (bias_sums != nullptr) store(bias_sums + i, load(bias_sums + i, n) + dy, n);
+      const Vec<A> g = weight != nullptr ? dy * load(weight + i, n) : dy;
+      dot += g * xhat;
+      total += g;
     });
     if (p.grad_input == nullptr) continue;
-    const A mean = reduce_add<A>(dot) / A(p.cols);
+    const A mean_dot = reduce_add<A>(dot) / A(p.cols);
+    const A mean_grad = p.mean == nullptr ? A(0) : reduce_add<A>(total) / A(p.cols);
     const T* extra = p.grad_sum.data == nullptr ? nullptr : row_data(p.grad_sum, row, p.cols, extra_row.data());
     T* out = static_cast<T*>(p.grad_input) + row * p.cols;
     for_each_vector<A>(p.cols, [&](int64_t i, auto n) {
       Vec<A> g = load(grad + i, n);
       if (weight != nullptr) g *= load(weight + i, n);
-      Vec<A> dx = (g - load(x + i, n) * rstd * mean) * rstd;
+      const Vec<A> xhat = (load(x + i, n) - mean) * rstd;
+      Vec<A> dx = (g - mean_grad - xhat * mean_dot) * rstd;
       if (extra != nullptr) dx += load(extra + i, n);
       store(out + i, dx, n);
     });
   }
 }
 
+// Row `block` of a partials buffer, zeroed; null without one.
+template <class A>
+A* partial_row(void* partials, int64_t block, int64_t cols) {
+  if (partials == nullptr) return nullptr;
+  A* row = static_cast<A*>(partials) + block * cols;
+  for (int64_t i = 0; i < cols; ++i) row[i] = 0;
+  return row;
+}
+
 }  // namespace
 
-void rms_norm(const RmsNormParams& p) {
+void norm_forward(const NormParams& p) {
   visit_float(p.dtype, [&](auto tag) {
     using T = decltype(tag);
-    parallel_for(0, p.rows, row_grain(p.cols), [&](int64_t b, int64_t e) { rms_norm_rows<T>(p, b, e); });
+    parallel_for(0, p.rows, row_grain(p.cols), [&](int64_t b, int64_t e) { forward_rows<T>(p, b, e); });
   });
 }
 
-void rms_norm_backward(const RmsNormBackwardParams& p) {
+void norm_backward(const NormBackwardParams& p) {
   visit_float(p.dtype, [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
@@ -98,20 +128,21 @@ void rms_norm_backward(const RmsNormBackwardParams& p) {
     const int64_t grain = row_grain(p.cols * (p.rows / (blocks < 1 ? 1 : blocks)));
     parallel_for(0, blocks, grain, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
-        A* partial = p.partials == nullptr ? nullptr : static_cast<A*>(p.partials) + block * p.cols;
-        if (partial != nullptr) {
-          for (int64_t i = 0; i < p.cols; ++i) partial[i] = 0;
-        }
-        rms_norm_backward_rows<T>(p, p.rows * block / blocks, p.rows * (block + 1) / blocks, partial);
+        A* weight_sums = partial_row<A>(p.weight_partials, block, p.cols);
+        A* bias_sums = partial_row<A>(p.bias_partials, block, p.cols);
+        backward_rows<T>(p, p.rows * block / blocks, p.rows * (block + 1) / blocks, weight_sums, bias_sums);
       }
     });
     if (p.grad_weight != nullptr) {
-      reduce_partials<T>(static_cast<const A*>(p.partials), blocks, p.cols, static_cast<T*>(p.grad_weight));
+      reduce_partials<T>(static_cast<const A*>(p.weight_partials), blocks, p.cols, static_cast<T*>(p.grad_weight));
+    }
+    if (p.grad_bias != nullptr) {
+      reduce_partials<T>(static_cast<const A*>(p.bias_partials), blocks, p.cols, static_cast<T*>(p.grad_bias));
     }
   });
 }
 
 WARPWRIGHT_ISA_END
 
-WARPWRIGHT_CPU_LAUNCHER(rms_norm, RmsNormParams)
-WARPWRIGHT_CPU_LAUNCHER(rms_norm_backward, RmsNormBackwardParams)
+WARPWRIGHT_CPU_LAUNCHER(norm_forward, NormParams)
+WARPWRIGHT_CPU_LAUNCHER(norm_backward, NormBackwardParams)

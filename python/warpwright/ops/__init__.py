@@ -1,6 +1,6 @@
 """The public operators, one module a family."""
 
 from warpwright.ops.matmul import linear
-from warpwright.ops.norm import rms_norm
+from warpwright.ops.norm import layer_norm, rms_norm
 
-__all__ = ["linear", "rms_norm"]
+__all__ = ["layer_norm", "linear", "rms_norm"]

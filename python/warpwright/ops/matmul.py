@@ -43,9 +43,9 @@ def linear(
     Raises:
         RuntimeError: naming the argument whose dtype, device, rank or shape does not fit.
 
-    Accumulates in float32 (float64 for float64). Differentiable in every tensor argument; the activation's and the bias'
-    gradients are taken in one pass. Bitwise the same from run to run. Where a gradient is wanted and the activation's
-    derivative needs the pre-activation (all but relu), that is saved from the same pass.
+    Accumulates in float32 (float64 for float64). Differentiable in every tensor argument; the gradients of the
+    activation and of the bias are taken in one pass. Bitwise the same from run to run. Where a gradient is wanted and
+    the activation's derivative needs the pre-activation (all but relu), that is saved from the same pass.
     """
     name = activation or "none"
     save_preact = needs_preact(name) and wants_grad(input, weight, bias, residual)
