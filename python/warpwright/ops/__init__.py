@@ -1,6 +1,7 @@
 """The public operators, one module a family."""
 
+from warpwright.ops.activation import swiglu
 from warpwright.ops.matmul import linear
 from warpwright.ops.norm import layer_norm, rms_norm
 
-__all__ = ["layer_norm", "linear", "rms_norm"]
+__all__ = ["layer_norm", "linear", "rms_norm", "swiglu"]

@@ -1,0 +1,29 @@
+// Packs: kCount neighbouring elements moved by one 16-byte instruction.
+
+#pragma once
+
+#include "cuda/runtime.h"
+
+namespace warpwright::cuda {
+
+inline constexpr int kPackBytes = 16;
+template <class T>
+inline constexpr int kPackSize = kPackBytes / static_cast<int>(sizeof(T));
+
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T values[kCount];
+};
+
+// Whether every row of `rows` can be read in packs of T: no step between elements, and each row starts at a multiple
+// of the pack's size.
+template <class T>
+bool rows_fit_packs(const Rows& rows) {
+  if (rows.col_stride != 1 || reinterpret_cast<uintptr_t>(rows.data) % kPackBytes != 0) return false;
+  for (int d = 0; d < rows.ndim; ++d) {
+    if (rows.size[d] > 1 && rows.stride[d] % kPackSize<T> != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace warpwright::cuda
