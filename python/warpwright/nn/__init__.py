@@ -5,6 +5,7 @@ counted and named by `warpwright.fallbacks()`.
 """
 
 from warpwright.nn._replace import ReplaceReport, replace_modules
+from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import RMSNorm
 
-__all__ = ["RMSNorm", "ReplaceReport", "replace_modules"]
+__all__ = ["Linear", "RMSNorm", "ReplaceReport", "replace_modules"]

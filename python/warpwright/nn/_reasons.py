@@ -20,24 +20,25 @@ def common_reason(input: object, *parameters: Tensor | None) -> str | None:
     """
     if not isinstance(input, Tensor):  # Among them the proxies of torch.fx.
         return f"input is a {type(input).__name__}, not a tensor"
-    device = input.device.type
-    autocast = torch.is_autocast_enabled(device) if device in ("cpu", "cuda") else False
+    device = input.device
+    kind = device.type
+    autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
     dtype = _dtype_in_op(input, autocast)
-    if dtype not in _FLOATS or (dtype == torch.float64 and device == "cuda"):
-        return f"{input.dtype} input on {device}"
+    if dtype not in _FLOATS or (dtype == torch.float64 and kind == "cuda"):
+        return f"{input.dtype} input on {kind}"
     for tensor in (input, *parameters):
         if tensor is None:
             continue
-        reason = _kind_reason(tensor)
+        reason = kind_reason(tensor)
         if reason is not None:
             return reason
-        if tensor.device != input.device:
-            return f"input on {device}, a parameter on {tensor.device.type}"
-        if _dtype_in_op(tensor, autocast) != dtype:
+        if tensor.device != device:
+            return f"input on {kind}, a parameter on {tensor.device.type}"
+        if (_dtype_in_op(tensor, autocast) if autocast else tensor.dtype) != dtype:
             return f"{input.dtype} input, {tensor.dtype} parameter"
     if _transformed():
         return "forward-mode AD or a torch.func transform"
-    return missing_for(input.device)
+    return missing_for(device)
 
 
 def _dtype_in_op(tensor: Tensor, autocast: bool) -> torch.dtype:
@@ -47,7 +48,8 @@ def _dtype_in_op(tensor: Tensor, autocast: bool) -> torch.dtype:
     return tensor.dtype
 
 
-def _kind_reason(tensor: Tensor) -> str | None:
+def kind_reason(tensor: Tensor) -> str | None:
+    """Why no op can take this kind of tensor, whatever its dtype, or None when it can."""
     if tensor.is_nested:
         return "nested tensor"
     if tensor.layout != torch.strided:

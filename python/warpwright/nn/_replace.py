@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch.nn.parameter import is_lazy
 
-from warpwright.nn import norm
+from warpwright.nn import matmul, norm
 
 #: torch's layer -> ours.
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
+    torch.nn.Linear: matmul.Linear,
     torch.nn.RMSNorm: norm.RMSNorm,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in REPLACEMENTS.items()}

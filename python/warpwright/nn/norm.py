@@ -17,7 +17,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     Runs torch's own forward, and counts it in warpwright.fallbacks(), where the op cannot take the tensors: a dtype
     other than float32, float16, bfloat16 (float64 on the CPU), input and weight of different dtypes outside autocast,
-    tensor subclasses with their own dispatch, torch.func transforms, devices without a kernel.
+    sparse or nested tensors, subclasses with their own dispatch, torch.func transforms, devices without a kernel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
