@@ -137,6 +137,50 @@ def test_explain_tells_of_copies_and_autocast():
     assert found.autocast == found.outputs[0].dtype == "torch.bfloat16"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("size", [8, 128])
+def test_explain_knows_what_linear_runs_on_the_cpu(dtype, size):
+    x, w = torch.zeros(size, size, dtype=dtype), torch.zeros(size, size, dtype=dtype)
+    with torch.profiler.profile() as profile:
+        warpwright.ops.linear(x, w)
+    aten = "aten::linear" in {event.key for event in profile.key_averages()}
+    kernel = warpwright.explain("linear", x, w).kernel
+    assert ("aten" in kernel, "oneDNN" in kernel) == (aten, not aten)
+    assert ("in float32" in kernel) is (dtype == torch.float16)
+
+
+def test_explain_tells_which_epilogues_are_fused():
+    x = torch.zeros(128, 128)
+
+    def kernel(**kwargs):
+        return warpwright.explain("linear", x, x, **kwargs).kernel
+
+    fused, separate = "oneDNN with fused post-ops", f"one pass for the epilogue in C++, {_library.cpu_isa()}"
+    assert kernel() == "linear (oneDNN)"
+    assert fused in kernel(activation="gelu")
+    assert fused in kernel(residual=x)
+    assert separate in kernel(residual=x, activation="relu")
+    x = torch.zeros(128, 128, requires_grad=True)
+    assert fused in kernel(activation="relu")
+    assert separate in kernel(activation="gelu")  # Its gradient needs the pre-activation.
+
+
+def test_explain_tells_what_linear_copies():
+    x, w = torch.zeros(4, 6, 8), torch.zeros(5, 8)
+
+    def copied(backend, *args):
+        with warpwright.use_backend(backend):
+            return [facts.copied for facts in warpwright.explain("linear", *args).inputs]
+
+    assert copied("native", x, w) == copied("triton", x, w) == [False, False]
+    assert copied("native", x.transpose(0, 1), w) == [True, False]
+    assert copied("native", x[:, ::2], w, torch.zeros(10)[::2]) == [None, False, None]
+    assert copied("triton", x[:, ::2], w, torch.zeros(10)[::2]) == [False, False, True]
+    assert copied("native", x[0], w.T.contiguous().T) == [False, None]
+    assert copied("triton", x[0], w.T.contiguous().T) == [False, False]
+    assert copied("native", x.half(), w.half()) == [True, True]
+
+
 def test_explain_raises_what_the_call_would():
     with pytest.raises(RuntimeError, match=r"warpwright: rms_norm: normalized_shape \(7,\)"):
         warpwright.explain("rms_norm", torch.zeros(2, 3), (7,))

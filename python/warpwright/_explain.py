@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from warpwright import _library, _registry, ops
-from warpwright._backend import backend_for, current_backend, triton_interpreted
+from warpwright._backend import backend_for, current_backend
+from warpwright._kernel_choice import copied, kernel_text
 from warpwright._peaks import peaks_of
 
 #: Families whose CUDA and Triton kernels multiply on the tensor cores.
@@ -122,9 +123,9 @@ def explain(fn: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanat
         op=name,
         backend=backend,
         backend_reason=_backend_reason(backend, device),
-        kernel=_kernel(name, backend, device),
+        kernel=kernel_text(name, backend, device, bound),
         autocast=None if autocast is None else str(autocast),
-        inputs=[_facts(key, tensor, _copied(name, backend, key, tensor, bound)) for key, tensor in tensors.items()],
+        inputs=[_facts(key, tensor, copied(name, backend, key, tensor, bound)) for key, tensor in tensors.items()],
         outputs=[_facts(key, tensor, False) for key, tensor in _named_tensors({"output": outputs}).items()],
         flops=cost.flops,
         bytes=cost.bytes,
@@ -185,19 +186,6 @@ def _backend_reason(backend: str, device: torch.device) -> str:
     return f"use_backend is auto and there are C++ kernels for {device.type} tensors"
 
 
-def _kernel(op: str, backend: str, device: torch.device) -> str:
-    if device.type == "meta":
-        return f"{op} (none: meta tensors have no data)"
-    if backend == "triton":
-        return f"{op} (Triton, {'interpreted on the CPU' if triton_interpreted() else 'compiled'})"
-    if backend == "reference":
-        return f"{op} (plain PyTorch)"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"{op} (C++ CUDA, sm_{major}{minor})"
-    return f"{op} (C++ CPU, {_library.cpu_isa()})"
-
-
 def _roofline(
     flops: int, nbytes: int, dtype: torch.dtype, device: torch.device, tensor_cores: bool
 ) -> tuple[float | None, str]:
@@ -207,41 +195,3 @@ def _roofline(
     compute, memory = flops / peaks.flops(dtype, tensor_cores), nbytes / peaks.memory
     bound = "compute" if compute > memory else "memory"
     return max(compute, memory), f"{bound}-bound, by the {reason}"
-
-
-# ---- copies ----
-
-
-def _copied(op: str, backend: str, name: str, tensor: Tensor, bound: dict[str, Any]) -> bool | None:
-    """Whether the kernel reads a copy of an argument, for the ops that are known here."""
-    if op not in ("rms_norm", "layer_norm") or backend not in ("native", "triton"):
-        return None
-    if name in ("weight", "bias"):
-        return not tensor.is_contiguous()
-    ndim = len(bound["normalized_shape"])
-    return not (_merges(tensor, ndim) if backend == "native" else _views(tensor, ndim))
-
-
-def _merges(tensor: Tensor, row_ndim: int) -> bool:
-    """rows_of of csrc/bindings/common.cpp: one stride walks a row, at most four walk the rows."""
-    lead = tensor.dim() - row_ndim
-    return _strides_left(tensor, lead, tensor.dim()) <= 1 and _strides_left(tensor, 0, lead) <= 4
-
-
-def _strides_left(tensor: Tensor, begin: int, end: int) -> int:
-    """How many strides walk these dimensions once neighbours are merged."""
-    count, last = 0, 0
-    for size, stride in zip(tensor.shape[begin:end], tensor.stride()[begin:end], strict=True):
-        if size == 1:
-            continue
-        count += count == 0 or last != stride * size
-        last = stride
-    return count
-
-
-def _views(tensor: Tensor, row_ndim: int) -> bool:
-    """Whether the (rows, cols) shape that Triton kernels want is a view; asked of a tensor without data."""
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    lead = tensor.dim() - row_ndim
-    rows = empty.reshape(tensor.shape[:lead].numel(), tensor.shape[lead:].numel())
-    return rows.untyped_storage()._cdata == empty.untyped_storage()._cdata

@@ -1,0 +1,108 @@
+"""Which kernel a backend takes for a call, and which arguments it copies, in words for `explain`.
+
+Mirrors the choices of csrc/bindings; tests/test_introspection.py compares both with what the profiler sees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from warpwright import _library
+from warpwright._backend import triton_interpreted
+from warpwright.ops.matmul import needs_preact, wants_grad
+
+#: kOneDnnWork of csrc/bindings/onednn/matmul.cpp.
+_ONEDNN_WORK = 1 << 18
+
+
+def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, Any]) -> str:
+    """What runs the forward pass of op(**bound)."""
+    if device.type == "meta":
+        return f"{op} (none: meta tensors have no data)"
+    if backend == "triton":
+        return f"{op} (Triton, {'interpreted on the CPU' if triton_interpreted() else 'compiled'})"
+    if backend == "reference":
+        return f"{op} (plain PyTorch)"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{op} (C++ CUDA, sm_{major}{minor})"
+    if op == "linear":
+        return f"{op} ({_cpu_linear(bound)})"
+    return f"{op} (C++ CPU, {_library.cpu_isa()})"
+
+
+def _cpu_linear(bound: dict[str, Any]) -> str:
+    """The choice of csrc/bindings/onednn/matmul.cpp."""
+    input: Tensor = bound["input"]
+    weight: Tensor = bound["weight"]
+    residual = bound.get("residual")
+    activation = bound.get("activation") or "none"
+    keep = needs_preact(activation) and wants_grad(input, weight, bound.get("bias"), residual)
+    known = input.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    work = input.shape[:-1].numel() * weight.numel()
+    product = "oneDNN" if known and work >= _ONEDNN_WORK else "aten's product"
+    pieces = sum((activation != "none", residual is not None))
+    if input.dtype == torch.float16:
+        product += " in float32"
+    elif pieces == 0:
+        return product
+    elif product == "oneDNN" and pieces == 1 and not keep:
+        return f"{product} with fused post-ops"
+    return f"{product}, then one pass for the epilogue in C++, {_library.cpu_isa()}"
+
+
+# ---- copies ----
+
+
+def copied(op: str, backend: str, name: str, tensor: Tensor, bound: dict[str, Any]) -> bool | None:
+    """Whether the kernel reads a copy of the argument `name`; None for what is not known here."""
+    if backend not in ("native", "triton"):
+        return None
+    if op in ("rms_norm", "layer_norm"):
+        if name in ("weight", "bias"):
+            return not tensor.is_contiguous()
+        ndim = len(bound["normalized_shape"])
+        return not (_merges(tensor, ndim) if backend == "native" else _views(tensor, ndim))
+    if op == "linear":
+        return _linear_copies(backend, name, tensor)
+    return None
+
+
+def _linear_copies(backend: str, name: str, tensor: Tensor) -> bool | None:
+    on_cpu = backend == "native" and tensor.device.type == "cpu"
+    if on_cpu and tensor.dtype == torch.float16 and name in ("input", "weight"):
+        return True
+    if tensor.is_contiguous():
+        return False
+    if name in ("input", "residual") and not _views(tensor, 1):
+        return True
+    # What oneDNN and aten do with the strides they are given is theirs.
+    return None if on_cpu else name == "bias"
+
+
+def _merges(tensor: Tensor, row_ndim: int) -> bool:
+    """rows_of of csrc/bindings/common.cpp: one stride walks a row, at most four walk the rows."""
+    lead = tensor.dim() - row_ndim
+    return _strides_left(tensor, lead, tensor.dim()) <= 1 and _strides_left(tensor, 0, lead) <= 4
+
+
+def _strides_left(tensor: Tensor, begin: int, end: int) -> int:
+    """How many strides walk these dimensions once neighbours are merged."""
+    count, last = 0, 0
+    for size, stride in zip(tensor.shape[begin:end], tensor.stride()[begin:end], strict=True):
+        if size == 1:
+            continue
+        count += count == 0 or last != stride * size
+        last = stride
+    return count
+
+
+def _views(tensor: Tensor, row_ndim: int) -> bool:
+    """Whether the (rows, cols) shape that Triton kernels want is a view; asked of a tensor without data."""
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    lead = tensor.dim() - row_ndim
+    rows = empty.reshape(tensor.shape[:lead].numel(), tensor.shape[lead:].numel())
+    return rows.untyped_storage()._cdata == empty.untyped_storage()._cdata
