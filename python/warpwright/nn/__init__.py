@@ -6,6 +6,6 @@ counted and named by `warpwright.fallbacks()`.
 
 from warpwright.nn._replace import ReplaceReport, replace_modules
 from warpwright.nn.matmul import Linear
-from warpwright.nn.norm import RMSNorm
+from warpwright.nn.norm import LayerNorm, RMSNorm
 
-__all__ = ["Linear", "RMSNorm", "ReplaceReport", "replace_modules"]
+__all__ = ["LayerNorm", "Linear", "RMSNorm", "ReplaceReport", "replace_modules"]

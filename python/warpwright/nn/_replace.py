@@ -14,6 +14,7 @@ from warpwright.nn import matmul, norm
 #: torch's layer -> ours.
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.Linear: matmul.Linear,
+    torch.nn.LayerNorm: norm.LayerNorm,
     torch.nn.RMSNorm: norm.RMSNorm,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
