@@ -102,15 +102,10 @@ Activation to_activation(const char* op, const std::string& name) {
   fail(op, "activation must be one of none, relu, gelu, gelu_tanh, silu, got '", name, "'");
 }
 
-Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like) {
+Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype,
+                     const Tensor& like) {
   // Straight to the C function: torch::stable::new_empty goes through the dispatcher, which costs a small op more
   // than its kernel does.
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= sizes[d] > 1 ? sizes[d] : 1;
-  }
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto tag = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
@@ -119,6 +114,16 @@ Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& 
                                                          strides.data(), tag, device_type, like.get_device_index(),
                                                          &handle));
   return Tensor(handle);
+}
+
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  return empty_strided(sizes, strides, dtype, like);
 }
 
 namespace {

@@ -62,6 +62,8 @@ Activation to_activation(const char* op, const std::string& name);
 
 // Uninitialised, contiguous, on the device of `like`.
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like);
+Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype,
+                     const Tensor& like);
 inline std::vector<int64_t> sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 // An output that the caller did not ask for.
 inline Tensor nothing(ScalarType dtype, const Tensor& like) { return empty({0}, dtype, like); }

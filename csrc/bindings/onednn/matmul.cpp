@@ -5,6 +5,7 @@
 
 #include "bindings/gemm.h"
 #include "bindings/onednn/aten.h"
+#include "bindings/onednn/post_op.h"
 #include "kernels/epilogue.h"
 
 extern "C" {
@@ -25,22 +26,11 @@ namespace {
 // Multiplications under which aten's shorter way in beats oneDNN's faster product.
 constexpr int64_t kOneDnnWork = int64_t{1} << 18;
 
-// oneDNN's name of an activation, and its algorithm where it has one.
-std::pair<const char*, const char*> post_op(Activation activation) {
-  switch (activation) {
-    case Activation::kRelu: return {"relu", nullptr};
-    case Activation::kGelu: return {"gelu", "none"};
-    case Activation::kGeluTanh: return {"gelu", "tanh"};
-    case Activation::kSilu: return {"swish", nullptr};
-    default: return {"none", nullptr};
-  }
-}
-
 AtenTensorHandle handle_of(const OptionalTensor& tensor) { return tensor.has_value() ? tensor->get() : nullptr; }
 
 Tensor fused_unary(const Tensor& a, const Tensor& b, const OptionalTensor& bias, Activation activation) {
   AtenTensorHandle bias_handle = handle_of(bias), result = nullptr;
-  auto [name, algorithm] = post_op(activation);
+  auto [name, algorithm] = onednn::post_op(activation);
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(a.get(), b.get(), bias_handle ? &bias_handle : nullptr,
                                                                  name, nullptr, 0, algorithm ? &algorithm : nullptr,
                                                                  &result));
@@ -81,25 +71,25 @@ LinearOutput gemm(const Tensor& a, const Tensor& b, const OptionalTensor& bias, 
   const ScalarType dtype = a.scalar_type();
   const bool keep = save_preact && needs_preact(activation);
   const bool plain = activation == Activation::kNone && !residual.has_value();
+  const OptionalTensor bias_row = contiguous(bias);  // oneDNN's fused calls read a strided bias as if it were not.
   if (onednn_takes(a, b)) {
-    if (!residual.has_value() && !keep) return {fused_unary(a, b, bias, activation), nothing(dtype, a)};
+    if (!residual.has_value() && !keep) return {fused_unary(a, b, bias_row, activation), nothing(dtype, a)};
     if (activation == Activation::kNone && residual.has_value()) {
-      return {fused_add(a, torch::stable::contiguous(*residual), b, bias), nothing(dtype, a)};
+      return {fused_add(a, torch::stable::contiguous(*residual), b, bias_row), nothing(dtype, a)};
     }
   }
   const bool empty_product = a.size(1) == 0 || a.size(0) == 0 || b.size(0) == 0;
   const bool bias_in_product = !empty_product && dtype != ScalarType::Half;
-  Tensor rough = product(a, b, bias_in_product ? bias : std::nullopt);
+  Tensor rough = product(a, b, bias_in_product ? bias_row : std::nullopt);
   if (plain && bias_in_product) return {rough, nothing(dtype, a)};
 
   const OptionalTensor addend = contiguous(residual);
-  const OptionalTensor bias_row = bias_in_product ? std::nullopt : contiguous(bias);
   const bool same = rough.scalar_type() == dtype;
   LinearOutput result{same ? rough : empty({a.size(0), b.size(0)}, dtype, a),
                       keep ? empty({a.size(0), b.size(0)}, dtype, a) : nothing(dtype, a)};
   EpilogueParams params{};
   params.product = rough.const_data_ptr();
-  params.bias = data_or_null(bias_row);
+  params.bias = bias_in_product ? nullptr : data_or_null(bias_row);
   params.residual = data_or_null(addend);
   params.output = result.output.mutable_data_ptr();
   params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;

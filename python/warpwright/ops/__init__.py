@@ -1,7 +1,14 @@
 """The public operators, one module a family."""
 
 from warpwright.ops.activation import swiglu
+from warpwright.ops.conv import conv2d
 from warpwright.ops.matmul import linear
 from warpwright.ops.norm import layer_norm, rms_norm
 
-__all__ = ["layer_norm", "linear", "rms_norm", "swiglu"]
+__all__ = [
+    "conv2d",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "swiglu",
+]

@@ -1,0 +1,166 @@
+// The CPU's convolution: oneDNN through torch, with the epilogue fused where oneDNN has it.
+//
+// Called through torch's C functions, looked up weakly: a torch without the fused ones still loads this library and
+// takes the plain convolution and one pass of ours over its result.
+
+#include "bindings/conv.h"
+
+#include "bindings/onednn/post_op.h"
+#include "kernels/epilogue.h"
+
+#define WARPWRIGHT_WEAK __attribute__((weak)) AOTITorchError
+extern "C" {
+WARPWRIGHT_WEAK aoti_torch_cpu_convolution(AtenTensorHandle input, AtenTensorHandle weight, AtenTensorHandle* bias,
+                                           const int64_t* stride, int64_t stride_len, const int64_t* padding,
+                                           int64_t padding_len, const int64_t* dilation, int64_t dilation_len,
+                                           int32_t transposed, const int64_t* output_padding,
+                                           int64_t output_padding_len, int64_t groups, AtenTensorHandle* result);
+WARPWRIGHT_WEAK aoti_torch_cpu_convolution_backward(
+    AtenTensorHandle grad_output, AtenTensorHandle input, AtenTensorHandle weight, const int64_t** bias_sizes,
+    int64_t bias_sizes_len, const int64_t* stride, int64_t stride_len, const int64_t* padding, int64_t padding_len,
+    const int64_t* dilation, int64_t dilation_len, int32_t transposed, const int64_t* output_padding,
+    int64_t output_padding_len, int64_t groups, const int32_t* output_mask, int64_t output_mask_len,
+    AtenTensorHandle* grad_input, AtenTensorHandle* grad_weight, AtenTensorHandle* grad_bias);
+WARPWRIGHT_WEAK aoti_torch_cpu_mkldnn__convolution_pointwise(AtenTensorHandle input, AtenTensorHandle weight,
+                                                             AtenTensorHandle* bias, const int64_t* padding,
+                                                             int64_t padding_len, const int64_t* stride,
+                                                             int64_t stride_len, const int64_t* dilation,
+                                                             int64_t dilation_len, int64_t groups, const char* attr,
+                                                             const double** scalars, int64_t scalars_len,
+                                                             const char** algorithm, AtenTensorHandle* result);
+WARPWRIGHT_WEAK aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
+    AtenTensorHandle input, AtenTensorHandle other, AtenTensorHandle weight, AtenTensorHandle* bias,
+    const int64_t* padding, int64_t padding_len, const int64_t* stride, int64_t stride_len, const int64_t* dilation,
+    int64_t dilation_len, int64_t groups, const char* binary_attr, double* alpha, const char** unary_attr,
+    const double** unary_scalars, int64_t unary_scalars_len, const char** unary_algorithm, AtenTensorHandle* result);
+}
+
+namespace warpwright {
+namespace {
+
+constexpr int64_t kNoOutputPadding[2] = {0, 0};
+
+void check_there(const void* function) {
+  if (function == nullptr) fail("conv2d", "this torch has no C function for convolution on the CPU");
+}
+
+Tensor plain_conv(const ConvCall& call, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  check_there(reinterpret_cast<const void*>(&aoti_torch_cpu_convolution));
+  AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr, result = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(
+      input.get(), weight.get(), bias_handle ? &bias_handle : nullptr, call.stride.data(), 2, call.padding.data(), 2,
+      call.dilation.data(), 2, 0, kNoOutputPadding, 2, call.groups, &result));
+  return Tensor(result);
+}
+
+Tensor fused_unary(const ConvCall& call, const OptionalTensor& bias, Activation activation) {
+  AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr, result = nullptr;
+  auto [name, algorithm] = onednn::post_op(activation);
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mkldnn__convolution_pointwise(
+      call.input.get(), call.weight.get(), bias_handle ? &bias_handle : nullptr, call.padding.data(), 2,
+      call.stride.data(), 2, call.dilation.data(), 2, call.groups, name, nullptr, 0, algorithm ? &algorithm : nullptr,
+      &result));
+  return Tensor(result);
+}
+
+Tensor fused_add(const ConvCall& call, const OptionalTensor& bias, const Tensor& residual, Activation activation) {
+  AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr, result = nullptr;
+  const char* relu = "relu";
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
+      call.input.get(), to_format(residual, call.channels_last).get(), call.weight.get(),
+      bias_handle ? &bias_handle : nullptr, call.padding.data(), 2, call.stride.data(), 2, call.dilation.data(), 2,
+      call.groups, "add", nullptr, activation == Activation::kRelu ? &relu : nullptr, nullptr, 0, nullptr, &result));
+  return Tensor(result);
+}
+
+bool is_empty(const ConvCall& call) { return call.input.numel() == 0 || call.weight.numel() == 0; }
+
+bool onednn_takes(const ConvCall& call) {
+  const ScalarType dtype = call.input.scalar_type();
+  return (dtype == ScalarType::Float || dtype == ScalarType::BFloat16) && !is_empty(call) &&
+         &aoti_torch_cpu_mkldnn__convolution_pointwise != nullptr &&
+         &aoti_torch_cpu_mkldnn__convolution_pointwise_binary != nullptr;
+}
+
+Tensor zeros4(const std::vector<int64_t>& sizes, bool channels_last, ScalarType dtype, const Tensor& like) {
+  Tensor result = empty4(sizes, channels_last, dtype, like);
+  torch::stable::zero_(result);
+  return result;
+}
+
+// conv2d + bias, unrounded (float32, without the bias) for float16: few processors multiply it.
+Tensor product(const ConvCall& call, const OptionalTensor& bias) {
+  if (is_empty(call)) return zeros4(call.output_sizes, call.channels_last, call.input.scalar_type(), call.input);
+  if (call.input.scalar_type() == ScalarType::Half) {
+    return plain_conv(call, torch::stable::to(call.input, ScalarType::Float),
+                      torch::stable::to(call.weight, ScalarType::Float), std::nullopt);
+  }
+  return plain_conv(call, call.input, call.weight, bias);
+}
+
+}  // namespace
+
+LinearOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
+                          Activation activation, bool keep) {
+  const ScalarType dtype = call.input.scalar_type();
+  const Tensor none = nothing(dtype, call.input);
+  const bool plain = activation == Activation::kNone && !residual.has_value();
+  // torch takes a bfloat16 sum out of oneDNN in some layouts, and then has no fused relu for it.
+  const bool add_fits =
+      dtype == ScalarType::Float && (activation == Activation::kNone || activation == Activation::kRelu);
+  const OptionalTensor bias_row = contiguous(bias);  // oneDNN's fused calls read a strided bias as if it were not.
+  if (onednn_takes(call) && !plain && !keep) {
+    if (!residual.has_value()) return {to_format(fused_unary(call, bias_row, activation), call.channels_last), none};
+    if (add_fits) return {to_format(fused_add(call, bias_row, *residual, activation), call.channels_last), none};
+  }
+  const bool bias_in_product = !is_empty(call) && dtype != ScalarType::Half;
+  const Tensor rough = to_format(product(call, bias_in_product ? bias_row : std::nullopt), call.channels_last);
+  if (plain && bias_in_product) return {rough, none};
+
+  const Tensor addend = residual.has_value() ? to_format(*residual, call.channels_last) : none;
+  LinearOutput result{empty4(call.output_sizes, call.channels_last, dtype, call.input),
+                      keep ? empty4(call.output_sizes, call.channels_last, dtype, call.input) : none};
+  const int64_t pixels = call.output_sizes[2] * call.output_sizes[3];
+  EpilogueParams params{};
+  params.product = rough.const_data_ptr();
+  params.bias = bias_in_product ? nullptr : data_or_null(bias_row);
+  params.residual = residual.has_value() ? addend.const_data_ptr() : nullptr;
+  params.output = result.output.mutable_data_ptr();
+  params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
+  params.outer = call.channels_last ? call.output_sizes[0] * pixels : call.output_sizes[0];
+  params.channels = call.output_sizes[1];
+  params.inner = call.channels_last ? 1 : pixels;
+  params.activation = activation;
+  params.product_dtype = to_dtype(rough.scalar_type());
+  params.dtype = to_dtype(dtype);
+  cpu::epilogue_forward(params, nullptr);
+  return result;
+}
+
+ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight) {
+  const ScalarType dtype = call.input.scalar_type();
+  const bool input_format = is_channels_last(call.input), weight_format = is_channels_last(call.weight);
+  ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};
+  if (!need_input && !need_weight) return grads;
+  if (is_empty(call)) {
+    if (need_input) grads.grad_input = zeros4(sizes_of(call.input), input_format, dtype, grad);
+    if (need_weight) grads.grad_weight = zeros4(sizes_of(call.weight), weight_format, dtype, grad);
+    return grads;
+  }
+  check_there(reinterpret_cast<const void*>(&aoti_torch_cpu_convolution_backward));
+  const bool half = dtype == ScalarType::Half;
+  const auto widen = [&](const Tensor& t) { return half ? torch::stable::to(t, ScalarType::Float) : t; };
+  const Tensor wide_grad = widen(grad), wide_input = widen(call.input), wide_weight = widen(call.weight);
+  const int32_t mask[3] = {need_input, need_weight, 0};
+  AtenTensorHandle handles[3] = {nullptr, nullptr, nullptr};
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
+      wide_grad.get(), wide_input.get(), wide_weight.get(), nullptr, 0, call.stride.data(), 2, call.padding.data(), 2,
+      call.dilation.data(), 2, 0, kNoOutputPadding, 2, call.groups, mask, 3, &handles[0], &handles[1], &handles[2]));
+  const Tensor results[3] = {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
+  const auto narrow = [&](const Tensor& t) { return half ? torch::stable::to(t, ScalarType::Half) : t; };
+  if (need_input) grads.grad_input = to_format(narrow(results[0]), input_format);
+  if (need_weight) grads.grad_weight = to_format(narrow(results[1]), weight_format);
+  return grads;
+}
+
+}  // namespace warpwright
