@@ -148,7 +148,9 @@ def test_a_second_gradient_is_refused_in_words(spec):
     sample = next(iter(spec.samples(Make(torch.float32))))
     outputs = [t for t in _tensors(spec.op(*sample.args, **sample.kwargs)) if t.requires_grad]
     leaves = [t for t in sample.tensors() if t.requires_grad]
-    grads = torch.autograd.grad(sum(t.sum() for t in outputs), leaves, create_graph=True, allow_unused=True)
+    # Cotangents that require grad: the backward of an op that is linear depends on nothing else.
+    cotangents = [torch.ones_like(t, requires_grad=True) for t in outputs]
+    grads = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True, allow_unused=True)
     with pytest.raises(RuntimeError, match=r"warpwright: .*_backward: gradients of gradients are not supported"):
         sum((g * g).sum() for g in grads if g is not None).backward()
 

@@ -4,11 +4,13 @@ from warpwright.ops.activation import swiglu
 from warpwright.ops.conv import conv2d
 from warpwright.ops.matmul import linear
 from warpwright.ops.norm import layer_norm, rms_norm
+from warpwright.ops.rotary import rotary_embedding
 
 __all__ = [
     "conv2d",
     "layer_norm",
     "linear",
     "rms_norm",
+    "rotary_embedding",
     "swiglu",
 ]
