@@ -20,7 +20,7 @@ def memory_format(*tensors: Tensor) -> torch.memory_format:
 
 def _unfolded(input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
     """(batch, channels, taps, pixels): the input elements that each output pixel reads."""
-    columns = F.unfold(input, list(weight.shape[2:]), dilation, padding, stride)
+    columns = F.unfold(input, tuple(weight.shape[2:]), tuple(dilation), tuple(padding), tuple(stride))
     return columns.view(input.shape[0], input.shape[1], weight.shape[2:].numel(), columns.shape[-1])
 
 
@@ -82,8 +82,14 @@ def conv2d_backward(
         rows = grad.reshape(n, groups, k // groups, -1)  # (n, group, filter, pixels)
         filters = weight.to(acc).reshape(groups, k // groups, -1)
         columns = torch.einsum("gkc,ngkp->ngcp", filters, rows).reshape(n, -1, rows.shape[-1])
-        taps = list(weight.shape[2:])
-        grad_input = F.fold(columns, list(input.shape[2:]), taps, dilation, padding, stride)
+        grad_input = F.fold(
+            columns,
+            tuple(input.shape[2:]),
+            tuple(weight.shape[2:]),
+            tuple(dilation),
+            tuple(padding),
+            tuple(stride),
+        )
         read = _unfolded(input.to(acc), weight, stride, padding, dilation).reshape(n, groups, -1, rows.shape[-1])
         grad_weight = torch.einsum("ngkp,ngcp->gkc", rows, read).reshape(weight.shape)
     nothing = input.new_empty(0)
