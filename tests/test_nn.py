@@ -13,6 +13,15 @@ from torch import nn
 import warpwright
 from warpwright.nn import replace_modules
 
+# PyTorch's own remarks about what the layers below ask of it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Complex modules",
+    "ignore:Mismatch dtype",
+    "ignore:The PyTorch API of nested",
+    "ignore:Using padding",
+    "ignore:.torch.jit.script. is deprecated",
+)
+
 
 def floats(*shape, **kwargs):
     return torch.rand(shape, generator=torch.Generator().manual_seed(0), **kwargs) * 2 - 1
@@ -33,6 +42,7 @@ CASES = {
         ((3, 4, 3), {}, lambda: (floats(2, 3, 9, 8),)),
         ((4, 6, (3, 2), 2, (1, 0)), {"dilation": 2, "groups": 2, "bias": False}, lambda: (floats(2, 4, 9, 8),)),
         ((4, 4, 3), {"padding": "same", "dilation": 2, "groups": 4}, lambda: (floats(1, 4, 6, 5),)),
+        ((3, 2, (2, 3)), {"padding": "same"}, lambda: (floats(1, 3, 5, 5),)),
         ((2, 3, 2), {"padding": "valid"}, lambda: (floats(2, 6, 5),)),
         ((3, 4, 3), {"padding": 1}, lambda: (floats(2, 3, 8, 8).to(memory_format=torch.channels_last),)),
     ],
@@ -185,8 +195,6 @@ FALLBACKS = {
     "subclass": ("RMSNorm", (8,), {}, None, (Wrapped(floats(3, 8)),), "tensor subclass Wrapped"),
     "padding mode": ("Conv2d", (3, 4, 3, 1, 1), {"padding_mode": "circular"}, None, (floats(1, 3, 5, 5),),
                      "padding_mode='circular'"),
-    "lopsided padding": ("Conv2d", (3, 4, 2), {"padding": "same"}, None, (floats(1, 3, 5, 5),),
-                         "padding='same' that is one wider on one side"),
     "class weights": ("CrossEntropyLoss", (floats(5).abs(),), {}, None, (floats(6, 5), classes_of(5, 6)),
                       "class weights"),
     "probabilities": ("CrossEntropyLoss", (), {}, None, (floats(6, 5), floats(6, 5).softmax(1)),
@@ -196,9 +204,6 @@ FALLBACKS = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Complex modules", "ignore:Mismatch dtype", "ignore:The PyTorch API of nested", "ignore:Using padding"
-)
 @pytest.mark.parametrize("case", [case for case, row in FALLBACKS.items() if row[0] in LANDED])
 def test_what_the_op_cannot_run_falls_back_and_is_named(case):
     name, arguments, keywords, change, inputs, reason = FALLBACKS[case]
@@ -221,8 +226,9 @@ def plain(tensor):
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
-@pytest.mark.parametrize(("name", "arguments", "x"), [
-    ("Linear", (8, 5), floats(3, 8))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "arguments", "x"), [("Linear", (8, 5), floats(3, 8)), ("Conv2d", (3, 4, 3), floats(2, 3, 6, 6))]
+)
 def test_an_activation_is_applied_by_the_kernel_and_by_the_fallback(name, arguments, x, activation):
     function = {
         "relu": nn.ReLU(),
