@@ -256,6 +256,49 @@ def cuda_library(ninja: Ninja, out: Path, nvcc: str) -> None:
     ninja.edge("link_cuda", out, made, implicit=[stub])
 
 
+EMULATED_LIBRARY = "libwarpwright_emulated.so"
+
+
+def cuda_headers() -> Path | None:
+    """The toolkit's include folder: nvcc's own, or that of NVIDIA's header packages for Python."""
+    nvcc = find_nvcc()
+    if nvcc is not None:
+        return cuda_toolkit(nvcc) / "include"
+    for folder in map(Path, sys.path):
+        for found in sorted(folder.glob("nvidia/*/include")):
+            if (found / "cuda_fp16.h").exists() and (found / "vector_types.h").exists():
+                return found
+    return None
+
+
+def emulated_library(ninja: Ninja, out: Path, headers: Path) -> None:
+    objects = ninja.folder / "emulated"
+    made = []
+    sources = [*sorted((CSRC / "bindings").glob("*.cpp")), *sorted((CSRC / "emulator").glob("*.cpp"))]
+    sources += sorted((CSRC / "cuda").rglob("*.cu"))
+    for source in sources:
+        name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
+        # `-x c++` makes a C++ file of a .cu; #pragma unroll means something to nvcc alone.
+        flags = f"-DWARPWRIGHT_BACKEND_EMULATED -O2 -isystem {headers} -Wno-unknown-pragmas -x c++"
+        made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags=flags))
+    cxx = os.environ.get("CXX", "g++")
+    ninja.rule("link_emulated", f"{cxx} -shared -Wl,-z,defs -o $out $in {torch_link_flags()}", depfile=False)
+    ninja.edge("link_emulated", out, made)
+
+
+def build_emulated() -> Path:
+    """The CUDA kernels as CPU code, for the tests; never part of the wheel."""
+    headers = cuda_headers()
+    if headers is None:
+        raise BuildError("warpwright: the emulator needs the CUDA toolkit's headers: install nvcc, or set CUDA_HOME")
+    ninja = Ninja(ROOT / "build" / "emulated")
+    cxx_rule(ninja, [])
+    out = ninja.folder / EMULATED_LIBRARY
+    emulated_library(ninja, out, headers)
+    ninja.run()
+    return out
+
+
 def build_release(out: Path) -> None:
     """Builds the shipped libraries into `out`, with a build_info.json that `warpwright info` shows."""
     out = out.resolve()
@@ -288,7 +331,8 @@ def main() -> None:
     parser.add_argument("--emulated", action="store_true", help="build the emulated CUDA kernels, for the tests")
     arguments = parser.parse_args()
     if arguments.emulated:
-        raise BuildError("warpwright: the emulator is not part of this tree yet")
+        print(build_emulated())
+        return
     build_release(ROOT / "python" / "warpwright" / "lib")
 
 

@@ -1,6 +1,6 @@
 """The matrix: every test of an op runs on each backend that this machine can run.
 
-cpu and triton (interpreted) need no GPU; cuda and triton on CUDA run where there is one.
+cpu, triton (interpreted) and the emulated CUDA kernels need no GPU; cuda and triton on CUDA run where there is one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import emulated
 import pytest
 
 import warpwright
@@ -26,7 +27,17 @@ def backends() -> list[tuple[str, str]]:
         found.append(("native", "cuda"))
     if triton_missing() is None:
         found.append(("triton", "cuda" if torch.cuda.is_available() else "cpu"))
+    # Where there is a GPU the same kernels run on it; here they need the toolkit's headers, not its compiler.
+    if emulated.missing() is None:
+        found.append(("emulated", "cpu"))
     return found
+
+
+def pytest_report_header() -> str:
+    absent = [f"triton: {reason}"] if (reason := triton_missing()) else []
+    absent += [f"emulated: {reason}"] if (reason := emulated.missing()) else []
+    names = ", ".join(f"{backend}-{device}" for backend, device in backends())
+    return f"warpwright backends: {names}" + "".join(f"; without {reason}" for reason in absent)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,5 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def matrix(request: pytest.FixtureRequest):
     """Switches to one backend of the matrix for one test; its value is the device."""
     backend, device = request.param
+    if backend == "emulated":
+        emulated.activate()
     with warpwright.use_backend(backend):
         yield device

@@ -19,8 +19,11 @@ struct LaunchConfig {
 
 #if defined(WARPWRIGHT_BACKEND_EMULATED)
 
-// launch(name, kernel, config, params) comes from the emulator.
-using ::warpwright::emulator::launch;
+// Runs kernel(params) on the CPU, see csrc/emulator/runtime.h.
+template <class Params>
+void launch(const char* name, void (*kernel)(Params), const LaunchConfig& config, const Params& params) {
+  emulator::run({name, config.grid, config.block, config.shared_bytes}, [&] { kernel(params); });
+}
 
 #else
 

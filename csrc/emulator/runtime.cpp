@@ -1,0 +1,273 @@
+// The scheduler: runs a grid block by block, the threads of a block as fibers in shuffled order.
+
+#include "emulator/runtime.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "emulator/fiber.h"
+
+// The ends of the section of shared variables; absent (null) when no kernel has one.
+extern "C" {
+extern unsigned char __start_warpwright_shared[] __attribute__((weak, visibility("hidden")));
+extern unsigned char __stop_warpwright_shared[] __attribute__((weak, visibility("hidden")));
+}
+
+namespace warpwright::emulator {
+namespace {
+
+constexpr int kMaxSharedBytes = 227 * 1024;  // A block's limit on sm_90.
+constexpr unsigned kMaxThreads = 1024, kMaxGridYZ = 65535;
+constexpr unsigned char kPoison = 0xff;  // A NaN in every floating type.
+constexpr int kGuardBytes = 256;
+
+enum class State { kReady, kBarrier, kWarp, kDone };
+
+struct Thread {
+  ThreadContext context;
+  State state = State::kDone;
+  unsigned warp_mask = 0;
+  std::unique_ptr<Fiber> fiber;
+};
+
+struct Warp {
+  WarpValues buffers[2];  // A lane may start the next exchange while another still reads the last.
+  unsigned arrived = 0;
+  int generation = 0;
+};
+
+struct Machine {
+  const Launch* launch = nullptr;
+  const std::function<void()>* body = nullptr;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  Thread* running = nullptr;
+  std::vector<unsigned char> dynamic;
+  std::exception_ptr error;
+  std::mt19937_64 random;
+  std::map<std::string, int64_t> launches;
+};
+
+Machine& machine() {
+  static Machine instance;
+  return instance;
+}
+
+std::mutex& launch_mutex() {
+  static std::mutex instance;
+  return instance;
+}
+
+uint64_t seed_from_environment() {
+  const char* text = std::getenv("WARPWRIGHT_EMULATOR_SEED");
+  return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
+}
+
+std::string place(const Machine& m, const Thread& t) {
+  std::ostringstream text;
+  text << "warpwright emulator: kernel " << m.launch->name << ", block (" << t.context.block.x << ", "
+       << t.context.block.y << ", " << t.context.block.z << "), thread (" << t.context.thread.x << ", "
+       << t.context.thread.y << ", " << t.context.thread.z << "): ";
+  return text.str();
+}
+
+[[noreturn]] void refuse(const Launch& launch, const std::string& what) {
+  throw std::runtime_error(std::string("warpwright emulator: kernel ") + launch.name + ": " + what);
+}
+
+void check_limits(const Launch& launch) {
+  const dim3 &g = launch.grid, &b = launch.block;
+  const unsigned threads = b.x * b.y * b.z;
+  if (threads == 0 || threads > kMaxThreads)
+    refuse(launch, "a block has " + std::to_string(threads) + " threads, 1 to 1024 are possible");
+  if (g.x == 0 || g.x > 0x7fffffffu || g.y == 0 || g.y > kMaxGridYZ || g.z == 0 || g.z > kMaxGridYZ) {
+    refuse(launch, "the grid (" + std::to_string(g.x) + ", " + std::to_string(g.y) + ", " + std::to_string(g.z) +
+                       ") is empty or beyond (2147483647, 65535, 65535)");
+  }
+  if (launch.shared_bytes > kMaxSharedBytes) {
+    refuse(launch, std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory, at most " +
+                       std::to_string(kMaxSharedBytes) + " are possible");
+  }
+}
+
+void thread_main(void* argument) {
+  Machine& m = machine();
+  auto* thread = static_cast<Thread*>(argument);
+  try {
+    (*m.body)();
+  } catch (...) {
+    if (!m.error) m.error = std::current_exception();
+  }
+  thread->state = State::kDone;
+}
+
+// Frees the threads whose barrier or exchange is complete; false when none could be freed.
+bool release(Machine& m) {
+  bool any = false, waiting = false, all = true;
+  for (const Thread& t : m.threads) {
+    waiting |= t.state == State::kBarrier;
+    all &= t.state == State::kBarrier;
+  }
+  if (waiting && all) {
+    for (Thread& t : m.threads) t.state = State::kReady;
+    return true;
+  }
+  for (size_t w = 0; w < m.warps.size(); ++w) {
+    Warp& warp = m.warps[w];
+    if (warp.arrived == 0) continue;
+    const size_t first = w * kWarpSize, last = std::min(first + kWarpSize, m.threads.size());
+    bool complete = true;
+    for (size_t i = first; i < last; ++i) {
+      const Thread& t = m.threads[i];
+      if (t.state != State::kWarp) continue;
+      const unsigned there = last - first == kWarpSize ? ~0u : (1u << (last - first)) - 1u;
+      complete &= (t.warp_mask & there & ~warp.arrived) == 0;
+    }
+    if (!complete) continue;
+    for (size_t i = first; i < last; ++i) {
+      if (m.threads[i].state == State::kWarp) m.threads[i].state = State::kReady;
+    }
+    warp.arrived = 0;
+    ++warp.generation;
+    any = true;
+  }
+  return any;
+}
+
+[[noreturn]] void report_deadlock(const Machine& m) {
+  int barrier = 0, warp = 0, done = 0;
+  const Thread* stuck = nullptr;
+  for (const Thread& t : m.threads) {
+    barrier += t.state == State::kBarrier;
+    warp += t.state == State::kWarp;
+    done += t.state == State::kDone;
+    if (stuck == nullptr && t.state != State::kDone) stuck = &t;
+  }
+  std::ostringstream text;
+  text << place(m, *stuck) << "deadlock: " << barrier << " threads wait at __syncthreads, " << warp
+       << " in a warp exchange, " << done << " have ended";
+  throw std::runtime_error(text.str());
+}
+
+void run_block(Machine& m, uint3 block) {
+  const Launch& launch = *m.launch;
+  const size_t count = static_cast<size_t>(launch.block.x) * launch.block.y * launch.block.z;
+  if (__start_warpwright_shared != nullptr) {
+    std::fill(__start_warpwright_shared, __stop_warpwright_shared, kPoison);
+  }
+  m.dynamic.assign(static_cast<size_t>(launch.shared_bytes) + 2 * kGuardBytes, kPoison);
+  m.warps.assign((count + kWarpSize - 1) / kWarpSize, Warp{});
+  while (m.threads.size() < count) m.threads.emplace_back().fiber = std::make_unique<Fiber>();
+  m.threads.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    Thread& t = m.threads[i];
+    const auto x = static_cast<unsigned>(i);
+    t.context = {{x % launch.block.x, x / launch.block.x % launch.block.y, x / launch.block.x / launch.block.y},
+                 block,
+                 launch.block,
+                 launch.grid};
+    t.state = State::kReady;
+    t.fiber->prepare(thread_main, &t);
+  }
+  std::vector<Thread*> ready;
+  for (;;) {
+    ready.clear();
+    size_t done = 0;
+    for (Thread& t : m.threads) {
+      if (t.state == State::kReady) ready.push_back(&t);
+      done += t.state == State::kDone;
+    }
+    if (done == count) break;
+    if (ready.empty()) {
+      if (!release(m)) report_deadlock(m);
+      continue;
+    }
+    std::shuffle(ready.begin(), ready.end(), m.random);
+    for (Thread* t : ready) {
+      m.running = t;
+      t->fiber->resume();
+      m.running = nullptr;
+      if (m.error) std::rethrow_exception(m.error);
+    }
+  }
+  const auto damaged = [](const unsigned char* p) {
+    return std::any_of(p, p + kGuardBytes, [](unsigned char c) { return c != kPoison; });
+  };
+  if (damaged(m.dynamic.data()) || damaged(m.dynamic.data() + kGuardBytes + launch.shared_bytes)) {
+    throw std::runtime_error(place(m, m.threads[0]) + "dynamic shared memory was written out of bounds");
+  }
+}
+
+}  // namespace
+
+ThreadContext& current() { return machine().running->context; }
+
+unsigned char* dynamic_shared() { return machine().dynamic.data() + kGuardBytes; }
+
+void sync_block() {
+  Thread* self = machine().running;
+  self->state = State::kBarrier;
+  self->fiber->suspend();
+}
+
+WarpValues warp_exchange(unsigned mask, uint64_t value) {
+  Machine& m = machine();
+  Thread* self = m.running;
+  const auto index = static_cast<size_t>(self - m.threads.data());
+  Warp& warp = m.warps[index / kWarpSize];
+  const unsigned lane = index % kWarpSize;
+  if ((mask >> lane & 1u) == 0)
+    throw std::runtime_error(place(m, *self) + "a warp exchange whose mask leaves out the caller");
+  WarpValues& buffer = warp.buffers[warp.generation & 1];
+  buffer.lane[lane] = value;
+  warp.arrived |= 1u << lane;
+  self->warp_mask = mask;
+  self->state = State::kWarp;
+  self->fiber->suspend();
+  return buffer;
+}
+
+void run(const Launch& launch, const std::function<void()>& body) {
+  const std::lock_guard<std::mutex> lock(launch_mutex());
+  check_limits(launch);
+  Machine& m = machine();
+  m.launch = &launch;
+  m.body = &body;
+  m.error = nullptr;
+  m.random.seed(seed_from_environment());
+  ++m.launches[launch.name];
+  std::vector<uint64_t> blocks(static_cast<uint64_t>(launch.grid.x) * launch.grid.y * launch.grid.z);
+  for (uint64_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
+  std::shuffle(blocks.begin(), blocks.end(), m.random);
+  try {
+    for (uint64_t i : blocks) {
+      const uint64_t x = i % launch.grid.x, y = i / launch.grid.x % launch.grid.y,
+                     z = i / launch.grid.x / launch.grid.y;
+      run_block(m, {static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)});
+    }
+  } catch (...) {
+    // Fibers that never ended hold frames of the kernel: start the next launch with new ones.
+    m.threads.clear();
+    m.running = nullptr;
+    throw;
+  }
+}
+
+}  // namespace warpwright::emulator
+
+// How often a kernel was launched since the library was loaded, by the name that its launcher gives; for ctypes.
+extern "C" __attribute__((visibility("default"))) int64_t warpwright_emulator_launches(const char* name) {
+  const std::lock_guard<std::mutex> lock(warpwright::emulator::launch_mutex());
+  const auto& launches = warpwright::emulator::machine().launches;
+  const auto found = launches.find(name);
+  return found == launches.end() ? 0 : found->second;
+}

@@ -1,0 +1,131 @@
+// CUDA on the CPU, for the tests: the kernels of csrc/cuda are compiled by the host compiler against this header
+// instead of the toolkit's runtime, and every thread of a block is a fiber.
+//
+// Deliberately unkind: a seed (WARPWRIGHT_EMULATOR_SEED) shuffles the order of blocks and, between two barriers, the
+// order of threads; shared memory is full of NaNs when a block starts; a barrier that some threads never reach, a
+// shuffle whose lanes do not all arrive, too much shared memory and a grid beyond the hardware's limits stop the launch
+// with an error that names the kernel, the block and the thread.
+
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+#include <vector_types.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+
+#include "kernels/common.h"
+
+#undef __launch_bounds__
+#undef __shared__
+#undef __grid_constant__
+#define __launch_bounds__(...)
+#define __grid_constant__
+// One section holds every shared variable, so that the emulator can fill it with NaNs before each block.
+#define __shared__ __attribute__((section("warpwright_shared"))) static
+#define WARPWRIGHT_DYNAMIC_SHARED(NAME) unsigned char* NAME = ::warpwright::emulator::dynamic_shared()
+
+namespace warpwright::emulator {
+
+inline constexpr int kWarpSize = 32;
+
+// The running thread's coordinates.
+struct ThreadContext {
+  uint3 thread{}, block{};
+  dim3 block_dim{}, grid_dim{};
+};
+ThreadContext& current();
+
+unsigned char* dynamic_shared();
+
+// __syncthreads: returns when every thread of the block has arrived.
+void sync_block();
+
+// A value from each lane of the calling warp, given to all of them. Every lane in `mask` must call; `bytes` at most 8.
+struct WarpValues {
+  uint64_t lane[kWarpSize];
+};
+WarpValues warp_exchange(unsigned mask, uint64_t value);
+
+struct Launch {
+  const char* name;
+  dim3 grid, block;
+  int shared_bytes;
+};
+// Runs body() once for every thread of the grid.
+void run(const Launch& launch, const std::function<void()>& body);
+
+template <class T>
+T shuffle(unsigned mask, T value, int source_lane) {
+  static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>, "shuffles move at most 8 bytes");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const WarpValues all = warp_exchange(mask, bits);
+  T result;
+  std::memcpy(&result, &all.lane[source_lane & (kWarpSize - 1)], sizeof(T));
+  return result;
+}
+
+inline int lane_id() {
+  const ThreadContext& c = current();
+  return static_cast<int>((c.thread.x + c.block_dim.x * (c.thread.y + c.block_dim.y * c.thread.z)) % kWarpSize);
+}
+
+}  // namespace warpwright::emulator
+
+#define threadIdx (::warpwright::emulator::current().thread)
+#define blockIdx (::warpwright::emulator::current().block)
+#define blockDim (::warpwright::emulator::current().block_dim)
+#define gridDim (::warpwright::emulator::current().grid_dim)
+
+inline void __syncthreads() { ::warpwright::emulator::sync_block(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { ::warpwright::emulator::warp_exchange(mask, 0); }
+template <class T>
+inline T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+  return ::warpwright::emulator::shuffle(mask, value, ::warpwright::emulator::lane_id() ^ lane_mask);
+}
+template <class T>
+inline T __shfl_sync(unsigned mask, T value, int lane) {
+  return ::warpwright::emulator::shuffle(mask, value, lane);
+}
+template <class T>
+inline T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+  const int lane = ::warpwright::emulator::lane_id(), source = lane + static_cast<int>(delta);
+  return ::warpwright::emulator::shuffle(mask, value, source < ::warpwright::emulator::kWarpSize ? source : lane);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  const auto all = ::warpwright::emulator::warp_exchange(mask, predicate != 0);
+  unsigned result = 0;
+  for (int i = 0; i < ::warpwright::emulator::kWarpSize; ++i) {
+    if ((mask >> i & 1u) != 0 && all.lane[i] != 0) result |= 1u << i;
+  }
+  return result;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+
+template <class To, class From>
+inline To warpwright_bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+inline unsigned __float_as_uint(float x) { return warpwright_bits_as<unsigned>(x); }
+inline int __float_as_int(float x) { return warpwright_bits_as<int>(x); }
+inline float __uint_as_float(unsigned x) { return warpwright_bits_as<float>(x); }
+inline float __int_as_float(int x) { return warpwright_bits_as<float>(x); }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsqrt_rn(float a) { return sqrtf(a); }
+inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }
+template <class T>
+inline T __ldg(const T* p) {
+  return *p;
+}
