@@ -190,6 +190,22 @@ def test_autocast_follows_the_ambient_dtype(spec, dtype):
 
 
 @ALL
+def test_backward_inside_an_autocast_region_keeps_the_dtypes_of_forward(matrix, spec):
+    """torch's own ops inside a backward kernel would be recast to half precision there, silently."""
+    for sample in list(spec.samples(Make(torch.float32, matrix)))[:FEW]:
+        leaves = [t for t in sample.tensors() if t.requires_grad]
+        rooted = [t for t in _tensors(spec.op(*sample.args, **sample.kwargs)) if t.requires_grad]
+        if not leaves or not rooted:
+            continue
+        total = sum(t.float().sum() for t in rooted)
+        expected = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
+        with torch.autocast(matrix, dtype=torch.bfloat16):
+            found = torch.autograd.grad(total, leaves, allow_unused=True)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs), sample.name
+
+
+@ALL
 def test_any_shape_and_layout(matrix, spec):
     """Hypothesis draws sizes (empty, one, odd, large), dtypes and a memory layout for each tensor."""
     slow = matrix == "cpu" and warpwright.current_backend() in ("triton", "emulated")

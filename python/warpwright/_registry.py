@@ -69,7 +69,7 @@ def define(
     check(*args) raises RuntimeError on bad input; it runs before every Python kernel and in fake (the C++ bindings
     check for themselves, with the same words). fake(*args) returns empty outputs. setup_context(ctx, inputs, output)
     and backward(ops, ctx, *grads) are torch.library.register_autograd's, with the backend's operators as `ops`.
-    autocast(args, dtype) returns the arguments to use under an autocast to `dtype`.
+    autocast(args, dtype) returns the arguments to use under an autocast to `dtype`; without it they stay what they are.
     """
     OPS[name] = OpDefinition(name, family, check, fake, setup_context, backward, autocast)
     _register("native", OPS[name])
@@ -136,9 +136,8 @@ def _register(backend: str, op: OpDefinition) -> None:
             raise RuntimeError(f"warpwright: {op.name}: {reason}")
 
         torch.library.register_autograd(qualified, no_backward, lib=library)
-    if op.autocast is not None:
-        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-            library.impl(op.name, _autocast_kernel(overload, op.autocast, device_type), key)
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        library.impl(op.name, _autocast_kernel(overload, op.autocast or keep_dtypes, device_type), key)
 
 
 def _autocast_kernel(overload: Any, rule: AutocastRule, device_type: str) -> Callable[..., Any]:
@@ -148,6 +147,12 @@ def _autocast_kernel(overload: Any, rule: AutocastRule, device_type: str) -> Cal
             return overload(*rule(args, dtype))
 
     return kernel
+
+
+def keep_dtypes(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """The rule of ops without one of their own. It is no empty rule: kernels that call torch's ops, such as a backward
+    inside the autocast region, must find autocast switched off, or their products are silently recast."""
+    return args
 
 
 def cast_to_ambient(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
