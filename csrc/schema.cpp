@@ -47,7 +47,9 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
   m.def("swiglu_backward(Tensor grad_output, Tensor gate, Tensor up) -> (Tensor grad_gate, Tensor grad_up)");
 
-  // loss: `lse` is the log-sum-exp of each row, `valid` the number of rows that count.
+  // loss: `lse` is the log-sum-exp of each row, in float32 (float64 for float64 input); `valid`, an int64, the number
+  // of rows that count, with zero elements for reduction none. The loss has input's dtype, or with `float32_loss`
+  // lse's.
   m.def(
       "cross_entropy(Tensor input, Tensor target, int ignore_index, str reduction, float label_smoothing,"
       " bool float32_loss) -> (Tensor loss, Tensor lse, Tensor valid)");

@@ -63,12 +63,23 @@ def test_bad_input_names_the_op_and_the_argument(matrix, spec, name):
 
 @pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.gradcheck], ids=lambda s: s.name)
 def test_gradcheck_in_float64(spec):
-    small = [s for s in spec.samples(Make(torch.float64)) if sum(t.numel() for t in s.tensors()) <= 400]
+    small = [
+        s
+        for s in spec.samples(Make(torch.float64))
+        if sum(t.numel() for t in s.tensors()) <= 400 and _finite(s.tensors())
+    ]
     assert small, "the numeric Jacobian takes minutes for large samples: a spec needs small ones"
     for sample in small:
         leaves = [t for t in sample.tensors() if t.requires_grad]
         call = functools.partial(_call_with, spec, sample, leaves)
+        if not _finite(evaluate(spec.op, sample).values()):
+            continue
         assert torch.autograd.gradcheck(call, leaves), sample.name
+
+
+def _finite(tensors) -> bool:
+    """Differences of infinities and NaNs say nothing about a gradient."""
+    return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def _call_with(spec, sample, leaves, *values):

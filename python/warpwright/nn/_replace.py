@@ -9,12 +9,13 @@ from fnmatch import fnmatchcase
 import torch
 from torch.nn.parameter import is_lazy
 
-from warpwright.nn import conv, matmul, norm
+from warpwright.nn import conv, loss, matmul, norm
 
 #: torch's layer -> ours.
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.Linear: matmul.Linear,
     torch.nn.Conv2d: conv.Conv2d,
+    torch.nn.CrossEntropyLoss: loss.CrossEntropyLoss,
     torch.nn.LayerNorm: norm.LayerNorm,
     torch.nn.RMSNorm: norm.RMSNorm,
 }

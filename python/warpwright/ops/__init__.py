@@ -2,12 +2,14 @@
 
 from warpwright.ops.activation import swiglu
 from warpwright.ops.conv import conv2d
+from warpwright.ops.loss import cross_entropy
 from warpwright.ops.matmul import linear
 from warpwright.ops.norm import layer_norm, rms_norm
 from warpwright.ops.rotary import rotary_embedding
 
 __all__ = [
     "conv2d",
+    "cross_entropy",
     "layer_norm",
     "linear",
     "rms_norm",
