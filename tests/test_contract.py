@@ -53,13 +53,21 @@ def _recorded(spec, make: Make) -> list[tuple[str, Any, tuple[Any, ...]]]:
     return calls
 
 
+def _checks(args: tuple[Any, ...]) -> tuple[str, ...]:
+    """opcheck's tests. That of the schema compares inputs with allclose, which PyTorch lacks for 8-bit floats; the
+    test of two runs below holds their inputs to be unchanged."""
+    every = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    float8 = any(isinstance(a, torch.Tensor) and a.is_floating_point() and a.element_size() == 1 for a in args)
+    return every[1:] if float8 else every
+
+
 @ALL
 def test_opcheck(matrix, spec):
     calls = _recorded(spec, Make(torch.float32, matrix))
     assert {func._schema.name.split("::")[1] for _, func, _ in calls} == set(spec.kernels)
     for name, func, args in calls:
         try:
-            torch.library.opcheck(func, args)
+            torch.library.opcheck(func, args, test_utils=_checks(args))
         except Exception as error:
             raise AssertionError(f"{name}: {func}") from error
 
@@ -84,10 +92,18 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else [t for t in value if t is not None]
 
 
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 def _same(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], name: str) -> None:
     assert set(ours) == set(expected), name
     for key, value in expected.items():
-        assert torch.equal(torch.nan_to_num(ours[key]), torch.nan_to_num(value)), (name, key)
+        assert same_bits(ours[key], value), (name, key)
 
 
 @ALL
@@ -109,15 +125,21 @@ def test_compile_inductor_gives_the_same(spec):
 @ALL
 def test_export_gives_the_same(matrix, spec):
     class Module(torch.nn.Module):
-        def forward(self, *args, **kwargs):
-            return spec.op(*args, **kwargs)
+        def __init__(self, options: dict[str, Any]):
+            super().__init__()
+            self.options = options  # Among them dtypes, which export does not take as inputs.
+
+        def forward(self, *args, **tensors):
+            return spec.op(*args, **tensors, **self.options)
 
     for sample in list(spec.samples(Make(torch.float32, matrix)))[:FEW]:
         frozen = sample.map(torch.Tensor.detach)
-        program = torch.export.export(Module(), frozen.args, frozen.kwargs)
-        ours = _tensors(program.module()(*frozen.args, **frozen.kwargs))
+        tensors = {k: v for k, v in frozen.kwargs.items() if isinstance(v, torch.Tensor)}
+        options = {k: v for k, v in frozen.kwargs.items() if k not in tensors}
+        program = torch.export.export(Module(options), frozen.args, tensors)
+        ours = _tensors(program.module()(*frozen.args, **tensors))
         for a, b in zip(ours, _tensors(spec.op(*frozen.args, **frozen.kwargs)), strict=True):
-            assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)), sample.name
+            assert same_bits(a, b), sample.name
 
 
 @ALL

@@ -5,13 +5,16 @@ from warpwright.ops.conv import conv2d
 from warpwright.ops.loss import cross_entropy
 from warpwright.ops.matmul import linear
 from warpwright.ops.norm import layer_norm, rms_norm
+from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding
 
 __all__ = [
     "conv2d",
     "cross_entropy",
+    "dequantize_fp8",
     "layer_norm",
     "linear",
+    "quantize_fp8",
     "rms_norm",
     "rotary_embedding",
     "swiglu",

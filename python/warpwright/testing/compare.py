@@ -112,6 +112,7 @@ def _compare_one(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, nudged:
     if ours.shape != truth.shape:
         raise AssertionError(f"{name}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}")
     torch_error = _max_error(theirs, truth)
+    truth = truth.to(torch.float64)  # Few operations know the 8-bit types.
     finite = truth[torch.isfinite(truth)]
     largest = finite.abs().max().item() if finite.numel() else 0.0
     floor = torch.finfo(ours.dtype).eps * largest if ours.is_floating_point() else 0.0

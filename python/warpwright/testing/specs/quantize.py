@@ -1,0 +1,153 @@
+"""OpSpecs of the quantize family. tests/test_quantize.py holds every backend to the definition, bit by bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from warpwright import ops
+from warpwright.testing.spec import BadInput, Cost, Make, OpSpec, Sample, add, draw_size, nbytes
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+
+
+def _repeated(scale: Tensor, cols: int, block_size: int | None) -> Tensor:
+    """A scale for each element."""
+    return scale.repeat_interleave(max(cols, 1) if block_size is None else block_size, -1)[..., :cols]
+
+
+def _torch_quantize(
+    input: Tensor, block_size: int | None = None, *, dtype: torch.dtype = E4M3
+) -> tuple[Tensor, Tensor]:
+    """As the models write it, without their blind spots: zeros and ragged blocks."""
+    cols = input.shape[-1]
+    x = input if input.dtype == torch.float64 else input.float()
+    pieces = (x,) if block_size is None else x.split(block_size, -1)
+    amax = [p.abs().amax(-1, keepdim=True) if p.shape[-1] else x.new_zeros(*x.shape[:-1], 1) for p in pieces]
+    scale = torch.cat([torch.where(a == 0, 1.0, a / torch.finfo(dtype).max) for a in amax], -1)
+    if block_size is not None:
+        scale = scale[..., : -(-cols // block_size)]
+    return (x / _repeated(scale, cols, block_size)).to(dtype), scale
+
+
+def _torch_dequantize(
+    input: Tensor, scale: Tensor, block_size: int | None = None, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    return (input.to(scale.dtype) * _repeated(scale, input.shape[-1], block_size)).to(dtype)
+
+
+def _quantize_samples(make: Make) -> Iterator[Sample]:
+    def values(*shape: int, low: float = -3.0, high: float = 3.0) -> Tensor:
+        return make.tensor(*shape, low=low, high=high, grad=False)
+
+    yield Sample("rows", (values(5, 40),))
+    yield Sample("blocks", (values(3, 300), 128))
+    yield Sample("e5m2", (values(2, 3, 33), None), {"dtype": E5M2})
+    yield Sample("e5m2, blocks", (values(4, 70), 32), {"dtype": E5M2})
+    yield Sample("block longer than the row", (values(3, 20), 128))
+    yield Sample("blocks of one", (values(2, 5), 1))
+    yield Sample("longer than a step", (values(2, 9000),))
+    yield Sample("a block of zeros", (torch.cat((values(2, 8), values(2, 8) * 0), 1), 8))
+    yield Sample("one dimension", (values(17), 16))
+    yield Sample("no columns", (values(3, 0),))
+    yield Sample("no columns, blocks", (values(3, 0), 4))
+    yield Sample("no rows", (values(0, 8), 4))
+
+
+def _draw_quantize(make: Make, rng: random.Random) -> Sample:
+    shape = [draw_size(rng, 6) for _ in range(rng.randint(0, 3))] + [draw_size(rng, 400)]
+    block = rng.choice([None, 1, 7, 32, 128])
+    kwargs = {"dtype": rng.choice(ops.quantize.FLOAT8_TYPES)}
+    return Sample(f"{shape} by {block} {kwargs}", (make.tensor(*shape, grad=False), block), kwargs)
+
+
+def _quantize_bad_inputs(make: Make) -> Iterator[BadInput]:
+    x = make.tensor(3, 8, grad=False)
+    yield BadInput("input dtype", (x.double(),), "input must be float32, float16 or bfloat16, got torch.float64")
+    yield BadInput("input rank", (x.sum(),), "input must have at least 1 dimension, got 0")
+    yield BadInput("block_size", (x, 0), "block_size must be None or positive, got 0")
+    yield BadInput("dtype", (x,), "dtype must be torch.float8_e4m3fn or .*got torch.float16", {"dtype": torch.float16})
+
+
+def _quantize_cost(input: Tensor, block_size: int | None = None, *, dtype: torch.dtype = E4M3) -> Cost:
+    groups = 1 if block_size is None else -(-input.shape[-1] // block_size)
+    return Cost(2 * input.numel(), nbytes(input) + input.numel() + 4 * groups * input.shape[:-1].numel())
+
+
+def _bytes(make: Make, *shape: int, dtype: torch.dtype = E4M3) -> Tensor:
+    """Any finite numbers of `dtype`."""
+    first_non_finite = 0x7F if dtype == E4M3 else 0x7C
+    magnitude, sign = make.integers(*shape, low=0, high=first_non_finite), make.integers(*shape, low=0, high=2)
+    return (magnitude + 128 * sign).to(torch.uint8).view(dtype)
+
+
+def _scales(make: Make, *shape: int) -> Tensor:
+    return make.tensor(*shape, low=0.001, high=2, grad=False, dtype=torch.float32)
+
+
+def _dequantize_samples(make: Make) -> Iterator[Sample]:
+    out = {"dtype": make.dtype}
+    yield Sample("rows", (_bytes(make, 5, 40), _scales(make, 5, 1)), out)
+    yield Sample("blocks", (_bytes(make, 3, 300), _scales(make, 3, 3), 128), out)
+    # Small scales: the largest number of e5m2 is close to that of float16.
+    yield Sample("e5m2", (_bytes(make, 2, 3, 33, dtype=E5M2), _scales(make, 2, 3, 5) * 0.5, 7), out)
+    yield Sample("longer than a step", (_bytes(make, 2, 9000), _scales(make, 2, 1)), out)
+    yield Sample("one dimension", (_bytes(make, 17), _scales(make, 2), 16), out)
+    yield Sample("no columns", (_bytes(make, 3, 0), _scales(make, 3, 1)), out)
+    yield Sample("no rows", (_bytes(make, 0, 8), _scales(make, 0, 2), 4), out)
+
+
+def _draw_dequantize(make: Make, rng: random.Random) -> Sample:
+    shape = [draw_size(rng, 6) for _ in range(rng.randint(0, 3))] + [draw_size(rng, 400)]
+    block = rng.choice([None, 1, 7, 32, 128])
+    groups = 1 if block is None else -(-shape[-1] // block)
+    args = (_bytes(make, *shape, dtype=rng.choice(ops.quantize.FLOAT8_TYPES)), _scales(make, *shape[:-1], groups) * 0.5)
+    return Sample(f"{shape} by {block}", (*args, block), {"dtype": make.dtype})
+
+
+def _dequantize_bad_inputs(make: Make) -> Iterator[BadInput]:
+    q, scale = _bytes(make, 3, 8), _scales(make, 3, 1)
+    yield BadInput("input dtype", (q.float(), scale), "input must be torch.float8_e4m3fn or .*got torch.float32")
+    yield BadInput("scale dtype", (q, scale.half()), "scale must be torch.float32, got torch.float16")
+    yield BadInput("scale shape", (q, scale, 4), r"scale must have shape \(3, 2\), got \(3, 1\)")
+    yield BadInput("block_size", (q, scale, -1), "block_size must be None or positive, got -1")
+    yield BadInput("dtype", (q, scale), "dtype must be float32, .*got torch.int32", {"dtype": torch.int32})
+
+
+def _dequantize_cost(
+    input: Tensor, scale: Tensor, block_size: int | None = None, *, dtype: torch.dtype = torch.float32
+) -> Cost:
+    return Cost(input.numel(), nbytes(input, scale) + input.numel() * dtype.itemsize)
+
+
+add(
+    OpSpec(
+        name="quantize_fp8",
+        family="quantize",
+        op=ops.quantize_fp8,
+        torch_op=_torch_quantize,
+        samples=_quantize_samples,
+        draw=_draw_quantize,
+        bad_inputs=_quantize_bad_inputs,
+        cost=_quantize_cost,
+        kernels=("quantize_fp8",),
+        gradcheck=False,
+    )
+)
+add(
+    OpSpec(
+        name="dequantize_fp8",
+        family="quantize",
+        op=ops.dequantize_fp8,
+        torch_op=_torch_dequantize,
+        samples=_dequantize_samples,
+        draw=_draw_dequantize,
+        bad_inputs=_dequantize_bad_inputs,
+        cost=_dequantize_cost,
+        kernels=("dequantize_fp8",),
+        gradcheck=False,
+    )
+)

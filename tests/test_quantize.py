@@ -1,0 +1,85 @@
+"""8-bit quantization is exact: every backend gives the bits of the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import warpwright
+from warpwright.ops.quantize import FLOAT8_TYPES
+from warpwright.testing import Make
+
+FORMATS = pytest.mark.parametrize("float8", FLOAT8_TYPES, ids=lambda d: str(d).removeprefix("torch.float8_"))
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bit patterns, with one for every NaN."""
+    same = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    return torch.where(tensor.isnan(), -1, tensor.contiguous().view(same).to(torch.int64))
+
+
+def by_reference(op: str, *args, **kwargs):
+    with warpwright.use_backend("reference"):
+        return getattr(warpwright.ops, op)(*args, **kwargs)
+
+
+@FORMATS
+@pytest.mark.parametrize("block_size", [None, 128, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_bits_are_those_of_the_definition(matrix, dtype, float8, block_size):
+    make = Make(dtype, matrix)
+    # Magnitudes from subnormal to huge within one row, so that codes of every exponent occur.
+    spread = make.tensor(6, 700, low=-14, high=14, grad=False, dtype=torch.float32).exp2()
+    x = (make.tensor(6, 700, grad=False, dtype=torch.float32) * spread).to(dtype)
+    x[0, :3] = torch.tensor([0.0, -0.0, torch.finfo(dtype).max], device=matrix)
+    # Subnormals: their scale would be too small. Triton's interpreter takes those of bfloat16 for zeros.
+    flushed = dtype == torch.bfloat16 and warpwright.current_backend() == "triton" and matrix == "cpu"
+    x[1] = torch.finfo(dtype).tiny * (1 if flushed else 2.0**-6) * torch.sign(x[1])
+    x[2, 7], x[3, 600], x[4, 9] = torch.nan, torch.inf, -torch.inf
+    ours = warpwright.ops.quantize_fp8(x, block_size, dtype=float8)
+    expected = by_reference("quantize_fp8", x, block_size, dtype=float8)
+    for got, wanted in zip(ours, expected, strict=True):
+        assert torch.equal(bits(got), bits(wanted))
+    back = warpwright.ops.dequantize_fp8(*ours, block_size, dtype=dtype)
+    assert torch.equal(bits(back), bits(by_reference("dequantize_fp8", *expected, block_size, dtype=dtype)))
+
+
+@FORMATS
+def test_every_number_survives_a_round_trip(matrix, float8):
+    """All 256 bit patterns: decoded as torch decodes them, and encoded to themselves."""
+    codes = torch.arange(256, dtype=torch.uint8).view(float8)[None].to(matrix)
+    one = torch.ones(1, 1, device=matrix)
+    values = warpwright.ops.dequantize_fp8(codes, one)
+    assert torch.equal(bits(values), bits(codes.float()))
+    finite = values[values.isfinite()][None]  # The largest one is there, so the scale is 1.
+    quantized, scale = warpwright.ops.quantize_fp8(finite, dtype=float8)
+    assert scale.item() == 1.0
+    assert torch.equal(bits(quantized), bits(codes[values.isfinite()][None]))
+
+
+@FORMATS
+def test_halfway_cases_go_to_the_even_neighbour(matrix, float8):
+    finite = torch.arange(256, dtype=torch.uint8).view(float8).float()
+    finite = finite[finite.isfinite()].sort().values.unique()
+    halfway = (finite[1:] + finite[:-1]) / 2
+    around = torch.stack((halfway, halfway.nextafter(finite[1:]), halfway.nextafter(finite[:-1])))
+    row = torch.cat((around.flatten(), finite[-1:]))[None].to(matrix)
+    quantized, scale = warpwright.ops.quantize_fp8(row, dtype=float8)
+    assert scale.item() == 1.0
+    assert torch.equal(bits(quantized), bits(row.to(float8)))
+
+
+def test_the_reference_rounds_as_torch_does():
+    """The definition itself, on values inside the range, is torch's own conversion."""
+    x = torch.linspace(-448, 448, 10_001)[None]
+    with warpwright.use_backend("reference"):
+        quantized, scale = warpwright.ops.quantize_fp8(x)
+    assert scale.item() == 1.0
+    assert torch.equal(quantized.float(), x.to(torch.float8_e4m3fn).float())
+
+
+def test_a_gradient_is_refused_in_words():
+    x = torch.randn(2, 8, requires_grad=True)
+    _, scale = warpwright.ops.quantize_fp8(x)
+    with pytest.raises(RuntimeError, match="warpwright: quantize_fp8: not differentiable"):
+        scale.sum().backward()
