@@ -195,6 +195,20 @@ template <class V>
 inline V vmin(V a, V b) {
   return a < b ? a : b;
 }
+inline Vec<float> vsqrt(Vec<float> v) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_sqrt_ps((__m256)v);
+#else
+  for (int i = 0; i < kFloatLanes; ++i) v[i] = ::sqrtf(v[i]);
+  return v;
+#endif
+}
+inline Vec<double> vsqrt(Vec<double> v) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) v[i] = ::sqrt(v[i]);
+  return v;
+}
 template <class A>
 inline A reduce_max(Vec<A> v) {
   A best = v[0];

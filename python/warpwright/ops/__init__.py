@@ -5,10 +5,12 @@ from warpwright.ops.conv import conv2d
 from warpwright.ops.loss import cross_entropy
 from warpwright.ops.matmul import linear
 from warpwright.ops.norm import layer_norm, rms_norm
+from warpwright.ops.optim import adamw_
 from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding
 
 __all__ = [
+    "adamw_",
     "conv2d",
     "cross_entropy",
     "dequantize_fp8",
