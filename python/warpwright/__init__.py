@@ -1,6 +1,6 @@
 """warpwright: hand-written CUDA C++ and Triton kernels for matmul, convolution and fused mixed-precision ops."""
 
-from warpwright import nn, ops
+from warpwright import nn, ops, optim
 from warpwright._backend import current_backend, use_backend
 from warpwright._deterministic import deterministic
 from warpwright._explain import explain
@@ -17,5 +17,6 @@ __all__ = [
     "info",
     "nn",
     "ops",
+    "optim",
     "use_backend",
 ]
