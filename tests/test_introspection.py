@@ -89,7 +89,7 @@ def test_explain_names_kernel_backend_tensors_and_work(matrix):
     assert found.op == "rms_norm"
     assert found.backend == warpwright.current_backend()
     assert found.backend_reason == f"chosen by use_backend('{found.backend}')"
-    words = {"reference": "plain PyTorch", "triton": "Triton", "native": "C++"}
+    words = {"reference": "plain PyTorch", "triton": "Triton", "native": "C++", "emulated": "emulated"}
     assert words[found.backend] in found.kernel
     assert [facts.name for facts in found.inputs] == ["input", "weight", "residual"]
     assert [facts.name for facts in found.outputs] == ["output[0]", "output[1]"]

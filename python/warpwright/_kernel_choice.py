@@ -26,6 +26,8 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
         return f"{op} (Triton, {'interpreted on the CPU' if triton_interpreted() else 'compiled'})"
     if backend == "reference":
         return f"{op} (plain PyTorch)"
+    if backend == "emulated":
+        return f"{op} (C++ CUDA, emulated on the CPU)"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"{op} (C++ CUDA, sm_{major}{minor})"
