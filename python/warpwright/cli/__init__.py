@@ -18,7 +18,7 @@ import typer
 
 from warpwright._version import __version__
 
-COMMANDS = ("info", "check")
+COMMANDS = ("info", "check", "bench")
 
 
 def _print_version(wanted: bool) -> None:
