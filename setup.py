@@ -83,7 +83,7 @@ setup(
     version=native.version(),
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"warpwright": ["py.typed"], "warpwright.bench": ["suites/*.yaml"]},
+    package_data={"warpwright": ["py.typed"], "warpwright.demo": ["*.j2"]},
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
     distclass=NativeDistribution,
     zip_safe=False,

@@ -44,7 +44,8 @@ def _quick(device: torch.device) -> list[Case]:
     cases = []
     for dtype in (half,) if gpu else (f32, half):
         cases += [
-            _case("rms_norm", f"{rows} x {width}", dtype, lambda m: (m.tensor(rows, width), (width,), m.tensor(width))),
+            _case("rms_norm", f"{rows} x {width}", dtype,
+                  lambda m: (m.tensor(rows, width), (width,), m.tensor(width), 1e-6)),
             _case("layer_norm", f"{rows} x {width} + residual", dtype,
                   lambda m: (m.tensor(rows, width), (width,), m.tensor(width), m.tensor(width)),
                   residual=lambda m: m.tensor(rows, width)),

@@ -18,7 +18,7 @@ import typer
 
 from warpwright._version import __version__
 
-COMMANDS = ("info", "check", "bench")
+COMMANDS = ("info", "check", "bench", "demo")
 
 
 def _print_version(wanted: bool) -> None:
