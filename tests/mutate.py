@@ -12,54 +12,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
+from mutations import MUTATIONS, Mutation
+
 ROOT = Path(__file__).resolve().parent.parent
-#: Where the tests of a room run, by the start of its path: the matrix' name of the backend.
-BACKENDS = {
-    "csrc/cpu/": "native-cpu",
-    "csrc/bindings/": "native-cpu",
-    "csrc/cuda/": "emulated-cpu",
-    "triton_kernels/": "triton-cpu",
-    "python/warpwright/reference/": "reference-cpu",
-    "python/warpwright/ops/": "native-cpu",
-}
 #: pytest's exit codes for wrong usage and for no test found; a crash of the process is a noticed bug.
 NO_TESTS = (4, 5)
 TIMEOUT_S = 600
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """Replace `old`, which must occur exactly once, by `new` in `path`; the tests of `op` must fail."""
-
-    op: str
-    what: str
-    path: str
-    old: str
-    new: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.op}: {self.what} ({self.path})"
-
-    @property
-    def backend(self) -> str:
-        return next(backend for start, backend in BACKENDS.items() if self.path.startswith(start))
-
-
-MUTATIONS = [
-    # ---- norm ----
-    Mutation(
-        "rms_norm", "skip the weight", "csrc/cpu/norm.cpp",
-        "if (weight != nullptr) y *= load(weight + i, n);", ";",
-    ),
-    Mutation(
-        "rms_norm", "drop the tail", "csrc/cpu/vec.h",
-        "if (i < n) body(i, n - i);", "",
-    ),
-]  # fmt: skip
 
 
 def survives(mutation: Mutation) -> bool:
@@ -69,8 +29,12 @@ def survives(mutation: Mutation) -> bool:
         built = subprocess.run([sys.executable, "csrc/build.py", *options], cwd=ROOT, capture_output=True, text=True)
         if built.returncode != 0:
             raise SystemExit(f"{mutation.name}: the mutant does not compile; write it better\n{built.stdout[-2000:]}")
-    select = f"{mutation.backend} and {mutation.op}"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_ops.py", "-k", select]
+    # test_ops.py, and the family's own file, where it has one that runs on every backend.
+    select = f"{mutation.backend} and ({mutation.op} or test_loss or test_quantize)"
+    files = ["tests/test_ops.py"]
+    files += ["tests/test_loss.py"] if mutation.op == "cross_entropy" else []
+    files += ["tests/test_quantize.py"] if "quantize" in mutation.op else []
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", select]
     try:
         tested = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
