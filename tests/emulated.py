@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @functools.cache
-def _build_script() -> ModuleType:
+def build_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("warpwright_build", ROOT / "csrc" / "build.py")
     assert spec is not None
     assert spec.loader is not None
@@ -28,7 +28,7 @@ def _build_script() -> ModuleType:
 
 def missing() -> str | None:
     """Why the emulator cannot be built here, or None when it can."""
-    if _build_script().cuda_headers() is None:
+    if build_script().cuda_headers() is None:
         return "the CUDA toolkit's headers are not installed"
     return None
 
@@ -40,7 +40,7 @@ def library() -> Path:
     folder.mkdir(exist_ok=True)
     with open(folder / "emulated.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _build_script().build_emulated()
+        return build_script().build_emulated()
 
 
 @functools.cache

@@ -80,6 +80,15 @@ def test_the_reference_rounds_as_torch_does():
     assert torch.equal(quantized.float(), x.to(torch.float8_e4m3fn).float())
 
 
+@FORMATS
+def test_a_scale_is_never_subnormal(matrix, float8):
+    tiny = torch.finfo(torch.float32).tiny
+    x = torch.tensor([[tiny / 64, -tiny / 128, 0.0]], device=matrix)
+    quantized, scale = warpwright.ops.quantize_fp8(x, dtype=float8)
+    assert scale.item() == tiny
+    assert quantized.float().tolist() == [[2.0**-6, -(2.0**-7), 0.0]]
+
+
 def test_a_gradient_is_refused_in_words():
     x = torch.randn(2, 8, requires_grad=True)
     _, scale = warpwright.ops.quantize_fp8(x)

@@ -2,6 +2,8 @@
 
 #include "emulator/runtime.h"
 
+#include <link.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
@@ -16,12 +18,6 @@
 
 #include "emulator/fiber.h"
 
-// The ends of the section of shared variables; absent (null) when no kernel has one.
-extern "C" {
-extern unsigned char __start_warpwright_shared[] __attribute__((weak, visibility("hidden")));
-extern unsigned char __stop_warpwright_shared[] __attribute__((weak, visibility("hidden")));
-}
-
 namespace warpwright::emulator {
 namespace {
 
@@ -29,6 +25,7 @@ constexpr int kMaxSharedBytes = 227 * 1024;  // A block's limit on sm_90.
 constexpr unsigned kMaxThreads = 1024, kMaxGridYZ = 65535;
 constexpr unsigned char kPoison = 0xff;  // A NaN in every floating type.
 constexpr int kGuardBytes = 256;
+constexpr uintptr_t kSharedAlignment = 128;  // Of dynamic shared memory, see cuda/runtime.h.
 
 enum class State { kReady, kBarrier, kWarp, kDone };
 
@@ -158,13 +155,31 @@ bool release(Machine& m) {
   throw std::runtime_error(text.str());
 }
 
+// Touched, so that this host thread has its copy of the thread-local variables; overwritten like the rest of them.
+thread_local unsigned char anchor;
+
+// Fills every variable of this library that is thread-local, which are the shared variables of its kernels.
+void poison_shared_variables() {
+  volatile unsigned char* const inside = &anchor;
+  *inside = kPoison;
+  const auto fill = [](dl_phdr_info* library, size_t, void*) {
+    auto* const data = static_cast<unsigned char*>(library->dlpi_tls_data);
+    for (int i = 0; data != nullptr && i < library->dlpi_phnum; ++i) {
+      const auto& segment = library->dlpi_phdr[i];
+      if (segment.p_type != PT_TLS || &anchor < data || &anchor >= data + segment.p_memsz) continue;
+      std::fill(data, data + segment.p_memsz, kPoison);
+      return 1;
+    }
+    return 0;
+  };
+  if (dl_iterate_phdr(fill, nullptr) != 1) throw std::logic_error("warpwright emulator: no shared variables found");
+}
+
 void run_block(Machine& m, uint3 block) {
   const Launch& launch = *m.launch;
   const size_t count = static_cast<size_t>(launch.block.x) * launch.block.y * launch.block.z;
-  if (__start_warpwright_shared != nullptr) {
-    std::fill(__start_warpwright_shared, __stop_warpwright_shared, kPoison);
-  }
-  m.dynamic.assign(static_cast<size_t>(launch.shared_bytes) + 2 * kGuardBytes, kPoison);
+  poison_shared_variables();
+  m.dynamic.assign(static_cast<size_t>(launch.shared_bytes) + 2 * kGuardBytes + kSharedAlignment, kPoison);
   m.warps.assign((count + kWarpSize - 1) / kWarpSize, Warp{});
   while (m.threads.size() < count) m.threads.emplace_back().fiber = std::make_unique<Fiber>();
   m.threads.resize(count);
@@ -202,7 +217,7 @@ void run_block(Machine& m, uint3 block) {
   const auto damaged = [](const unsigned char* p) {
     return std::any_of(p, p + kGuardBytes, [](unsigned char c) { return c != kPoison; });
   };
-  if (damaged(m.dynamic.data()) || damaged(m.dynamic.data() + kGuardBytes + launch.shared_bytes)) {
+  if (damaged(dynamic_shared() - kGuardBytes) || damaged(dynamic_shared() + launch.shared_bytes)) {
     throw std::runtime_error(place(m, m.threads[0]) + "dynamic shared memory was written out of bounds");
   }
 }
@@ -211,7 +226,10 @@ void run_block(Machine& m, uint3 block) {
 
 ThreadContext& current() { return machine().running->context; }
 
-unsigned char* dynamic_shared() { return machine().dynamic.data() + kGuardBytes; }
+unsigned char* dynamic_shared() {
+  const auto lowest = reinterpret_cast<uintptr_t>(machine().dynamic.data() + kGuardBytes);
+  return reinterpret_cast<unsigned char*>((lowest + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment);
+}
 
 void sync_block() {
   Thread* self = machine().running;

@@ -26,8 +26,9 @@
 #undef __grid_constant__
 #define __launch_bounds__(...)
 #define __grid_constant__
-// One section holds every shared variable, so that the emulator can fill it with NaNs before each block.
-#define __shared__ __attribute__((section("warpwright_shared"))) static
+// Shared variables are the library's thread-local ones, which lie side by side, so that the emulator finds them all and
+// can fill them with NaNs before each block. (A named section would do, but GCC ignores it in templates: bug 41091.)
+#define __shared__ static thread_local
 #define WARPWRIGHT_DYNAMIC_SHARED(NAME) unsigned char* NAME = ::warpwright::emulator::dynamic_shared()
 
 namespace warpwright::emulator {

@@ -95,9 +95,16 @@ def to_float64(sample: Sample) -> Sample:
 
 
 def compare(spec: OpSpec, sample: Sample, ours: dict[str, Tensor] | None = None) -> list[Comparison]:
-    """Our outputs and gradients (of the current backend, unless given) against float64, forward and backward."""
+    """Our outputs and gradients (of the current backend, unless given) against float64, forward and backward.
+
+    Unless they are given, the outputs of a call without gradients are compared too: kernels that need not keep anything
+    for the backward pass may be others.
+    """
+    inference: dict[str, Tensor] = {}
     if ours is None:
         ours = evaluate(spec.op, sample)
+        if any(t.requires_grad for t in sample.tensors()):
+            inference = evaluate(spec.op, sample.map(torch.Tensor.detach))
     exact = to_float64(sample)
     truth = evaluate(spec.torch_op, exact)
     double = any(t.dtype == torch.float64 for t in sample.tensors())
@@ -105,19 +112,23 @@ def compare(spec: OpSpec, sample: Sample, ours: dict[str, Tensor] | None = None)
     theirs = evaluate(spec.torch_op, sample)
     if set(ours) != set(truth):
         raise AssertionError(f"{spec.name}: {sample.name}: returned {sorted(ours)}, expected {sorted(truth)}")
-    return [_compare_one(name, ours[name], theirs[name], truth[name], nudged[name]) for name in sorted(truth)]
+    found = [_compare_one(name, name, ours, theirs, truth, nudged) for name in sorted(truth)]
+    found += [_compare_one(f"{n} (no grad)", n, inference, theirs, truth, nudged) for n in sorted(inference)]
+    return found
 
 
-def _compare_one(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, nudged: Tensor) -> Comparison:
+def _compare_one(title: str, name: str, *evaluations: dict[str, Tensor]) -> Comparison:
+    """One value of (ours, PyTorch's, the truth, the truth of nudged inputs)."""
+    ours, theirs, truth, nudged = (evaluation[name] for evaluation in evaluations)
     if ours.shape != truth.shape:
-        raise AssertionError(f"{name}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}")
+        raise AssertionError(f"{title}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}")
     torch_error = _max_error(theirs, truth)
     truth = truth.to(torch.float64)  # Few operations know the 8-bit types.
     finite = truth[torch.isfinite(truth)]
     largest = finite.abs().max().item() if finite.numel() else 0.0
     floor = torch.finfo(ours.dtype).eps * largest if ours.is_floating_point() else 0.0
     floor += _max_error(nudged, truth)
-    return Comparison(name, _max_error(ours, truth), torch_error, ERROR_FACTOR * torch_error + floor)
+    return Comparison(title, _max_error(ours, truth), torch_error, ERROR_FACTOR * torch_error + floor)
 
 
 def _max_error(value: Tensor, truth: Tensor) -> float:

@@ -1,0 +1,134 @@
+// Small kernels that are right, or wrong in one way each, for test_emulator.py: what the emulator says of them is the
+// test. Compiled with csrc/emulator as a library of its own; every case is a function that ctypes can call.
+
+#include <cstdint>
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/launch.h"
+
+namespace {
+
+using warpwright::cuda::launch;
+
+struct Params {
+  float* out = nullptr;
+  int64_t count = 0;
+};
+
+constexpr int kThreads = 96;
+
+template <bool kWait>
+void reverse_kernel(Params params) {
+  __shared__ float values[kThreads];
+  values[threadIdx.x] = static_cast<float>(threadIdx.x);
+  if (kWait) __syncthreads();
+  params.out[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+}
+
+void barrier_that_half_the_block_skips(Params) {
+  if (threadIdx.x < kThreads / 2) __syncthreads();
+}
+
+void shuffle_that_half_the_warp_skips(Params params) {
+  if (threadIdx.x % 32 < 16) params.out[threadIdx.x] = __shfl_xor_sync(0xffffffffu, 1.0f, 1);
+}
+
+void shuffle_without_its_caller(Params params) { params.out[threadIdx.x] = __shfl_xor_sync(0xffff0000u, 1.0f, 1); }
+
+// One byte of the params.count bytes of dynamic shared memory, or one beside them.
+enum class Where { kBefore, kLast, kPast };
+template <Where kWhere>
+void write_dynamic_shared(Params params) {
+  WARPWRIGHT_DYNAMIC_SHARED(shared);
+  const int64_t index = kWhere == Where::kBefore ? -1 : kWhere == Where::kLast ? params.count - 1 : params.count;
+  if (threadIdx.x == 0) shared[index] = 1;
+}
+
+// Each block reads shared memory before it writes it: it finds neither zeros nor what the block before left there.
+void read_before_write(Params params) {
+  __shared__ float kept;
+  WARPWRIGHT_DYNAMIC_SHARED(shared);
+  auto* dynamic = reinterpret_cast<float*>(shared);
+  params.out[2 * blockIdx.x] = kept;
+  params.out[2 * blockIdx.x + 1] = *dynamic;
+  kept = *dynamic = 1.0f;
+}
+
+int ticket = 0;
+void order_kernel(Params params) { params.out[blockIdx.x * blockDim.x + threadIdx.x] = static_cast<float>(ticket++); }
+
+void coordinates_kernel(Params params) {
+  const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+  const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  params.out[block * blockDim.x * blockDim.y * blockDim.z + thread] += static_cast<float>(block * 1000 + thread);
+}
+
+// 7 answers a thread, in a block whose last warp is half full.
+void warp_kernel(Params params) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const auto value = static_cast<float>(threadIdx.x);
+  const unsigned mask = threadIdx.x < 64 ? 0xffffffffu : 0x0000ffffu;
+  float* out = params.out + 7 * threadIdx.x;
+  out[0] = __shfl_xor_sync(mask, value, 5);
+  out[1] = __shfl_down_sync(mask, value, 3);
+  out[2] = __shfl_sync(mask, value, 2);
+  out[3] = static_cast<float>(__ballot_sync(mask, lane % 3 == 0) & 0xffffffu);
+  out[4] = static_cast<float>(__any_sync(mask, lane == 15));
+  out[5] = static_cast<float>(__all_sync(mask, lane < 16));
+  __syncwarp(mask);
+  out[6] = static_cast<float>(__shfl_xor_sync(mask, static_cast<double>(value) + 0.5, 1));
+}
+
+void nothing(Params) {}
+
+void run(const std::string& name, const Params& params) {
+  const dim3 one(1), block(kThreads);
+  if (name == "reverse") return launch("reverse", reverse_kernel<true>, {one, block}, params);
+  if (name == "no_wait") return launch("no_wait", reverse_kernel<false>, {one, block}, params);
+  if (name == "skipped_barrier")
+    return launch("skipped_barrier", barrier_that_half_the_block_skips, {one, block}, params);
+  if (name == "skipped_shuffle")
+    return launch("skipped_shuffle", shuffle_that_half_the_warp_skips, {one, block}, params);
+  if (name == "mask_without_caller")
+    return launch("mask_without_caller", shuffle_without_its_caller, {one, dim3(32)}, params);
+  const int bytes = static_cast<int>(params.count);
+  if (name == "dynamic_before")
+    return launch("dynamic_before", write_dynamic_shared<Where::kBefore>, {one, block, nullptr, bytes}, params);
+  if (name == "dynamic_last")
+    return launch("dynamic_last", write_dynamic_shared<Where::kLast>, {one, block, nullptr, bytes}, params);
+  if (name == "dynamic_past")
+    return launch("dynamic_past", write_dynamic_shared<Where::kPast>, {one, block, nullptr, bytes}, params);
+  if (name == "read_before_write")
+    return launch("read_before_write", read_before_write, {dim3(4), one, nullptr, 4}, params);
+  if (name == "order") {
+    ticket = 0;
+    return launch("order", order_kernel, {dim3(8), dim3(8)}, params);
+  }
+  if (name == "coordinates") return launch("coordinates", coordinates_kernel, {dim3(2, 3, 4), dim3(3, 2, 5)}, params);
+  if (name == "warp") return launch("warp", warp_kernel, {one, dim3(80)}, params);
+  if (name == "block_too_large") return launch(name.c_str(), nothing, {one, dim3(33, 32)}, params);
+  if (name == "block_empty") return launch(name.c_str(), nothing, {one, dim3(0)}, params);
+  if (name == "grid_empty") return launch(name.c_str(), nothing, {dim3(0), one}, params);
+  if (name == "grid_too_high") return launch(name.c_str(), nothing, {dim3(1, 65536), one}, params);
+  if (name == "grid_too_deep") return launch(name.c_str(), nothing, {dim3(1, 1, 65536), one}, params);
+  if (name == "shared_largest") return launch(name.c_str(), nothing, {one, one, nullptr, 227 * 1024}, params);
+  if (name == "shared_too_large") return launch(name.c_str(), nothing, {one, one, nullptr, 227 * 1024 + 1}, params);
+  throw std::runtime_error("no case of this name: " + name);
+}
+
+}  // namespace
+
+// Runs a case; returns what the emulator said against it, or an empty text. `count` floats, or bytes of shared memory.
+extern "C" __attribute__((visibility("default"))) const char* emulator_case(const char* name, float* out,
+                                                                            int64_t count) {
+  static std::string message;
+  message.clear();
+  try {
+    run(name, {out, count});
+  } catch (const std::exception& error) {
+    message = error.what();
+  }
+  return message.c_str();
+}

@@ -1,0 +1,172 @@
+"""The emulator itself: what it computes for right kernels, and what it says of wrong ones; and that the tests of the
+ops reach every kernel of csrc/cuda through it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import emulated
+import numpy as np
+import pytest
+import torch
+
+import warpwright
+from warpwright.testing import SPECS, Make, evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
+CXX = os.environ.get("CXX", "g++")
+
+pytestmark = [
+    pytest.mark.skipif(emulated.missing() is not None, reason=str(emulated.missing())),
+    pytest.mark.skipif(shutil.which(CXX) is None, reason="no C++ compiler"),
+]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """The library of tests/emulator_cases.cpp."""
+    build = emulated.build_script()
+    out = tmp_path_factory.mktemp("emulator") / "cases.so"
+    flags = [*build.CXX_FLAGS, "-O1", "-Wno-unknown-pragmas", "-DWARPWRIGHT_BACKEND_EMULATED"]
+    flags += [f"-I{ROOT / 'csrc'}", "-isystem", str(build.cuda_headers()), "-shared"]
+    sources = [ROOT / "tests" / "emulator_cases.cpp", *sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]
+    subprocess.run([CXX, *flags, *map(str, sources), "-o", str(out)], check=True)
+    library = ctypes.CDLL(str(out))
+    library.emulator_case.restype = ctypes.c_char_p
+    library.emulator_case.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64]
+    library.warpwright_emulator_launches.restype = ctypes.c_int64
+    return library
+
+
+def run(cases, name: str, size: int = 1, count: int = 0) -> tuple[np.ndarray, str]:
+    """(what the kernel wrote, what the emulator said)."""
+    out = np.zeros(size, dtype=np.float32)
+    message = cases.emulator_case(name.encode(), out.ctypes.data, count)
+    return out, message.decode()
+
+
+@pytest.fixture(params=range(4))
+def seed(request, monkeypatch):
+    monkeypatch.setenv("WARPWRIGHT_EMULATOR_SEED", str(request.param))
+
+
+def test_shared_memory_with_its_barrier_is_right_in_every_order(cases, seed):
+    out, message = run(cases, "reverse", 96)
+    assert message == ""
+    assert out.tolist() == list(range(95, -1, -1))
+
+
+def test_a_missing_barrier_gives_nan_in_every_order(cases, seed):
+    out, message = run(cases, "no_wait", 96)
+    assert message == ""
+    assert np.isnan(out).any()
+
+
+def test_shared_memory_is_poisoned_for_each_block(cases):
+    out, message = run(cases, "read_before_write", 8)
+    assert message == ""
+    assert np.isnan(out).all()
+
+
+def test_coordinates_cover_the_grid_once(cases, seed):
+    blocks, threads = 2 * 3 * 4, 3 * 2 * 5
+    out, message = run(cases, "coordinates", blocks * threads)
+    assert message == ""
+    assert out.tolist() == [b * 1000 + t for b in range(blocks) for t in range(threads)]
+
+
+def test_warp_exchanges(cases, seed):
+    out, message = run(cases, "warp", 7 * 80)
+    assert message == ""
+    for thread in range(80):
+        lane, first, lanes = thread % 32, thread - thread % 32, 32 if thread < 64 else 16
+        xor, down, at2, ballot, any15, all16, wide = out[7 * thread : 7 * thread + 7]
+        if lane ^ 5 < lanes:
+            assert xor == first + (lane ^ 5)
+        if lane + 3 < lanes or lanes == 32:
+            assert down == (thread + 3 if lane + 3 < 32 else thread)
+        assert at2 == first + 2
+        assert int(ballot) == sum(1 << i for i in range(0, lanes, 3)) & 0xFFFFFF
+        assert any15 == 1
+        assert all16 == (lanes == 16)
+        assert wide == first + (lane ^ 1) + 0.5
+
+
+def test_the_seed_decides_the_order(cases, monkeypatch):
+    orders = []
+    for value in ("1", "1", "2"):
+        monkeypatch.setenv("WARPWRIGHT_EMULATOR_SEED", value)
+        orders.append(run(cases, "order", 64)[0].tolist())
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == list(range(64))
+    blocks = [min(range(8), key=lambda b, o=order: o[8 * b]) for order in orders]
+    threads = [np.argsort(order[:8]).tolist() for order in orders]
+    assert blocks != [0, 0, 0], "no seed starts with another block than the first"
+    assert threads != [list(range(8))] * 3, "no seed changes the order of threads"
+
+
+STOPPED = {
+    "skipped_barrier": "deadlock: 48 threads wait at __syncthreads, 0 in a warp exchange, 48 have ended",
+    "skipped_shuffle": "deadlock: 0 threads wait at __syncthreads, 48 in a warp exchange, 48 have ended",
+    "mask_without_caller": "a warp exchange whose mask leaves out the caller",
+    "dynamic_past": "dynamic shared memory was written out of bounds",
+    "dynamic_before": "dynamic shared memory was written out of bounds",
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_wrong_kernel_is_stopped_and_named(cases, seed, name):
+    _, message = run(cases, name, 96, 1000)
+    assert re.match(rf"warpwright emulator: kernel {name}, block \(0, 0, 0\), thread \(\d+, 0, 0\): ", message)
+    assert message.endswith(STOPPED[name])
+    out, message = run(cases, "reverse", 96)
+    assert message == "", "the next launch is not the worse for it"
+    assert out[0] == 95
+
+
+REFUSED = {
+    "block_too_large": "a block has 1056 threads, 1 to 1024 are possible",
+    "block_empty": "a block has 0 threads, 1 to 1024 are possible",
+    "grid_empty": r"the grid \(0, 1, 1\) is empty or beyond \(2147483647, 65535, 65535\)",
+    "grid_too_high": r"the grid \(1, 65536, 1\) is empty or beyond",
+    "grid_too_deep": r"the grid \(1, 1, 65536\) is empty or beyond",
+    "shared_too_large": "232449 bytes of dynamic shared memory, at most 232448 are possible",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_launch_beyond_the_hardware_is_refused(cases, name):
+    message = run(cases, name)[1]
+    assert re.match(f"warpwright emulator: kernel {name}: {REFUSED[name]}", message), message
+
+
+@pytest.mark.parametrize(("name", "count"), [("shared_largest", 0), ("dynamic_last", 1000)])
+def test_the_last_byte_of_shared_memory_may_be_used(cases, name, count):
+    assert run(cases, name, 1, count)[1] == ""
+
+
+def test_launches_are_counted(cases):
+    before = cases.warpwright_emulator_launches(b"reverse")
+    run(cases, "reverse", 96)
+    assert cases.warpwright_emulator_launches(b"reverse") == before + 1
+    assert cases.warpwright_emulator_launches(b"never heard of") == 0
+
+
+def test_every_cuda_kernel_is_reached():
+    """A kernel that no sample launches would be tested by nothing."""
+    sources = [p for p in (ROOT / "csrc" / "cuda").rglob("*") if p.suffix in (".cu", ".cuh")]
+    names = {name for p in sources for name in re.findall(r'\blaunch\w*\(\s*"(\w+)"', p.read_text())}
+    assert names
+    emulated.activate()
+    before = {name: emulated.launches(name) for name in names}
+    with warpwright.use_backend("emulated"):
+        for spec in SPECS.values():
+            for sample in spec.samples(Make(torch.float32)):
+                evaluate(spec.op, sample)
+    unreached = sorted(name for name in names if emulated.launches(name) == before[name])
+    assert not unreached
