@@ -58,6 +58,7 @@ def _conv2d_samples(make: Make) -> Iterator[Sample]:
     yield Sample("channels last and residual", (_last(x), w, b, 1, 1), {"residual": _last(residual)})
     yield Sample("weight channels last", (x, _last(w), b, 2, 1), {"activation": "relu"})
     yield Sample("past one tile", (make.tensor(1, 20, 9, 9), make.tensor(66, 20, 3, 3), make.tensor(66), 1, 1))
+    yield Sample("a long sum", (make.tensor(1, 70, 4, 3), make.tensor(2, 70, 3, 3), None, 1, 1))
     yield Sample("same, even kernel", (x, make.tensor(4, 3, 2, 4), b, 1, "same"))
     yield Sample("unbatched", (make.tensor(3, 5, 5), w, b))
     yield Sample("no images", (make.tensor(0, 3, 5, 5), w, b), {"activation": "relu"})

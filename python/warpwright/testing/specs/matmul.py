@@ -53,6 +53,7 @@ def _linear_samples(make: Make) -> Iterator[Sample]:
     yield Sample("tiles and gelu_tanh", big, {"activation": "gelu_tanh"})
     yield Sample("tiles, residual and silu", big, {"activation": "silu", "residual": make.tensor(67, 66)})
     yield Sample("tiles and residual", big, {"residual": make.tensor(67, 66)})
+    yield Sample("a long sum", (make.tensor(5, 1100), make.tensor(3, 1100), make.tensor(3)))
     yield Sample("no rows", (make.tensor(0, 4), make.tensor(3, 4), make.tensor(3)), {"activation": "gelu"})
     yield Sample("no columns", (make.tensor(3, 4), make.tensor(0, 4), make.tensor(0)))
     yield Sample("no inner", (make.tensor(3, 0), make.tensor(4, 0), make.tensor(4)), {"residual": make.tensor(3, 4)})
