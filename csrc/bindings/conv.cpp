@@ -106,9 +106,10 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
 namespace {
 
 void check_pair(const char* op, const char* name, const std::vector<int64_t>& values, int64_t least) {
-  const std::string text = shape_text(IntHeaderOnlyArrayRef(values));
-  WARPWRIGHT_CHECK(values.size() == 2, op, name, " must have 2 values, got ", text);
-  WARPWRIGHT_CHECK(values[0] >= least && values[1] >= least, op, name, " must be at least ", least, ", got ", text);
+  const IntHeaderOnlyArrayRef list(values);
+  WARPWRIGHT_CHECK(values.size() == 2, op, name, " must have 2 values, got ", shape_text(list));
+  WARPWRIGHT_CHECK(values[0] >= least && values[1] >= least, op, name, " must be at least ", least, ", got ",
+                   shape_text(list));
 }
 
 ConvCall check_call(const char* op, const Tensor& input, const Tensor& weight, const std::vector<int64_t>& stride,

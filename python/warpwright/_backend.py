@@ -117,7 +117,7 @@ def backend_for(op: str, device: torch.device) -> str:
 
 def resolve(op: str, tensor: torch.Tensor) -> Any:
     """The operator overload that a public function calls for `tensor`."""
-    if _current == "auto" and tensor.device.type == "cpu":  # The shortest way for the most common case.
+    if _current == "auto" and tensor.is_cpu:  # The shortest way for the most common case.
         return _registry.TABLES["native"][op]
     return _registry.TABLES[backend_for(op, tensor.device)][op]
 
@@ -132,7 +132,7 @@ def call(op: str, *args: Any) -> Any:
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(map(_requires_grad, args))):
         return overload(*args)
     with torch._C._AutoDispatchBelowAutograd():
-        return overload(*args)
+        return overload._op(*args)  # What overload(*args) calls, one Python frame later.
 
 
 def _requires_grad(value: Any) -> bool:

@@ -1,10 +1,10 @@
 // The CPU's matrix product: oneDNN through torch, with the epilogue fused where oneDNN has it.
 //
 // The fused call is the one that torch's own compiler emits. It is looked up weakly: a torch without it still loads
-// this library, and the product then takes aten::linear and one pass of ours over the result.
+// this library, and the product then takes aten's addmm and one pass of ours over the result. Both are C functions:
+// the dispatcher's boxed way in costs a small product as much again.
 
 #include "bindings/gemm.h"
-#include "bindings/onednn/aten.h"
 #include "bindings/onednn/post_op.h"
 #include "kernels/epilogue.h"
 
@@ -18,6 +18,9 @@ __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise_binary(Ate
                                                                              AtenTensorHandle weight,
                                                                              AtenTensorHandle* bias, const char* attr,
                                                                              AtenTensorHandle* result);
+AOTITorchError aoti_torch_cpu_addmm_out(AtenTensorHandle out, AtenTensorHandle bias, AtenTensorHandle a,
+                                        AtenTensorHandle b, double beta, double alpha);
+AOTITorchError aoti_torch_cpu_mm_out(AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b);
 }
 
 namespace warpwright {
@@ -50,6 +53,15 @@ bool onednn_takes(const Tensor& a, const Tensor& b) {
   return known && &aoti_torch_cpu__linear_pointwise != nullptr && a.size(0) * a.size(1) * b.size(0) >= kOneDnnWork;
 }
 
+// A matrix seen as its transpose.
+Tensor transposed(const Tensor& matrix) {
+  const int64_t sizes[2] = {matrix.size(1), matrix.size(0)}, strides[2] = {matrix.stride(1), matrix.stride(0)};
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(matrix.get(), 2, sizes, strides, /*offset_increment=*/0, &handle));
+  return Tensor(handle);
+}
+
 // a @ b.T + bias, unrounded (float32) for float16: few processors multiply it, and float32 is faster and closer.
 Tensor product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
   if (a.size(1) == 0 || a.size(0) == 0 || b.size(0) == 0) {
@@ -61,7 +73,15 @@ Tensor product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
     return product(torch::stable::to(a, ScalarType::Float), torch::stable::to(b, ScalarType::Float), std::nullopt);
   }
   if (onednn_takes(a, b)) return fused_unary(a, b, bias, Activation::kNone);
-  return onednn::call_aten<1>("aten::linear", "", a, b, bias)[0];
+  Tensor result = empty({a.size(0), b.size(0)}, a.scalar_type(), a);
+  const Tensor b_t = transposed(b);
+  if (bias.has_value()) {
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu_addmm_out(result.get(), bias->get(), a.get(), b_t.get(), /*beta=*/1.0, /*alpha=*/1.0));
+  } else {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(result.get(), a.get(), b_t.get()));
+  }
+  return result;
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ from warpwright._check import (
     check_like,
     check_same_device,
     check_same_dtype,
+    fail,
     require,
     shape_text,
 )
@@ -95,9 +96,9 @@ def layer_norm(
 
 def _normalized_ndim(op: str, input: Tensor, normalized_shape: Sequence[int]) -> int:
     ndim = len(normalized_shape)
-    fits = 1 <= ndim <= input.dim() and tuple(input.shape[input.dim() - ndim :]) == tuple(normalized_shape)
-    message = f"normalized_shape {shape_text(normalized_shape)} must be the last dimensions of input, "
-    require(fits, op, message + f"got input {shape_text(input.shape)}")
+    if not (1 <= ndim <= input.dim() and input.shape[-ndim:] == tuple(normalized_shape)):
+        message = f"normalized_shape {shape_text(normalized_shape)} must be the last dimensions of input, "
+        fail(op, message + f"got input {shape_text(input.shape)}")
     return ndim
 
 
