@@ -50,7 +50,7 @@ format:  ## apply the formatters
 	$(BIN)/ruff check --fix .
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
-docs: build  ## regenerate the tables in README.md
+docs: build  ## regenerate the tables in README.md and docs/
 	$(BIN)/python docs/generate.py
 
 wheel: $(STAMP)  ## dist/*.whl, one for every Python and every torch from 2.10 on

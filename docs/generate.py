@@ -1,11 +1,14 @@
-"""Rewrites the generated parts of README.md: `make docs`. With --check it only says whether they are up to date."""
+"""Rewrites the generated parts of README.md and docs/: `make docs`. --check only says whether they are up to date."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +16,8 @@ from warpwright import _registry
 from warpwright.testing import SPECS, OpSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+RESULTS = ROOT / "bench" / "results"
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -53,25 +57,69 @@ def support_table() -> str:
     return "\n".join(lines)
 
 
+def _microseconds(row: dict[str, Any] | None) -> str:
+    return "-" if row is None or row["p50"] is None else f"{row['p50'] * 1e6:.4g}"
+
+
+def _ratio(ours: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
+    if ours is None or other is None or not ours["p50"] or not other["p50"]:
+        return "-"
+    return f"{other['p50'] / ours['p50']:.2f}"
+
+
+def results_table(path: Path) -> str:
+    """One recorded run of a suite: what was measured on what, then a line for each case and direction."""
+    report = json.loads(path.read_text())
+    info = report["info"]
+    devices = sorted({row["device"] for row in report["rows"]})
+    machine = ", ".join(gpu["name"] for gpu in info["gpus"]) if "cuda" in devices else info["cpu"]
+    lines = [
+        f"`{path.relative_to(ROOT)}`: {machine}, {info['threads']} threads, {info['cpu_isa']}; torch {info['torch']}, "
+        f"warpwright {info['version']}, commit {info['commit']}.",
+        "",
+        "| op | case | dtype | direction | eager us | compile us | warpwright us | x eager | x compile |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    cases: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in report["rows"]:
+        case = tuple(row[key] for key in ("op", "case", "dtype", "direction"))
+        cases.setdefault(case, {})[row["provider"]] = row
+    for (op, case, dtype, direction), rows in cases.items():
+        ours, eager, compiled = (rows.get(name) for name in ("warpwright", "eager", "compile"))
+        times = " | ".join(map(_microseconds, (eager, compiled, ours)))
+        lines.append(
+            f"| `{op}` | {case} | {dtype} | {direction} | {times} | {_ratio(ours, eager)} | {_ratio(ours, compiled)} |"
+        )
+    return "\n".join(lines)
+
+
+def performance_tables() -> str:
+    return "\n\n".join(results_table(path) for path in sorted(RESULTS.glob("*/*.json")))
+
+
+PARTS: dict[str, Callable[[], str]] = {"support": support_table, "performance": performance_tables}
+
+
 def rendered(text: str) -> str:
     """`text` with each generated part replaced by what holds now."""
-    for name, make in {"support": support_table}.items():
-        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"README.md has no part `generated: {name}`")
-        text = pattern.sub(lambda match, make=make: f"{match.group(1)}{make()}\n{match.group(2)}", text)
-    return text
+
+    def replace(match: re.Match[str]) -> str:
+        return f"{match.group(1)}{PARTS[match.group(2)]()}\n{match.group(3)}"
+
+    return re.sub(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", replace, text, flags=re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
     check = parser.parse_args().check
-    old = README.read_text()
-    new = rendered(old)
-    if check:
-        sys.exit(0 if old == new else "README.md is out of date: run `make docs`")
-    README.write_text(new)
+    for document in DOCUMENTS:
+        old = document.read_text()
+        new = rendered(old)
+        if not check:
+            document.write_text(new)
+        elif old != new:
+            sys.exit(f"{document.name} is out of date: run `make docs`")
 
 
 if __name__ == "__main__":

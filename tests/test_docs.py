@@ -1,4 +1,4 @@
-"""README.md says what is true now."""
+"""The documents say what is true now."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def test_generated_parts_are_up_to_date():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    assert generate.rendered(README) == README, "run `make docs`"
+    for document in generate.DOCUMENTS:
+        text = document.read_text()
+        assert "<!-- generated: " in text
+        assert generate.rendered(text) == text, f"{document.name}: run `make docs`"
 
 
 @pytest.mark.parametrize("number", range(3))

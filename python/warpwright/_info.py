@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import re
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Info:
 
     Attributes:
         version: of warpwright.
+        commit: of the checkout that is imported, "+changes" after it where files differ; None for an installed wheel.
         python: version of the interpreter.
         platform: operating system and architecture.
         torch: version.
@@ -75,6 +77,7 @@ class Info:
     """
 
     version: str
+    commit: str | None
     python: str
     platform: str
     torch: str
@@ -97,7 +100,7 @@ class Info:
 
     def __str__(self) -> str:
         rows = [
-            ("warpwright", self.version),
+            ("warpwright", self.version + (f", commit {self.commit}" if self.commit else "")),
             ("python", f"{self.python}, {self.platform}"),
             ("torch", f"{self.torch} ({f'CUDA {self.torch_cuda}' if self.torch_cuda else 'CPU only'})"),
             ("triton", (self.triton or "not installed") + (", interpreted" if self.triton_interpreted else "")),
@@ -130,6 +133,7 @@ def info() -> Info:
     """
     return Info(
         version=__version__,
+        commit=_commit(),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         torch=torch.__version__,
@@ -149,6 +153,18 @@ def info() -> Info:
         backends={state.name: state.missing for state in backend_states()},
         current_backend=current_backend(),
     )
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or not (root / "csrc").is_dir():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+changes"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
 
 
 def _gpus() -> list[dict[str, Any]]:
