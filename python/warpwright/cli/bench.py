@@ -23,7 +23,7 @@ EPILOG = (
 
 
 def bench(
-    suite: Annotated[str, typer.Option(help="quick (every op, about two minutes) or host (tiny tensors).")] = "quick",
+    suite: Annotated[str, typer.Option(help="quick (every op, about a minute) or host (tiny tensors).")] = "quick",
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only this dtype; may be repeated.")] = None,
     provider: Annotated[
