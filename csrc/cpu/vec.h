@@ -129,9 +129,14 @@ inline Vec<double> load(const double* p) {
   return v;
 }
 inline Vec<float> load(const BFloat16* p) {
+#if defined(__AVX512F__)
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (Vec<float>)((U32s)_mm512_maskz_cvtepu16_epi32(0xffff, raw) << 16);
+#else
   U16s raw;
   std::memcpy(&raw, p, sizeof(raw));
   return (Vec<float>)(__builtin_convertvector(raw, U32s) << 16);
+#endif
 }
 inline Vec<float> load(const Half* p) {
 #if defined(__AVX512F__)
@@ -153,8 +158,13 @@ inline void store(BFloat16* p, Vec<float> v) {
   const U32s rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const U32s nan = (bits >> 16) | 0x40u;
   const U32s is_nan = (U32s)(v != v);
-  const U16s raw = __builtin_convertvector((nan & is_nan) | (rounded & ~is_nan), U16s);
+  const U32s result = (nan & is_nan) | (rounded & ~is_nan);
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)result));
+#else
+  const U16s raw = __builtin_convertvector(result, U16s);
   std::memcpy(p, &raw, sizeof(raw));
+#endif
 }
 inline void store(Half* p, Vec<float> v) {
 #if defined(__AVX512F__)
