@@ -37,7 +37,7 @@ demo: build  ## check, train and measure on this machine; writes warpwright-repo
 	$(BIN)/warpwright demo
 
 test: build  ## the whole test suite
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup tests
+	$(BIN)/python -m pytest -q -n auto tests
 
 lint: build  ## formatters, linters and types, without changing anything
 	$(BIN)/ruff format --check .

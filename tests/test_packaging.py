@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -14,9 +15,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# One worker builds the wheel once; two would share one build folder.
-pytestmark = pytest.mark.xdist_group("packaging")
 
 TRAIN = """
 import torch, warpwright
@@ -44,20 +42,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     named = os.environ.get("WARPWRIGHT_TEST_WHEEL")
     if named:
         return Path(named)
-    out = tmp_path_factory.mktemp("wheel")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-build-isolation",
-        "--no-deps",
-        "-w",
-        str(out),
-        ".",
-    ]
-    subprocess.run(command, cwd=ROOT, check=True)
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # That of all workers: the first one builds, in a build folder that has room for one.
+    out = shared / "wheel"
+    with open(shared / "wheel.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(out.glob("*.whl")):
+            command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "."]
+            subprocess.run([*command, "--wheel-dir", str(out)], cwd=ROOT, check=True)
     (built,) = out.glob("*.whl")
     return built
 

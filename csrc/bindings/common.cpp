@@ -39,8 +39,7 @@ std::string device_text(const Tensor& tensor) {
   return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
 }
 
-void check_float(const char* op, const char* name, const Tensor& tensor) {
-  const ScalarType dtype = tensor.scalar_type();
+void check_float_dtype(const char* op, const char* name, ScalarType dtype) {
   const bool half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
 #if defined(WARPWRIGHT_BACKEND_CPU)
   const bool known = half || dtype == ScalarType::Float || dtype == ScalarType::Double;
@@ -50,6 +49,10 @@ void check_float(const char* op, const char* name, const Tensor& tensor) {
   const char* expected = "float32, float16 or bfloat16";
 #endif
   WARPWRIGHT_CHECK(known, op, name, " must be ", expected, ", got ", dtype_name(dtype));
+}
+
+void check_float(const char* op, const char* name, const Tensor& tensor) {
+  check_float_dtype(op, name, tensor.scalar_type());
 }
 
 void check_same_dtype(const char* op, const char* name, const Tensor& tensor, const char* like_name,

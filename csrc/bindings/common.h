@@ -44,6 +44,7 @@ std::string shape_text(IntHeaderOnlyArrayRef sizes);  // "(2, 3)"
 std::string device_text(const Tensor& tensor);        // "cpu", "cuda:0"
 
 // Throws unless `dtype` is one of float32, float16, bfloat16 or, on the CPU, float64.
+void check_float_dtype(const char* op, const char* name, ScalarType dtype);
 void check_float(const char* op, const char* name, const Tensor& tensor);
 // Throws unless `tensor` has the dtype, the device or the shape of the argument it goes with.
 void check_same_dtype(const char* op, const char* name, const Tensor& tensor, const char* like_name,

@@ -58,23 +58,11 @@ std::tuple<Tensor, Tensor> quantize_fp8(Tensor input, std::optional<int64_t> blo
   return {quantized, scale};
 }
 
-void check_output_dtype(const char* op, ScalarType dtype) {
-  const bool half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
-#if defined(WARPWRIGHT_BACKEND_CPU)
-  const bool known = half || dtype == ScalarType::Float || dtype == ScalarType::Double;
-  const char* expected = "float32, float16, bfloat16 or float64";
-#else
-  const bool known = half || dtype == ScalarType::Float;
-  const char* expected = "float32, float16 or bfloat16";
-#endif
-  WARPWRIGHT_CHECK(known, op, "dtype must be ", expected, ", got ", dtype_name(dtype));
-}
-
 Tensor dequantize_fp8(Tensor input, Tensor scale, std::optional<int64_t> block_size, ScalarType dtype) {
   const char* op = "dequantize_fp8";
   WARPWRIGHT_CHECK(is_float8(input.scalar_type()), op, "input must be torch.float8_e4m3fn or torch.float8_e5m2, got ",
                    dtype_name(input.scalar_type()));
-  check_output_dtype(op, dtype);
+  check_float_dtype(op, "dtype", dtype);
   const Groups groups = groups_of(op, input, block_size);
   check_same_device(op, "scale", scale, "input", input);
   WARPWRIGHT_CHECK(scale.scalar_type() == ScalarType::Float, op, "scale must be torch.float32, got ",
