@@ -257,6 +257,10 @@ def cuda_library(ninja: Ninja, out: Path, nvcc: str) -> None:
 
 
 EMULATED_LIBRARY = "libwarpwright_emulated.so"
+# `-x c++` makes a C++ file of a .cu; #pragma unroll means something to nvcc alone.
+EMULATED_FLAGS = ["-DWARPWRIGHT_BACKEND_EMULATED", "-O2", "-g1", "-Wno-unknown-pragmas", "-x c++"]
+# A call before each access to memory, which csrc/emulator/memory.cpp answers in the place of the sanitizers' runtimes.
+INSTRUMENT_FLAGS = ["-fsanitize=thread", "--param tsan-instrument-func-entry-exit=0", "-fsanitize=alignment"]
 
 
 def cuda_headers() -> Path | None:
@@ -278,9 +282,8 @@ def emulated_library(ninja: Ninja, out: Path, headers: Path) -> None:
     sources += sorted((CSRC / "cuda").rglob("*.cu"))
     for source in sources:
         name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
-        # `-x c++` makes a C++ file of a .cu; #pragma unroll means something to nvcc alone.
-        flags = f"-DWARPWRIGHT_BACKEND_EMULATED -O2 -isystem {headers} -Wno-unknown-pragmas -x c++"
-        made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags=flags))
+        flags = [*EMULATED_FLAGS, f"-isystem {headers}", *(INSTRUMENT_FLAGS if source.suffix == ".cu" else [])]
+        made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags=" ".join(flags)))
     cxx = os.environ.get("CXX", "g++")
     ninja.rule("link_emulated", f"{cxx} -shared -Wl,-z,defs -o $out $in {torch_link_flags()}", depfile=False)
     ninja.edge("link_emulated", out, made)

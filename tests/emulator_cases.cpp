@@ -24,7 +24,68 @@ void reverse_kernel(Params params) {
   __shared__ float values[kThreads];
   values[threadIdx.x] = static_cast<float>(threadIdx.x);
   if (kWait) __syncthreads();
-  params.out[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+  params.out[threadIdx.x] = values[kThreads - 1 - threadIdx.x];  // line: no_wait
+}
+
+// Two rounds through one buffer: without the second barrier a fast thread overwrites what a slow one has yet to read.
+template <bool kWait>
+void two_rounds_kernel(Params params) {
+  __shared__ float values[kThreads];
+  for (int round = 0; round < 2; ++round) {
+    values[threadIdx.x] = static_cast<float>(threadIdx.x);  // line: no_second_wait
+    __syncthreads();
+    params.out[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+    if (kWait) __syncthreads();
+  }
+}
+
+// A warp talks through shared memory: __syncwarp orders it; a shuffle, and the belief in lockstep, do not.
+enum class Wait { kNone, kShuffle, kWarp };
+template <Wait kWait>
+void lockstep_kernel(Params params) {
+  __shared__ float values[kThreads];
+  values[threadIdx.x] = static_cast<float>(threadIdx.x);
+  if (kWait == Wait::kWarp) __syncwarp();
+  if (kWait == Wait::kShuffle) __shfl_xor_sync(0xffffffffu, 1, 1);
+  params.out[threadIdx.x] = values[threadIdx.x ^ 1];  // line: no_warp_wait
+}
+
+// __syncwarp orders one warp, not two.
+void warps_kernel(Params params) {
+  __shared__ float values[kThreads];
+  values[threadIdx.x] = static_cast<float>(threadIdx.x);
+  __syncwarp();
+  params.out[threadIdx.x] = values[(threadIdx.x + 32) % kThreads];  // line: warp_wait_for_block
+}
+
+void uninitialised_kernel(Params params) {
+  __shared__ float values[kThreads];
+  if (threadIdx.x != 7) values[threadIdx.x] = 1.0f;
+  __syncthreads();
+  params.out[threadIdx.x] = values[(threadIdx.x + 1) % kThreads];  // line: uninitialised
+}
+
+void two_threads_write(Params params) {
+  params.out[threadIdx.x / 2] = 1.0f;  // line: two_threads_write
+}
+
+void two_blocks_write(Params params) {
+  if (threadIdx.x == 0) params.out[0] = 1.0f;  // line: two_blocks_write
+}
+
+void block_reads_what_another_wrote(Params params) {
+  if (threadIdx.x != 0) return;
+  if (blockIdx.x == 0) params.out[0] = 1.0f;
+  if (blockIdx.x == 1) params.out[1] = params.out[0];  // line: reads_another_block
+}
+
+struct alignas(16) Pack {
+  float lane[4];
+};
+void misaligned_kernel(Params params) {
+  if (threadIdx.x != 0) return;
+  *reinterpret_cast<Pack*>(params.out + 4) = Pack{1, 2, 3, 4};
+  *reinterpret_cast<Pack*>(params.out + 9) = Pack{1, 2, 3, 4};  // line: misaligned
 }
 
 void barrier_that_half_the_block_skips(Params) {
@@ -43,21 +104,14 @@ template <Where kWhere>
 void write_dynamic_shared(Params params) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
   const int64_t index = kWhere == Where::kBefore ? -1 : kWhere == Where::kLast ? params.count - 1 : params.count;
-  if (threadIdx.x == 0) shared[index] = 1;
+  if (threadIdx.x == 0) shared[index] = 1;  // line: dynamic
 }
 
-// Each block reads shared memory before it writes it: it finds neither zeros nor what the block before left there.
-void read_before_write(Params params) {
-  __shared__ float kept;
-  WARPWRIGHT_DYNAMIC_SHARED(shared);
-  auto* dynamic = reinterpret_cast<float*>(shared);
-  params.out[2 * blockIdx.x] = kept;
-  params.out[2 * blockIdx.x + 1] = *dynamic;
-  kept = *dynamic = 1.0f;
-}
-
+// Blocks and threads take tickets, in the emulator alone: a counter on the host that no thread is seen to touch.
 int ticket = 0;
-void order_kernel(Params params) { params.out[blockIdx.x * blockDim.x + threadIdx.x] = static_cast<float>(ticket++); }
+__attribute__((no_sanitize("thread"))) void order_kernel(Params params) {
+  params.out[blockIdx.x * blockDim.x + threadIdx.x] = static_cast<float>(ticket++);
+}
 
 void coordinates_kernel(Params params) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
@@ -87,6 +141,19 @@ void run(const std::string& name, const Params& params) {
   const dim3 one(1), block(kThreads);
   if (name == "reverse") return launch("reverse", reverse_kernel<true>, {one, block}, params);
   if (name == "no_wait") return launch("no_wait", reverse_kernel<false>, {one, block}, params);
+  if (name == "two_rounds") return launch("two_rounds", two_rounds_kernel<true>, {one, block}, params);
+  if (name == "no_second_wait") return launch("no_second_wait", two_rounds_kernel<false>, {one, block}, params);
+  if (name == "warp_wait") return launch("warp_wait", lockstep_kernel<Wait::kWarp>, {one, block}, params);
+  if (name == "no_warp_wait") return launch("no_warp_wait", lockstep_kernel<Wait::kNone>, {one, block}, params);
+  if (name == "shuffle_for_warp_wait")
+    return launch("shuffle_for_warp_wait", lockstep_kernel<Wait::kShuffle>, {one, block}, params);
+  if (name == "warp_wait_for_block") return launch("warp_wait_for_block", warps_kernel, {one, block}, params);
+  if (name == "uninitialised") return launch("uninitialised", uninitialised_kernel, {one, block}, params);
+  if (name == "two_threads_write") return launch("two_threads_write", two_threads_write, {one, block}, params);
+  if (name == "two_blocks_write") return launch("two_blocks_write", two_blocks_write, {dim3(2), block}, params);
+  if (name == "reads_another_block")
+    return launch("reads_another_block", block_reads_what_another_wrote, {dim3(2), block}, params);
+  if (name == "misaligned") return launch("misaligned", misaligned_kernel, {one, block}, params);
   if (name == "skipped_barrier")
     return launch("skipped_barrier", barrier_that_half_the_block_skips, {one, block}, params);
   if (name == "skipped_shuffle")
@@ -100,8 +167,6 @@ void run(const std::string& name, const Params& params) {
     return launch("dynamic_last", write_dynamic_shared<Where::kLast>, {one, block, nullptr, bytes}, params);
   if (name == "dynamic_past")
     return launch("dynamic_past", write_dynamic_shared<Where::kPast>, {one, block, nullptr, bytes}, params);
-  if (name == "read_before_write")
-    return launch("read_before_write", read_before_write, {dim3(4), one, nullptr, 4}, params);
   if (name == "order") {
     ticket = 0;
     return launch("order", order_kernel, {dim3(8), dim3(8)}, params);

@@ -77,6 +77,11 @@ void Fiber::prepare(void (*entry)(void*), void* argument) {
   inside_ = frame;
 }
 
+bool Fiber::holds(const void* address) const {
+  const auto* p = static_cast<const unsigned char*>(address);
+  return p >= memory_ && p < memory_ + kPage + kStack;
+}
+
 void Fiber::resume() { warpwright_switch(&outside_, inside_); }
 void Fiber::suspend() { warpwright_switch(&inside_, outside_); }
 

@@ -19,6 +19,8 @@ class Fiber {
   void resume();
   // Back to resume()'s caller; returns at the next resume(). Called on this fiber.
   void suspend();
+  // Whether `address` lies on this fiber's stack.
+  bool holds(const void* address) const;
 
  private:
   friend void fiber_main(Fiber* fiber);

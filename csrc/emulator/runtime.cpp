@@ -5,6 +5,7 @@
 #include <link.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <map>
@@ -14,9 +15,11 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "emulator/fiber.h"
+#include "emulator/memory.h"
 
 namespace warpwright::emulator {
 namespace {
@@ -33,11 +36,12 @@ struct Thread {
   ThreadContext context;
   State state = State::kDone;
   unsigned warp_mask = 0;
+  bool orders_memory = false;  // What it waits for is __syncwarp.
   std::unique_ptr<Fiber> fiber;
 };
 
 struct Warp {
-  WarpValues buffers[2];  // A lane may start the next exchange while another still reads the last.
+  WarpWords buffers[2];  // A lane may start the next exchange while another still reads the last.
   unsigned arrived = 0;
   int generation = 0;
 };
@@ -47,8 +51,10 @@ struct Machine {
   const std::function<void()>* body = nullptr;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
+  std::atomic<std::thread::id> host;  // The thread that runs the launch; no thread's between launches.
   Thread* running = nullptr;
   std::vector<unsigned char> dynamic;
+  Memory memory;
   std::exception_ptr error;
   std::mt19937_64 random;
   std::map<std::string, int64_t> launches;
@@ -116,16 +122,18 @@ bool release(Machine& m) {
   }
   if (waiting && all) {
     for (Thread& t : m.threads) t.state = State::kReady;
+    m.memory.block_barrier();
     return true;
   }
   for (size_t w = 0; w < m.warps.size(); ++w) {
     Warp& warp = m.warps[w];
     if (warp.arrived == 0) continue;
     const size_t first = w * kWarpSize, last = std::min(first + kWarpSize, m.threads.size());
-    bool complete = true;
+    bool complete = true, orders = false;
     for (size_t i = first; i < last; ++i) {
       const Thread& t = m.threads[i];
       if (t.state != State::kWarp) continue;
+      orders |= t.orders_memory;
       const unsigned there = last - first == kWarpSize ? ~0u : (1u << (last - first)) - 1u;
       complete &= (t.warp_mask & there & ~warp.arrived) == 0;
     }
@@ -135,6 +143,7 @@ bool release(Machine& m) {
     }
     warp.arrived = 0;
     ++warp.generation;
+    if (orders) m.memory.warp_barrier(static_cast<unsigned>(w));
     any = true;
   }
   return any;
@@ -158,28 +167,35 @@ bool release(Machine& m) {
 // Touched, so that this host thread has its copy of the thread-local variables; overwritten like the rest of them.
 thread_local unsigned char anchor;
 
-// Fills every variable of this library that is thread-local, which are the shared variables of its kernels.
-void poison_shared_variables() {
+// Every variable of this library that is thread-local, which are the shared variables of its kernels.
+Range shared_variables() {
   volatile unsigned char* const inside = &anchor;
   *inside = kPoison;
-  const auto fill = [](dl_phdr_info* library, size_t, void*) {
-    auto* const data = static_cast<unsigned char*>(library->dlpi_tls_data);
-    for (int i = 0; data != nullptr && i < library->dlpi_phnum; ++i) {
+  Range found;
+  const auto look = [](dl_phdr_info* library, size_t, void* result) {
+    const auto data = reinterpret_cast<uintptr_t>(library->dlpi_tls_data);
+    for (int i = 0; data != 0 && i < library->dlpi_phnum; ++i) {
       const auto& segment = library->dlpi_phdr[i];
-      if (segment.p_type != PT_TLS || &anchor < data || &anchor >= data + segment.p_memsz) continue;
-      std::fill(data, data + segment.p_memsz, kPoison);
+      const Range range{data, data + segment.p_memsz};
+      if (segment.p_type != PT_TLS || !range.holds(reinterpret_cast<uintptr_t>(&anchor))) continue;
+      *static_cast<Range*>(result) = range;
       return 1;
     }
     return 0;
   };
-  if (dl_iterate_phdr(fill, nullptr) != 1) throw std::logic_error("warpwright emulator: no shared variables found");
+  if (dl_iterate_phdr(look, &found) != 1) throw std::logic_error("warpwright emulator: no shared variables found");
+  return found;
 }
 
-void run_block(Machine& m, uint3 block) {
+void run_block(Machine& m, uint32_t index, uint3 block) {
   const Launch& launch = *m.launch;
   const size_t count = static_cast<size_t>(launch.block.x) * launch.block.y * launch.block.z;
-  poison_shared_variables();
+  const Range variables = shared_variables();
+  std::memset(reinterpret_cast<void*>(variables.begin), kPoison, variables.size());
   m.dynamic.assign(static_cast<size_t>(launch.shared_bytes) + 2 * kGuardBytes + kSharedAlignment, kPoison);
+  const auto dynamic = reinterpret_cast<uintptr_t>(dynamic_shared());
+  const Range inner{dynamic, dynamic + static_cast<size_t>(launch.shared_bytes)};
+  m.memory.start_block(index, variables, inner, {inner.begin - kGuardBytes, inner.end + kGuardBytes});
   m.warps.assign((count + kWarpSize - 1) / kWarpSize, Warp{});
   while (m.threads.size() < count) m.threads.emplace_back().fiber = std::make_unique<Fiber>();
   m.threads.resize(count);
@@ -237,27 +253,59 @@ void sync_block() {
   self->fiber->suspend();
 }
 
-WarpValues warp_exchange(unsigned mask, uint64_t value) {
+const WarpWords& warp_exchange(unsigned mask, const uint32_t* words, int count, bool orders_memory) {
   Machine& m = machine();
   Thread* self = m.running;
   const auto index = static_cast<size_t>(self - m.threads.data());
   Warp& warp = m.warps[index / kWarpSize];
   const unsigned lane = index % kWarpSize;
-  if ((mask >> lane & 1u) == 0)
-    throw std::runtime_error(place(m, *self) + "a warp exchange whose mask leaves out the caller");
-  WarpValues& buffer = warp.buffers[warp.generation & 1];
-  buffer.lane[lane] = value;
+  if ((mask >> lane & 1u) == 0) stop_thread("a warp exchange whose mask leaves out the caller");
+  WarpWords& buffer = warp.buffers[warp.generation & 1];
+  std::copy_n(words, count, buffer.lane[lane]);
   warp.arrived |= 1u << lane;
   self->warp_mask = mask;
+  self->orders_memory = orders_memory;
   self->state = State::kWarp;
   self->fiber->suspend();
   return buffer;
+}
+
+namespace {
+
+// The running thread, where that is this host thread's; null outside a kernel.
+Thread* running(Machine& m) {
+  return m.host.load(std::memory_order_relaxed) == std::this_thread::get_id() ? m.running : nullptr;
+}
+
+}  // namespace
+
+void stop_thread(const std::string& what) {
+  Machine& m = machine();
+  Thread* const self = running(m);
+  if (self == nullptr) return;
+  m.error = std::make_exception_ptr(std::runtime_error(place(m, *self) + what));
+  // The instrumented code knows no exceptions here: the scheduler throws this one, and drops the fiber.
+  for (;;) self->fiber->suspend();
+}
+
+void on_access(const void* address, size_t size, bool write, const void* code) {
+  Machine& m = machine();
+  Thread* const self = running(m);
+  if (self == nullptr) return;
+  const auto at = reinterpret_cast<uintptr_t>(address), threads = reinterpret_cast<uintptr_t>(m.threads.data());
+  // A thread's own variables, and its coordinates, are nobody else's business.
+  if (self->fiber->holds(address) || (at >= threads && at < threads + m.threads.size() * sizeof(Thread))) return;
+  const auto index = static_cast<unsigned>(self - m.threads.data());
+  const std::string wrong = m.memory.check(at, size, write, index, code);
+  if (!wrong.empty()) stop_thread(source_line(code) + ": " + wrong);
 }
 
 void run(const Launch& launch, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(launch_mutex());
   check_limits(launch);
   Machine& m = machine();
+  m.host = std::this_thread::get_id();
+  m.memory.start_launch(launch.block.x * launch.block.y * launch.block.z);
   m.launch = &launch;
   m.body = &body;
   m.error = nullptr;
@@ -270,14 +318,17 @@ void run(const Launch& launch, const std::function<void()>& body) {
     for (uint64_t i : blocks) {
       const uint64_t x = i % launch.grid.x, y = i / launch.grid.x % launch.grid.y,
                      z = i / launch.grid.x / launch.grid.y;
-      run_block(m, {static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)});
+      run_block(m, static_cast<uint32_t>(i),
+                {static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)});
     }
   } catch (...) {
     // Fibers that never ended hold frames of the kernel: start the next launch with new ones.
     m.threads.clear();
     m.running = nullptr;
+    m.host = std::thread::id{};
     throw;
   }
+  m.host = std::thread::id{};
 }
 
 }  // namespace warpwright::emulator

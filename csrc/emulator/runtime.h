@@ -2,9 +2,9 @@
 // instead of the toolkit's runtime, and every thread of a block is a fiber.
 //
 // Deliberately unkind: a seed (WARPWRIGHT_EMULATOR_SEED) shuffles the order of blocks and, between two barriers, the
-// order of threads; shared memory is full of NaNs when a block starts; a barrier that some threads never reach, a
-// shuffle whose lanes do not all arrive, too much shared memory and a grid beyond the hardware's limits stop the launch
-// with an error that names the kernel, the block and the thread.
+// order of threads; shared memory is full of NaNs when a block starts; every access is watched (memory.h); a barrier
+// that some threads never reach, a shuffle whose lanes do not all arrive, too much shared memory and a grid beyond the
+// hardware's limits stop the launch with an error that names the kernel, the block and the thread.
 
 #pragma once
 
@@ -47,11 +47,13 @@ unsigned char* dynamic_shared();
 // __syncthreads: returns when every thread of the block has arrived.
 void sync_block();
 
-// A value from each lane of the calling warp, given to all of them. Every lane in `mask` must call; `bytes` at most 8.
-struct WarpValues {
-  uint64_t lane[kWarpSize];
+// Up to kExchangeWords words from each lane of the calling warp, given to all of them. Every lane in `mask` must call.
+// What is returned stays as it is until the warp's next exchange but one. Only __syncwarp orders accesses to memory.
+inline constexpr int kExchangeWords = 8;
+struct WarpWords {
+  uint32_t lane[kWarpSize][kExchangeWords];
 };
-WarpValues warp_exchange(unsigned mask, uint64_t value);
+const WarpWords& warp_exchange(unsigned mask, const uint32_t* words, int count, bool orders_memory = false);
 
 struct Launch {
   const char* name;
@@ -63,12 +65,12 @@ void run(const Launch& launch, const std::function<void()>& body);
 
 template <class T>
 T shuffle(unsigned mask, T value, int source_lane) {
-  static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>, "shuffles move at most 8 bytes");
-  uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(T));
-  const WarpValues all = warp_exchange(mask, bits);
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>, "shuffles move at most 8 bytes");
+  uint32_t words[2] = {};
+  std::memcpy(words, &value, sizeof(T));
+  const WarpWords& all = warp_exchange(mask, words, 2);
   T result;
-  std::memcpy(&result, &all.lane[source_lane & (kWarpSize - 1)], sizeof(T));
+  std::memcpy(&result, all.lane[source_lane & (kWarpSize - 1)], sizeof(T));
   return result;
 }
 
@@ -85,7 +87,7 @@ inline int lane_id() {
 #define gridDim (::warpwright::emulator::current().grid_dim)
 
 inline void __syncthreads() { ::warpwright::emulator::sync_block(); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { ::warpwright::emulator::warp_exchange(mask, 0); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { ::warpwright::emulator::warp_exchange(mask, nullptr, 0, true); }
 template <class T>
 inline T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
   return ::warpwright::emulator::shuffle(mask, value, ::warpwright::emulator::lane_id() ^ lane_mask);
@@ -100,10 +102,11 @@ inline T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   return ::warpwright::emulator::shuffle(mask, value, source < ::warpwright::emulator::kWarpSize ? source : lane);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  const auto all = ::warpwright::emulator::warp_exchange(mask, predicate != 0);
+  const uint32_t vote = predicate != 0;
+  const auto& all = ::warpwright::emulator::warp_exchange(mask, &vote, 1);
   unsigned result = 0;
   for (int i = 0; i < ::warpwright::emulator::kWarpSize; ++i) {
-    if ((mask >> i & 1u) != 0 && all.lane[i] != 0) result |= 1u << i;
+    if ((mask >> i & 1u) != 0 && all.lane[i][0] != 0) result |= 1u << i;
   }
   return result;
 }
