@@ -183,12 +183,16 @@ def compiler(name: str) -> str:
     return f"{ccache} {name}" if ccache else name
 
 
+def cxx() -> str:
+    return os.environ.get("CXX", "g++")
+
+
 def cxx_rule(ninja: Ninja, extra: list[str]) -> None:
     includes, _ = torch_paths()
     strict = ["-Werror"] if werror() else []
     flags = CXX_FLAGS + strict + TORCH_FLAGS + [f"-I{CSRC}"] + [f"-isystem {i}" for i in includes] + extra
-    cxx = compiler(os.environ.get("CXX", "g++"))
-    ninja.rule("cxx", f"{cxx} {' '.join(flags)} $flags -MMD -MF $out.d -c $in -o $out")
+    command = compiler(cxx())
+    ninja.rule("cxx", f"{command} {' '.join(flags)} $flags -MMD -MF $out.d -c $in -o $out")
 
 
 def torch_link_flags() -> str:
@@ -214,8 +218,7 @@ def cpu_library(ninja: Ninja, out: Path) -> None:
                 continue
             all_flags = " ".join([f"-DWARPWRIGHT_ISA={isa}", f"-DWARPWRIGHT_ISA_{isa.upper()}", *flags])
             made.append(ninja.edge("cxx", objects / isa / f"{source.stem}.o", [source], flags=all_flags))
-    cxx = os.environ.get("CXX", "g++")
-    ninja.rule("link_cpu", f"{cxx} -shared -Wl,-z,defs -o $out $in {torch_link_flags()} -ldl", depfile=False)
+    ninja.rule("link_cpu", f"{cxx()} -shared -Wl,-z,defs -o $out $in {torch_link_flags()} -ldl", depfile=False)
     ninja.edge("link_cpu", out, made)
 
 
@@ -236,8 +239,7 @@ def cuda_library(ninja: Ninja, out: Path, nvcc: str) -> None:
     flags += gencode_flags(archs)
     if werror():
         flags.append("-Werror=all-warnings")
-    cxx = os.environ.get("CXX", "g++")
-    ninja.rule("nvcc", f"{compiler(nvcc)} -ccbin {cxx} {' '.join(flags)} -I{CSRC} -MD -MF $out.d -c $in -o $out")
+    ninja.rule("nvcc", f"{compiler(nvcc)} -ccbin {cxx()} {' '.join(flags)} -I{CSRC} -MD -MF $out.d -c $in -o $out")
     for source in sorted((CSRC / "cuda").rglob("*.cu")):
         name = "_".join(source.relative_to(CSRC / "cuda").with_suffix("").parts)
         made.append(ninja.edge("nvcc", objects / "kernels" / f"{name}.o", [source]))
@@ -248,17 +250,19 @@ def cuda_library(ninja: Ninja, out: Path, nvcc: str) -> None:
     empty.parent.mkdir(parents=True, exist_ok=True)
     if not empty.exists():
         empty.write_text("// Nothing: see csrc/build.py.\n")
-    ninja.rule("stub", f"{cxx} -shared -fPIC -Wl,-soname,libtorch_cuda.so -o $out $in", depfile=False)
+    ninja.rule("stub", f"{cxx()} -shared -fPIC -Wl,-soname,libtorch_cuda.so -o $out $in", depfile=False)
     ninja.edge("stub", stub, [empty])
     link = f"{torch_link_flags()} -Wl,--no-as-needed {stub} -Wl,--as-needed"
     libs = f"-L{toolkit / 'lib64'} -L{toolkit / 'targets' / 'x86_64-linux' / 'lib'} -lcudart_static -ldl -lrt -lpthread"
-    ninja.rule("link_cuda", f"{cxx} -shared -o $out $in {link} {libs}", depfile=False)
+    ninja.rule("link_cuda", f"{cxx()} -shared -o $out $in {link} {libs}", depfile=False)
     ninja.edge("link_cuda", out, made, implicit=[stub])
 
 
 EMULATED_LIBRARY = "libwarpwright_emulated.so"
 # `-x c++` makes a C++ file of a .cu; #pragma unroll means something to nvcc alone.
 EMULATED_FLAGS = ["-DWARPWRIGHT_BACKEND_EMULATED", "-O2", "-g1", "-Wno-unknown-pragmas", "-x c++"]
+# A tail call would hide the line that an error should name.
+EMULATED_FLAGS += ["-fno-optimize-sibling-calls"]
 # A call before each access to memory, which csrc/emulator/memory.cpp answers in the place of the sanitizers' runtimes.
 INSTRUMENT_FLAGS = ["-fsanitize=thread", "--param tsan-instrument-func-entry-exit=0", "-fsanitize=alignment"]
 
@@ -284,8 +288,7 @@ def emulated_library(ninja: Ninja, out: Path, headers: Path) -> None:
         name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
         flags = [*EMULATED_FLAGS, f"-isystem {headers}", *(INSTRUMENT_FLAGS if source.suffix == ".cu" else [])]
         made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags=" ".join(flags)))
-    cxx = os.environ.get("CXX", "g++")
-    ninja.rule("link_emulated", f"{cxx} -shared -Wl,-z,defs -o $out $in {torch_link_flags()}", depfile=False)
+    ninja.rule("link_emulated", f"{cxx()} -shared -Wl,-z,defs -o $out $in {torch_link_flags()}", depfile=False)
     ninja.edge("link_emulated", out, made)
 
 

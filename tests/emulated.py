@@ -6,6 +6,9 @@ import ctypes
 import fcntl
 import functools
 import importlib.util
+import re
+import shlex
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +46,21 @@ def library() -> Path:
         return build_script().build_emulated()
 
 
+def build_cases(source: Path, folder: Path) -> Path:
+    """A library of its own out of a test's kernels and the emulator."""
+    build = build_script()
+    flags = [*build.CXX_FLAGS, *build.EMULATED_FLAGS, f"-I{ROOT / 'csrc'}", f"-isystem {build.cuda_headers()}"]
+    objects = []
+    for part in [source, *sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]:
+        objects.append(folder / f"{part.stem}.o")
+        watched = build.INSTRUMENT_FLAGS if part == source else []
+        command = " ".join([build.cxx(), *flags, *watched, "-c", str(part), "-o", str(objects[-1])])
+        subprocess.run(shlex.split(command), check=True)
+    out = folder / f"{source.stem}.so"
+    subprocess.run([build.cxx(), "-shared", *map(str, objects), "-o", str(out)], check=True)
+    return out
+
+
 @functools.cache
 def activate() -> None:
     """Makes `warpwright.use_backend("emulated")` possible."""
@@ -55,3 +73,16 @@ def launches(kernel: str) -> int:
     function = ctypes.CDLL(str(library())).warpwright_emulator_launches
     function.restype = ctypes.c_int64
     return function(kernel.encode())
+
+
+def kernels() -> dict[str, bool]:
+    """Every kernel of csrc/cuda, each instantiation of a template by itself: name -> whether it has run here."""
+    listed = subprocess.run(["nm", "-C", "--defined-only", str(library())], check=True, capture_output=True, text=True)
+    reached = ctypes.CDLL(str(library())).warpwright_emulator_reached
+    reached.argtypes = [ctypes.c_int64]
+    symbols = re.findall(
+        r"^([0-9a-f]+) [tTwW] (?:void )?(warpwright::cuda::.*_kernel(?:<[^()]*>)?)\([\w:]+\)$",
+        listed.stdout,
+        re.MULTILINE,
+    )
+    return {name.replace("(anonymous namespace)::", ""): bool(reached(int(at, 16))) for at, name in symbols}

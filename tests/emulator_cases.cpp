@@ -7,10 +7,12 @@
 #include <string>
 
 #include "cuda/launch.h"
+#include "cuda/ptx/cp_async.cuh"
 
 namespace {
 
 using warpwright::cuda::launch;
+namespace ptx = warpwright::cuda::ptx;
 
 struct Params {
   float* out = nullptr;
@@ -88,6 +90,33 @@ void misaligned_kernel(Params params) {
   *reinterpret_cast<Pack*>(params.out + 9) = Pack{1, 2, 3, 4};  // line: misaligned
 }
 
+// The block's input goes through shared memory by asynchronous copies, in two rounds through one buffer.
+enum class Copies { kRight, kNoWait, kNoBarrier, kOverReads, kUnfinished };
+template <Copies kHow>
+void copies_kernel(Params params) {
+  __shared__ __align__(16) float values[kThreads / 4][4];
+  const unsigned row = threadIdx.x / 4;
+  const bool first = threadIdx.x % 4 == 0;
+  for (int round = 0; round < 2; ++round) {
+    if (first) ptx::cp_async(values[row], params.out + 4 * row, 16);
+    ptx::cp_async_commit();
+    if (kHow == Copies::kUnfinished) return;
+    if (kHow != Copies::kNoWait) ptx::cp_async_wait<0>();
+    if (kHow != Copies::kNoBarrier) __syncthreads();
+    const float value = values[kThreads / 4 - 1 - row][threadIdx.x % 4];  // line: no_copy_wait
+    if (kHow != Copies::kOverReads) __syncthreads();
+    if (value < 0) params.out[threadIdx.x] = value;
+  }
+}
+
+void misaligned_copy_kernel(Params params) {
+  __shared__ __align__(16) float values[8];
+  if (threadIdx.x == 0) ptx::cp_async(values, params.out + 1, 16);
+}
+void copy_to_global_kernel(Params params) {
+  if (threadIdx.x == 0) ptx::cp_async(params.out, params.out + 4, 16);
+}
+
 void barrier_that_half_the_block_skips(Params) {
   if (threadIdx.x < kThreads / 2) __syncthreads();
 }
@@ -154,6 +183,16 @@ void run(const std::string& name, const Params& params) {
   if (name == "reads_another_block")
     return launch("reads_another_block", block_reads_what_another_wrote, {dim3(2), block}, params);
   if (name == "misaligned") return launch("misaligned", misaligned_kernel, {one, block}, params);
+  if (name == "copies") return launch("copies", copies_kernel<Copies::kRight>, {one, block}, params);
+  if (name == "no_copy_wait") return launch("no_copy_wait", copies_kernel<Copies::kNoWait>, {one, block}, params);
+  if (name == "copy_wait_for_barrier")
+    return launch("copy_wait_for_barrier", copies_kernel<Copies::kNoBarrier>, {one, block}, params);
+  if (name == "copy_over_reads")
+    return launch("copy_over_reads", copies_kernel<Copies::kOverReads>, {one, block}, params);
+  if (name == "unfinished_copy")
+    return launch("unfinished_copy", copies_kernel<Copies::kUnfinished>, {one, block}, params);
+  if (name == "misaligned_copy") return launch("misaligned_copy", misaligned_copy_kernel, {one, block}, params);
+  if (name == "copy_to_global") return launch("copy_to_global", copy_to_global_kernel, {one, block}, params);
   if (name == "skipped_barrier")
     return launch("skipped_barrier", barrier_that_half_the_block_skips, {one, block}, params);
   if (name == "skipped_shuffle")

@@ -4,44 +4,29 @@ ops reach every kernel of csrc/cuda through it."""
 from __future__ import annotations
 
 import ctypes
-import os
 import re
-import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import emulated
 import numpy as np
 import pytest
-import torch
 
 import warpwright
 from warpwright.testing import SPECS, Make, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
-CXX = os.environ.get("CXX", "g++")
 
 pytestmark = [
     pytest.mark.skipif(emulated.missing() is not None, reason=str(emulated.missing())),
-    pytest.mark.skipif(shutil.which(CXX) is None, reason="no C++ compiler"),
+    pytest.mark.skipif(shutil.which(emulated.build_script().cxx()) is None, reason="no C++ compiler"),
 ]
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     """The library of tests/emulator_cases.cpp."""
-    build = emulated.build_script()
-    folder = tmp_path_factory.mktemp("emulator")
-    flags = [*build.CXX_FLAGS, *build.EMULATED_FLAGS, f"-I{ROOT / 'csrc'}", "-isystem", str(build.cuda_headers())]
-    objects = []
-    for source in [ROOT / "tests" / "emulator_cases.cpp", *sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]:
-        objects.append(folder / f"{source.stem}.o")
-        watched = build.INSTRUMENT_FLAGS if source.parent.name == "tests" else []
-        command = shlex.split(" ".join([CXX, *flags, *watched, "-c", str(source), "-o", str(objects[-1])]))
-        subprocess.run(command, check=True)
-    out = folder / "cases.so"
-    subprocess.run([CXX, "-shared", *map(str, objects), "-o", str(out)], check=True)
+    out = emulated.build_cases(ROOT / "tests" / "emulator_cases.cpp", tmp_path_factory.mktemp("emulator"))
     library = ctypes.CDLL(str(out))
     library.emulator_case.restype = ctypes.c_char_p
     library.emulator_case.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64]
@@ -67,7 +52,7 @@ def test_shared_memory_with_its_barrier_is_right_in_every_order(cases, seed):
     assert out.tolist() == list(range(95, -1, -1))
 
 
-@pytest.mark.parametrize("name", ["two_rounds", "warp_wait"])
+@pytest.mark.parametrize("name", ["two_rounds", "warp_wait", "copies"])
 def test_what_barriers_order_is_no_race(cases, seed, name):
     assert run(cases, name, 96)[1] == ""
 
@@ -120,6 +105,13 @@ WITHOUT_BARRIER = "race in shared memory: this (read|write) and the (read|write)
 BETWEEN_BLOCKS = "race in global memory: this write and the write of thread 0 of block [01] at {} are not ordered"
 #: What the emulator says against a case, as a regular expression.
 STOPPED = {
+    "unfinished_copy": "ends with 1 asynchronous copies that it has not waited for",
+    "no_copy_wait": rf"{line_of('no_copy_wait')}: read of shared memory that the asynchronous copy of thread \d+ at "
+    r"emulator_cases\.cpp:\d+ may still be writing",
+    "copy_wait_for_barrier": f"{line_of('no_copy_wait')}: (race in shared|read of shared memory that)",
+    "copy_over_reads": r"emulator_cases\.cpp:\d+: (cp.async: )?race in shared memory: this (write|read) and the",
+    "misaligned_copy": r"emulator_cases\.cpp:\d+: cp.async: both addresses must be 16-byte aligned",
+    "copy_to_global": r"emulator_cases\.cpp:\d+: cp.async: the destination is not shared memory",
     "skipped_barrier": "deadlock: 48 threads wait at __syncthreads, 0 in a warp exchange, 48 have ended",
     "skipped_shuffle": "deadlock: 0 threads wait at __syncthreads, 48 in a warp exchange, 48 have ended",
     "mask_without_caller": "a warp exchange whose mask leaves out the caller",
@@ -177,15 +169,18 @@ def test_launches_are_counted(cases):
 
 
 def test_every_cuda_kernel_is_reached():
-    """A kernel that no sample launches would be tested by nothing."""
-    sources = [p for p in (ROOT / "csrc" / "cuda").rglob("*") if p.suffix in (".cu", ".cuh")]
-    names = {name for p in sources for name in re.findall(r'\blaunch\w*\(\s*"(\w+)"', p.read_text())}
-    assert names
+    """A kernel, or an instantiation of one, that no sample launches would be tested by nothing."""
     emulated.activate()
-    before = {name: emulated.launches(name) for name in names}
     with warpwright.use_backend("emulated"):
         for spec in SPECS.values():
-            for sample in spec.samples(Make(torch.float32)):
-                evaluate(spec.op, sample)
-    unreached = sorted(name for name in names if emulated.launches(name) == before[name])
-    assert not unreached
+            for dtype in spec.dtypes:
+                for sample in spec.samples(Make(dtype)):
+                    evaluate(spec.op, sample)
+    kernels = emulated.kernels()
+    declared = {
+        name
+        for path in (ROOT / "csrc" / "cuda").rglob("*.cu*")
+        for name in re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(", path.read_text())
+    }
+    assert {re.sub(r"<.*", "", name).rsplit("::", 1)[-1] for name in kernels} == declared
+    assert not [name for name, reached in kernels.items() if not reached]

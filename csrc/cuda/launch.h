@@ -24,7 +24,7 @@ template <class Params>
 void launch(const char* name, void (*kernel)(Params), const LaunchConfig& config, const Params& params) {
   // The copy of the parameters that each thread gets is not an access of the kernel's.
   const auto body = [&]() __attribute__((no_sanitize("thread"))) { kernel(params); };
-  emulator::run({name, config.grid, config.block, config.shared_bytes}, body);
+  emulator::run({name, reinterpret_cast<const void*>(kernel), config.grid, config.block, config.shared_bytes}, body);
 }
 
 #else

@@ -14,17 +14,16 @@ namespace {
 constexpr unsigned kLanes = 32;
 constexpr size_t kMostPages = 4096;  // Some 200 MiB of bytes' histories; then they are dropped between launches.
 
-// Any address in this library: return addresses are kept as 32-bit distances from it.
+}  // namespace
+
 uintptr_t code_base() {
   static const uintptr_t base = [] {
     Dl_info info{};
-    dladdr(reinterpret_cast<const void*>(&source_line), &info);
+    dladdr(reinterpret_cast<const void*>(&code_base), &info);
     return reinterpret_cast<uintptr_t>(info.dli_fbase);
   }();
   return base;
 }
-
-}  // namespace
 
 std::string source_line(const void* code) {
   Dl_info info{};
@@ -39,8 +38,9 @@ std::string source_line(const void* code) {
     while (std::fgets(text.data(), text.size(), pipe) != nullptr) {
       std::string line = text.data();
       line = line.substr(0, line.find_first_of(" \n"));
-      const bool ours = line.find("/emulator/") != std::string::npos || line.find("/c++/") != std::string::npos;
-      if (line.empty() || line[0] == '?' || ours) continue;  // Inlined into the kernel: its caller follows.
+      const auto within = [&](const char* folder) { return line.find(folder) != std::string::npos; };
+      if (line.empty() || line[0] == '?' || within("/emulator/") || within("/ptx/") || within("/c++/"))
+        continue;  // Inlined into the kernel: its caller follows.
       found = line.substr(line.rfind('/') + 1);
       break;
     }
@@ -56,7 +56,7 @@ void Memory::start_launch(unsigned threads) {
   ++generation_;
   warps_ = (threads + kLanes - 1) / kLanes;
   if (pages_.size() > kMostPages) pages_.clear();
-  last_page_ = ~uintptr_t{0};
+  for (Recent& recent : recent_) recent = Recent{};
 }
 
 void Memory::start_block(uint32_t block, Range variables, Range dynamic, Range guarded) {
@@ -82,77 +82,115 @@ void Memory::block_barrier() {
 
 void Memory::warp_barrier(unsigned warp) { ++clocks_[warp * warps_ + warp]; }
 
-bool Memory::ordered(const Access& before, unsigned thread) const {
+Memory::Byte* Memory::bytes_at(uintptr_t address, size_t size, size_t* count) {
+  for (const auto& [range, bytes] :
+       {std::pair(variables_, variable_bytes_.data()), std::pair(dynamic_, dynamic_bytes_.data())}) {
+    if (!range.holds(address)) continue;
+    *count = std::min<size_t>(size, range.end - address);
+    return bytes + (address - range.begin);
+  }
+  const uintptr_t page = address / kPage;
+  *count = std::min<size_t>(size, kPage - address % kPage);
+  Recent& recent = recent_[page % kRecent];
+  if (recent.page != page) {
+    auto& bytes = pages_[page];
+    if (bytes == nullptr) bytes = std::make_unique<Byte[]>(kPage);
+    recent = {page, bytes.get()};
+  }
+  return recent.bytes + address % kPage;
+}
+
+Access Memory::now(unsigned thread, const void* code) const {
+  const auto line = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(code) - code_base());
+  return {line, block_, clocks_[(thread / kLanes) * (warps_ + 1)], static_cast<uint16_t>(thread)};
+}
+
+inline bool Memory::ordered(const Access& before, const Access& now) const {
   if (before.thread == Access::kNone) return true;
-  if (before.block != block_) return false;
-  if (before.thread == thread) return true;
-  const unsigned theirs = before.thread / kLanes, ours = thread / kLanes;
+  if (before.block != now.block) return false;
+  if (before.thread == now.thread) return true;
+  const unsigned theirs = before.thread / kLanes, ours = now.thread / kLanes;
   const uint32_t known = clocks_[ours * warps_ + theirs];
   return theirs == ours ? before.clock < known : before.clock <= known;
 }
 
-Memory::Byte* Memory::byte_at(uintptr_t address) {
-  const uintptr_t page = address / kPage;
-  if (page != last_page_) {
-    auto& bytes = pages_[page];
-    if (bytes == nullptr) bytes = std::make_unique<Byte[]>(kPage);
-    last_page_ = page;
-    last_bytes_ = bytes.get();
+inline Memory::Fault Memory::note(Byte& byte, bool shared, bool write, const Access& now, Access* other) const {
+  const uint32_t generation = shared ? block_generation_ : generation_;
+  if (byte.generation != generation) {
+    byte = Byte{};
+    byte.generation = generation;
   }
-  return last_bytes_ + address % kPage;
-}
-
-std::string Memory::who(const Access& access) const {
-  std::ostringstream text;
-  text << "thread " << access.thread;
-  if (access.block != block_) text << " of block " << access.block;
-  text << " at " << source_line(reinterpret_cast<const void*>(code_base() + access.line));
-  return text.str();
-}
-
-std::string Memory::race(const char* space, const Access& before, bool before_writes, bool write) const {
-  std::ostringstream text;
-  text << "race in " << space << " memory: this " << (write ? "write" : "read") << " and the "
-       << (before_writes ? "write" : "read") << " of " << who(before)
-       << (before.block == block_ ? " have no barrier between them" : " are not ordered: blocks never are");
-  return text.str();
-}
-
-std::string Memory::check_byte(Byte& byte, const char* space, uintptr_t, bool write, const Access& now) {
-  if (!ordered(byte.write, now.thread)) return race(space, byte.write, true, write);
-  if (write) {
-    for (const Access& read : byte.reads) {
-      if (!ordered(read, now.thread)) return race(space, read, false, true);
-    }
-    byte.write = now;
-    byte.reads[0] = byte.reads[1] = Access{};
-    return "";
+  *other = byte.write;
+  if (byte.in_flight) return Fault::kInFlight;
+  if (shared && !write && byte.write.thread == Access::kNone) return Fault::kUnwritten;
+  if (!ordered(byte.write, now)) return Fault::kWrite;
+  if (!write) {
+    const bool again = byte.reads[0].thread == now.thread && byte.reads[0].block == now.block;
+    byte.reads[again || ordered(byte.reads[0], now) ? 0 : 1] = now;
+    return Fault::kNone;
   }
-  const bool again = byte.reads[0].thread == now.thread && byte.reads[0].block == now.block;
-  byte.reads[again || ordered(byte.reads[0], now.thread) ? 0 : 1] = now;
-  return "";
+  for (const Access& read : byte.reads) {
+    *other = read;
+    if (!ordered(read, now)) return Fault::kRead;
+  }
+  byte.write = now;
+  byte.reads[0] = byte.reads[1] = Access{};
+  return Fault::kNone;
+}
+
+std::string Memory::text_of(Fault fault, bool shared, bool write, const Access& other) const {
+  const std::string ours = write ? "write" : "read", theirs = fault == Fault::kRead ? "read" : "write";
+  std::string who = "thread " + std::to_string(other.thread);
+  if (other.block != block_) who += " of block " + std::to_string(other.block);
+  if (other.thread != Access::kNone) {
+    who += " at " + source_line(reinterpret_cast<const void*>(code_base() + other.line));
+  }
+  if (fault == Fault::kUnwritten) return "read of shared memory that nothing has written";
+  if (fault == Fault::kInFlight) {
+    return ours + " of shared memory that the asynchronous copy of " + who + " may still be writing";
+  }
+  return std::string("race in ") + (shared ? "shared" : "global") + " memory: this " + ours + " and the " + theirs +
+         " of " + who +
+         (other.block == block_ ? " have no barrier between them" : " are not ordered: blocks never are");
 }
 
 std::string Memory::check(uintptr_t address, size_t size, bool write, unsigned thread, const void* code) {
-  const bool variable = variables_.holds(address), dynamic = dynamic_.holds(address);
-  const bool shared = variable || dynamic;
+  const bool dynamic = dynamic_.holds(address), shared = is_shared(address);
   if ((!dynamic && guarded_.holds(address)) || (dynamic && address + size > dynamic_.end)) {
     return std::string(write ? "write" : "read") + " beside the " + std::to_string(dynamic_.size()) +
            " bytes of dynamic shared memory";
   }
-  const auto line = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(code) - code_base());
-  const Access now{line, block_, clocks_[(thread / kLanes) * (warps_ + 1)], static_cast<uint16_t>(thread)};
-  const uint32_t generation = shared ? block_generation_ : generation_;
-  for (size_t i = 0; i < size; ++i) {
-    Byte& byte = variable  ? variable_bytes_[address + i - variables_.begin]
-                 : dynamic ? dynamic_bytes_[address + i - dynamic_.begin]
-                           : *byte_at(address + i);
-    if (byte.generation != generation) byte = Byte{generation, {}, {}};
-    if (shared && !write && byte.write.thread == Access::kNone) return "read of shared memory that nothing has written";
-    std::string wrong = check_byte(byte, shared ? "shared" : "global", address, write, now);
-    if (!wrong.empty()) return wrong;
+  const Access access = now(thread, code);
+  while (size > 0) {
+    size_t count = 0;
+    Byte* const bytes = bytes_at(address, size, &count);
+    for (size_t i = 0; i < count; ++i) {
+      Access other;
+      const Fault fault = note(bytes[i], shared, write, access, &other);
+      if (fault != Fault::kNone) return text_of(fault, shared, write, other);
+    }
+    address += count;
+    size -= count;
   }
   return "";
+}
+
+std::string Memory::start_copy(uintptr_t address, size_t size, unsigned thread, const void* code) {
+  std::string wrong = check(address, size, true, thread, code);
+  size_t count = 0;
+  Byte* const bytes = bytes_at(address, size, &count);
+  for (size_t i = 0; wrong.empty() && i < count; ++i) bytes[i].in_flight = true;
+  return wrong;
+}
+
+void Memory::finish_copy(uintptr_t address, size_t size, unsigned thread, const void* code) {
+  const Access access = now(thread, code);
+  size_t count = 0;
+  Byte* const bytes = bytes_at(address, size, &count);
+  for (size_t i = 0; i < count; ++i) {
+    bytes[i].in_flight = false;
+    bytes[i].write = access;
+  }
 }
 
 }  // namespace warpwright::emulator

@@ -44,21 +44,31 @@ class Memory {
 
   // What is wrong with this access of a thread of the block, or nothing.
   std::string check(uintptr_t address, size_t size, bool write, unsigned thread, const void* code);
+  bool is_shared(uintptr_t address) const { return variables_.holds(address) || dynamic_.holds(address); }
+  // The same for the write of an asynchronous copy to shared memory; until finish_copy nobody may touch the bytes. From
+  // then on they count as written by the thread that has waited.
+  std::string start_copy(uintptr_t address, size_t size, unsigned thread, const void* code);
+  void finish_copy(uintptr_t address, size_t size, unsigned thread, const void* code);
 
  private:
   // A byte: its last write, and two of the reads since then, of different threads if there were any.
   struct Byte {
     uint32_t generation = 0;
+    bool in_flight = false;  // The write is that of a copy which nobody has waited for.
     Access write;
     Access reads[2];
   };
   static constexpr size_t kPage = 1024;
 
-  Byte* byte_at(uintptr_t address);
-  bool ordered(const Access& before, unsigned thread) const;
-  std::string check_byte(Byte& byte, const char* what, uintptr_t address, bool write, const Access& now);
-  std::string race(const char* space, const Access& before, bool before_writes, bool write) const;
-  std::string who(const Access& access) const;
+  enum class Fault { kNone, kInFlight, kUnwritten, kWrite, kRead };
+
+  // The bytes from `address` on, as many as lie together, at most `size`; `count` is how many.
+  Byte* bytes_at(uintptr_t address, size_t size, size_t* count);
+  Access now(unsigned thread, const void* code) const;
+  bool ordered(const Access& before, const Access& now) const;
+  // Notes an access, unless an earlier one stands against it: that one is `*other`.
+  Fault note(Byte& byte, bool shared, bool write, const Access& now, Access* other) const;
+  std::string text_of(Fault fault, bool shared, bool write, const Access& other) const;
 
   uint32_t generation_ = 0;        // Of what is forgotten at each launch: global memory.
   uint32_t block_generation_ = 0;  // And at each block: shared memory.
@@ -68,8 +78,11 @@ class Memory {
   Range variables_, dynamic_, guarded_;
   std::vector<Byte> variable_bytes_, dynamic_bytes_;
   std::unordered_map<uintptr_t, std::unique_ptr<Byte[]>> pages_;  // Global memory.
-  uintptr_t last_page_ = ~uintptr_t{0};
-  Byte* last_bytes_ = nullptr;
+  static constexpr size_t kRecent = 64;
+  struct Recent {
+    uintptr_t page = ~uintptr_t{0};
+    Byte* bytes = nullptr;
+  } recent_[kRecent];  // The map's last answers, by the page's last digits.
 };
 
 // In runtime.cpp, for the callbacks: checks an access of the running thread; stops the launch with `what` against that
@@ -77,6 +90,8 @@ class Memory {
 void on_access(const void* address, size_t size, bool write, const void* code);
 void stop_thread(const std::string& what);
 
+// Where this library lies in memory.
+uintptr_t code_base();
 // "file.cu:12" of a return address inside this library, outside the emulator's own headers where that can be told.
 std::string source_line(const void* code);
 

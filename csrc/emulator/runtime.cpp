@@ -5,23 +5,21 @@
 #include <link.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
-#include <exception>
-#include <map>
-#include <memory>
 #include <mutex>
-#include <random>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <thread>
-#include <vector>
 
-#include "emulator/fiber.h"
-#include "emulator/memory.h"
+#include "emulator/machine.h"
 
 namespace warpwright::emulator {
+
+Machine& machine() {
+  static Machine instance;
+  return instance;
+}
+
 namespace {
 
 constexpr int kMaxSharedBytes = 227 * 1024;  // A block's limit on sm_90.
@@ -29,41 +27,6 @@ constexpr unsigned kMaxThreads = 1024, kMaxGridYZ = 65535;
 constexpr unsigned char kPoison = 0xff;  // A NaN in every floating type.
 constexpr int kGuardBytes = 256;
 constexpr uintptr_t kSharedAlignment = 128;  // Of dynamic shared memory, see cuda/runtime.h.
-
-enum class State { kReady, kBarrier, kWarp, kDone };
-
-struct Thread {
-  ThreadContext context;
-  State state = State::kDone;
-  unsigned warp_mask = 0;
-  bool orders_memory = false;  // What it waits for is __syncwarp.
-  std::unique_ptr<Fiber> fiber;
-};
-
-struct Warp {
-  WarpWords buffers[2];  // A lane may start the next exchange while another still reads the last.
-  unsigned arrived = 0;
-  int generation = 0;
-};
-
-struct Machine {
-  const Launch* launch = nullptr;
-  const std::function<void()>* body = nullptr;
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  std::atomic<std::thread::id> host;  // The thread that runs the launch; no thread's between launches.
-  Thread* running = nullptr;
-  std::vector<unsigned char> dynamic;
-  Memory memory;
-  std::exception_ptr error;
-  std::mt19937_64 random;
-  std::map<std::string, int64_t> launches;
-};
-
-Machine& machine() {
-  static Machine instance;
-  return instance;
-}
 
 std::mutex& launch_mutex() {
   static std::mutex instance;
@@ -109,6 +72,11 @@ void thread_main(void* argument) {
     (*m.body)();
   } catch (...) {
     if (!m.error) m.error = std::current_exception();
+  }
+  if (!m.error && !thread->copies.started.empty()) {
+    m.error = std::make_exception_ptr(std::runtime_error(place(m, *thread) + "ends with " +
+                                                         std::to_string(thread->copies.started.size()) +
+                                                         " asynchronous copies that it has not waited for"));
   }
   thread->state = State::kDone;
 }
@@ -207,6 +175,7 @@ void run_block(Machine& m, uint32_t index, uint3 block) {
                  launch.block,
                  launch.grid};
     t.state = State::kReady;
+    t.copies = {};
     t.fiber->prepare(thread_main, &t);
   }
   std::vector<Thread*> ready;
@@ -270,14 +239,9 @@ const WarpWords& warp_exchange(unsigned mask, const uint32_t* words, int count, 
   return buffer;
 }
 
-namespace {
-
-// The running thread, where that is this host thread's; null outside a kernel.
 Thread* running(Machine& m) {
   return m.host.load(std::memory_order_relaxed) == std::this_thread::get_id() ? m.running : nullptr;
 }
-
-}  // namespace
 
 void stop_thread(const std::string& what) {
   Machine& m = machine();
@@ -288,13 +252,27 @@ void stop_thread(const std::string& what) {
   for (;;) self->fiber->suspend();
 }
 
+void require_shared(const void* address, int alignment) {
+  Machine& m = machine();
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  if (!m.memory.is_shared(at))
+    stop_thread(source_line(__builtin_return_address(0)) + ": not an address of shared memory");
+  if (at % alignment == 0) return;
+  stop_thread(source_line(__builtin_return_address(0)) + ": misaligned access, " + std::to_string(alignment) +
+              "-byte alignment is needed and the address is " + std::to_string(at % alignment) + " bytes off");
+}
+
 void on_access(const void* address, size_t size, bool write, const void* code) {
   Machine& m = machine();
   Thread* const self = running(m);
   if (self == nullptr) return;
-  const auto at = reinterpret_cast<uintptr_t>(address), threads = reinterpret_cast<uintptr_t>(m.threads.data());
-  // A thread's own variables, and its coordinates, are nobody else's business.
-  if (self->fiber->holds(address) || (at >= threads && at < threads + m.threads.size() * sizeof(Thread))) return;
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const auto within = [&](const auto& list) {
+    const auto begin = reinterpret_cast<uintptr_t>(list.data());
+    return at - begin < list.size() * sizeof(list[0]);
+  };
+  // A thread's own variables are nobody else's business; its coordinates and exchanges are the emulator's.
+  if (self->fiber->holds(address) || within(m.threads) || within(m.warps)) return;
   const auto index = static_cast<unsigned>(self - m.threads.data());
   const std::string wrong = m.memory.check(at, size, write, index, code);
   if (!wrong.empty()) stop_thread(source_line(code) + ": " + wrong);
@@ -311,6 +289,7 @@ void run(const Launch& launch, const std::function<void()>& body) {
   m.error = nullptr;
   m.random.seed(seed_from_environment());
   ++m.launches[launch.name];
+  m.kernels.insert(launch.kernel);
   std::vector<uint64_t> blocks(static_cast<uint64_t>(launch.grid.x) * launch.grid.y * launch.grid.z);
   for (uint64_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
   std::shuffle(blocks.begin(), blocks.end(), m.random);
@@ -339,4 +318,11 @@ extern "C" __attribute__((visibility("default"))) int64_t warpwright_emulator_la
   const auto& launches = warpwright::emulator::machine().launches;
   const auto found = launches.find(name);
   return found == launches.end() ? 0 : found->second;
+}
+
+// Whether the kernel that starts at `offset` in this library was launched.
+extern "C" __attribute__((visibility("default"))) int warpwright_emulator_reached(int64_t offset) {
+  const std::lock_guard<std::mutex> lock(warpwright::emulator::launch_mutex());
+  const auto address = warpwright::emulator::code_base() + static_cast<uintptr_t>(offset);
+  return warpwright::emulator::machine().kernels.count(reinterpret_cast<const void*>(address)) != 0;
 }

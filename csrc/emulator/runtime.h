@@ -55,8 +55,17 @@ struct WarpWords {
 };
 const WarpWords& warp_exchange(unsigned mask, const uint32_t* words, int count, bool orders_memory = false);
 
+// Stops the launch unless `address` is one of shared memory and a multiple of `alignment`.
+void require_shared(const void* address, int alignment);
+
+// cp.async, see cuda/ptx/cp_async.cuh.
+void start_copy(void* shared, const void* global, int bytes, int source_bytes);
+void commit_copies();
+void wait_for_copies(int pending);
+
 struct Launch {
   const char* name;
+  const void* kernel;
   dim3 grid, block;
   int shared_bytes;
 };

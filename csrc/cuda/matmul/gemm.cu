@@ -1,28 +1,16 @@
 // Matrix product with a fused epilogue, for any strides, sizes and alignment: bias, residual and activation are applied
 // to the accumulators, so the product itself never reaches memory.
 
-#include "cuda/dtype.cuh"
 #include "cuda/launch.h"
-#include "cuda/tile/activation.cuh"
+#include "cuda/matmul/epilogue.cuh"
+#include "cuda/matmul/gemm_mma.cuh"
 #include "cuda/tile/gemm_tile.cuh"
-#include "kernels/matmul.h"
 
 namespace warpwright::cuda {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
-
-template <class T>
-__device__ __forceinline__ void store_element(const GemmParams& p, int64_t row, int64_t col, float value) {
-  if (p.bias != nullptr) value += to_float(static_cast<const T*>(p.bias)[col]);
-  if (p.residual != nullptr) {
-    value += to_float(static_cast<const T*>(p.residual)[row * p.residual_row + col * p.residual_col]);
-  }
-  const int64_t at = row * p.n + col;
-  if (p.preact != nullptr) static_cast<T*>(p.preact)[at] = from_float<T>(value);
-  static_cast<T*>(p.output)[at] = from_float<T>(activate(p.activation, value));
-}
 
 template <class T>
 __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const GemmParams p) {
@@ -40,6 +28,7 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const GemmParams p) 
 // Kernel launchers
 
 void gemm(const GemmParams& params, Stream stream) {
+  if (gemm_mma_takes(params)) return gemm_mma(params, stream);
   const int64_t tiles = tile_count(params.m, params.n);
   if (tiles == 0) return;
   visit_float(params.dtype, [&](auto tag) {

@@ -50,6 +50,7 @@ def _quantize_samples(make: Make) -> Iterator[Sample]:
     yield Sample("block longer than the row", (values(3, 20), 128))
     yield Sample("blocks of one", (values(2, 5), 1))
     yield Sample("longer than a step", (values(2, 9000),))
+    yield Sample("e5m2, long rows", (values(2, 1300),), {"dtype": E5M2})
     yield Sample("a block of zeros", (torch.cat((values(2, 8), values(2, 8) * 0), 1), 8))
     yield Sample("one dimension", (values(17), 16))
     yield Sample("no columns", (values(3, 0),))
@@ -95,6 +96,7 @@ def _dequantize_samples(make: Make) -> Iterator[Sample]:
     # Small scales: the largest number of e5m2 is close to that of float16.
     yield Sample("e5m2", (_bytes(make, 2, 3, 33, dtype=E5M2), _scales(make, 2, 3, 5) * 0.5, 7), out)
     yield Sample("longer than a step", (_bytes(make, 2, 9000), _scales(make, 2, 1)), out)
+    yield Sample("e5m2, long rows", (_bytes(make, 2, 1300, dtype=E5M2), _scales(make, 2, 1) * 0.5), out)
     yield Sample("one dimension", (_bytes(make, 17), _scales(make, 2), 16), out)
     yield Sample("no columns", (_bytes(make, 3, 0), _scales(make, 3, 1)), out)
     yield Sample("no rows", (_bytes(make, 0, 8), _scales(make, 0, 2), 4), out)
