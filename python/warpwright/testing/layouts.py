@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 
+def _unused(tensor: Tensor, cols: int) -> Tensor:
+    """Room for `tensor` with rows of `cols` elements; NaN, where the dtype has it, so that a read beside it shows."""
+    room = tensor.new_empty(*tensor.shape[:-1], cols)
+    return room.fill_(torch.nan) if tensor.is_floating_point() and tensor.element_size() > 1 else room
+
+
 def _stepped(tensor: Tensor) -> Tensor:
     """Every second element of a tensor twice as wide: no stride is 1."""
-    wide = tensor.new_empty(*tensor.shape[:-1], tensor.shape[-1] * 2)
-    return wide[..., ::2].copy_(tensor)
+    return _unused(tensor, tensor.shape[-1] * 2)[..., ::2].copy_(tensor)
 
 
 def _offset(tensor: Tensor) -> Tensor:
@@ -21,8 +26,9 @@ def _offset(tensor: Tensor) -> Tensor:
 
 
 def _padded(tensor: Tensor) -> Tensor:
-    """Rows with three unused elements between them."""
-    return tensor.new_empty(*tensor.shape[:-1], tensor.shape[-1] + 3)[..., : tensor.shape[-1]].copy_(tensor)
+    """Rows that start at multiples of 8 elements, with at least one unused element between them."""
+    cols = tensor.shape[-1]
+    return _unused(tensor, (cols // 8 + 1) * 8)[..., :cols].copy_(tensor)
 
 
 def _transposed(tensor: Tensor) -> Tensor:
