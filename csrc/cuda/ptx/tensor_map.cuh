@@ -1,0 +1,237 @@
+// Tensor maps: what TMA must know of a tensor in global memory, made on the host and passed to a kernel by value.
+//
+// PTX ISA 5.5, "Tensors"; CUDA driver API, "Tensor Map Object Management": cuTensorMapEncodeTiled and
+// cuTensorMapEncodeIm2col, whose requirements are checked here with a message that names them. Dimensions run from the
+// innermost, whose elements lie together, to the outermost.
+
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/ptx/swizzle.cuh"
+
+#if !defined(WARPWRIGHT_BACKEND_EMULATED)
+#include <cuda.h>
+#endif
+
+namespace warpwright::cuda::ptx {
+
+inline constexpr int kMaxTensorRank = 5;
+
+// Opaque, as CUtensorMap is: a kernel takes it as a __grid_constant__ parameter and hands its address to TMA.
+struct alignas(128) TensorMap {
+  unsigned char bytes[128];
+};
+
+struct TensorLayout {
+  const void* data;
+  DType dtype;
+  int rank;
+  int64_t size[kMaxTensorRank];
+  int64_t stride[kMaxTensorRank];  // In elements; stride[0] is 1.
+};
+
+inline int element_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+    case DType::kInt64: return 8;
+    case DType::kFloat32:
+    case DType::kInt32: return 4;
+    case DType::kFloat16:
+    case DType::kBFloat16: return 2;
+    case DType::kFloat8E4M3:
+    case DType::kFloat8E5M2: return 1;
+  }
+  return 0;
+}
+
+// Whether a tensor map of `layout` is possible: 16-byte alignment of the data and of every stride, sizes below 2^32.
+inline bool tensor_map_takes(const TensorLayout& layout) {
+  const int64_t bytes = element_bytes(layout.dtype);
+  bool fits = layout.rank >= 1 && layout.rank <= kMaxTensorRank && layout.stride[0] == 1 &&
+              reinterpret_cast<uintptr_t>(layout.data) % 16 == 0;
+  for (int d = 0; d < layout.rank; ++d) {
+    fits = fits && layout.size[d] > 0 && layout.size[d] < int64_t{1} << 32;
+    if (d > 0)
+      fits = fits && layout.stride[d] > 0 && layout.stride[d] * bytes % 16 == 0 &&
+             layout.stride[d] * bytes < int64_t{1} << 40;
+  }
+  return fits;
+}
+
+// Tiles of `box` elements; `step` elements from one to the next in each dimension (1 in the innermost).
+struct TiledBox {
+  int box[kMaxTensorRank];
+  int step[kMaxTensorRank] = {1, 1, 1, 1, 1};
+};
+
+// Pixels of a convolution's input (channels, width[, height[, depth]], batch), PTX ISA 5.5.4: `channels` of each of
+// `pixels` that are walked along the width first, within corners that are offsets from the first and last pixel.
+struct Im2colBox {
+  int lower[3], upper[3];  // Of (width, height, depth).
+  int channels, pixels;
+  int step[kMaxTensorRank] = {1, 1, 1, 1, 1};
+};
+
+#if defined(WARPWRIGHT_BACKEND_EMULATED)
+
+// What the emulator keeps in a TensorMap's bytes.
+struct EmulatedTensorMap {
+  static constexpr uint32_t kMagic = 0x54414d45;
+  uint32_t magic;
+  uint8_t rank, swizzle, im2col, element;  // `element` is a DType.
+  unsigned char* data;
+  uint32_t size[kMaxTensorRank];
+  int64_t stride[kMaxTensorRank];  // In bytes.
+  uint16_t box[kMaxTensorRank];    // Tiled; of im2col: channels, pixels.
+  uint8_t step[kMaxTensorRank];
+  int16_t lower[3], upper[3];
+};
+static_assert(sizeof(EmulatedTensorMap) <= sizeof(TensorMap));
+
+inline TensorMap pack_map(const TensorLayout& layout, Swizzle swizzle, bool im2col, const int* step) {
+  TensorMap map{};
+  auto* to = reinterpret_cast<EmulatedTensorMap*>(map.bytes);
+  to->magic = EmulatedTensorMap::kMagic;
+  to->rank = static_cast<uint8_t>(layout.rank);
+  to->swizzle = static_cast<uint8_t>(swizzle);
+  to->im2col = im2col;
+  to->element = static_cast<uint8_t>(layout.dtype);
+  to->data = static_cast<unsigned char*>(const_cast<void*>(layout.data));
+  for (int d = 0; d < layout.rank; ++d) {
+    to->size[d] = static_cast<uint32_t>(layout.size[d]);
+    to->stride[d] = layout.stride[d] * element_bytes(layout.dtype);
+    to->step[d] = static_cast<uint8_t>(d == 0 ? 1 : step[d]);
+  }
+  return map;
+}
+
+#else
+
+inline CUtensorMapDataType map_dtype(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64: return CU_TENSOR_MAP_DATA_TYPE_FLOAT64;
+    case DType::kInt64: return CU_TENSOR_MAP_DATA_TYPE_INT64;
+    case DType::kFloat32: return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+    case DType::kInt32: return CU_TENSOR_MAP_DATA_TYPE_INT32;
+    case DType::kFloat16: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    case DType::kBFloat16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case DType::kFloat8E4M3:
+    case DType::kFloat8E5M2: return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  }
+  throw std::logic_error("warpwright: no tensor map of this dtype");
+}
+
+// The driver's function, asked of the runtime: the library does not link the driver.
+template <class Function>
+Function driver_function(const char* name) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result);
+  if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) {
+    throw std::runtime_error(std::string("warpwright: the CUDA driver has no ") + name);
+  }
+  return reinterpret_cast<Function>(found);
+}
+
+struct DriverLayout {
+  cuuint64_t size[kMaxTensorRank], stride[kMaxTensorRank];
+  cuuint32_t step[kMaxTensorRank];
+};
+inline DriverLayout driver_layout(const TensorLayout& layout, const int* step) {
+  DriverLayout result{};
+  for (int d = 0; d < layout.rank; ++d) {
+    result.size[d] = static_cast<cuuint64_t>(layout.size[d]);
+    if (d > 0) result.stride[d - 1] = static_cast<cuuint64_t>(layout.stride[d] * element_bytes(layout.dtype));
+    result.step[d] = static_cast<cuuint32_t>(step[d]);
+  }
+  return result;
+}
+
+inline void check_driver(CUresult result, const char* name) {
+  if (result != CUDA_SUCCESS) {
+    throw std::runtime_error(std::string("warpwright: ") + name + " failed with error " + std::to_string(result));
+  }
+}
+
+#endif
+
+inline void check_map(const TensorLayout& layout, int64_t inner_bytes, Swizzle swizzle) {
+  const auto wrong = [](const std::string& what) { throw std::logic_error("warpwright: tensor map: " + what); };
+  if (!tensor_map_takes(layout)) wrong("data or strides are not 16-byte aligned, or a size is 0 or too large");
+  if (inner_bytes % 16 != 0)
+    wrong("a box' innermost dimension has " + std::to_string(inner_bytes) + " bytes, not a multiple of 16");
+  if (swizzle != Swizzle::kNone && inner_bytes > swizzle_span(swizzle)) {
+    wrong("a box' innermost dimension has " + std::to_string(inner_bytes) + " bytes, more than the swizzle's span");
+  }
+}
+
+inline TensorMap encode_tiled(const TensorLayout& layout, const TiledBox& box, Swizzle swizzle) {
+  check_map(layout, int64_t{box.box[0]} * element_bytes(layout.dtype), swizzle);
+  for (int d = 0; d < layout.rank; ++d) {
+    if (box.box[d] < 1 || box.box[d] > 256 || box.step[d] < 1 || box.step[d] > 8) {
+      throw std::logic_error(
+          "warpwright: tensor map: a box has 1 to 256 elements a dimension, 1 to 8 from one to the next");
+    }
+  }
+#if defined(WARPWRIGHT_BACKEND_EMULATED)
+  TensorMap map = pack_map(layout, swizzle, false, box.step);
+  for (int d = 0; d < layout.rank; ++d) {
+    reinterpret_cast<EmulatedTensorMap*>(map.bytes)->box[d] = static_cast<uint16_t>(box.box[d]);
+  }
+#else
+  const DriverLayout driver = driver_layout(layout, box.step);
+  cuuint32_t sizes[kMaxTensorRank];
+  // The driver's box spans the elements that are stepped over.
+  for (int d = 0; d < layout.rank; ++d) sizes[d] = static_cast<cuuint32_t>(box.box[d] * (d == 0 ? 1 : box.step[d]));
+  static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
+  static const auto encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
+  TensorMap map;
+  check_driver(encode(reinterpret_cast<CUtensorMap*>(&map), map_dtype(layout.dtype),
+                      static_cast<cuuint32_t>(layout.rank), const_cast<void*>(layout.data), driver.size, driver.stride,
+                      sizes, driver.step, CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(swizzle),
+                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+               "cuTensorMapEncodeTiled");
+#endif
+  return map;
+}
+
+inline TensorMap encode_im2col(const TensorLayout& layout, const Im2colBox& box, Swizzle swizzle) {
+  check_map(layout, int64_t{box.channels} * element_bytes(layout.dtype), swizzle);
+  const int spatial = layout.rank - 2, limit = spatial == 1 ? 32768 : spatial == 2 ? 128 : 16;
+  bool fits = layout.rank >= 3 && box.channels >= 1 && box.channels <= 256 && box.pixels >= 1 && box.pixels <= 1024;
+  for (int d = 0; d < spatial; ++d) {
+    fits = fits && box.lower[d] >= -limit && box.lower[d] < limit && box.upper[d] >= -limit && box.upper[d] < limit;
+  }
+  for (int d = 0; d < layout.rank; ++d) fits = fits && box.step[d] >= 1 && box.step[d] <= 8;
+  if (!fits) {
+    throw std::logic_error(
+        "warpwright: tensor map: im2col takes a rank of 3 to 5, 1 to 256 channels, 1 to 1024 pixels, steps of 1 to 8 "
+        "and "
+        "corners within 2^15, 2^7 or 2^4 of the tensor's");
+  }
+#if defined(WARPWRIGHT_BACKEND_EMULATED)
+  TensorMap map = pack_map(layout, swizzle, true, box.step);
+  auto* to = reinterpret_cast<EmulatedTensorMap*>(map.bytes);
+  to->box[0] = static_cast<uint16_t>(box.channels);
+  to->box[1] = static_cast<uint16_t>(box.pixels);
+  for (int d = 0; d < spatial; ++d) {
+    to->lower[d] = static_cast<int16_t>(box.lower[d]);
+    to->upper[d] = static_cast<int16_t>(box.upper[d]);
+  }
+#else
+  const DriverLayout driver = driver_layout(layout, box.step);
+  static const auto encode = driver_function<decltype(&cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
+  TensorMap map;
+  check_driver(encode(reinterpret_cast<CUtensorMap*>(&map), map_dtype(layout.dtype),
+                      static_cast<cuuint32_t>(layout.rank), const_cast<void*>(layout.data), driver.size, driver.stride,
+                      box.lower, box.upper, static_cast<cuuint32_t>(box.channels), static_cast<cuuint32_t>(box.pixels),
+                      driver.step, CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(swizzle),
+                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+               "cuTensorMapEncodeIm2col");
+#endif
+  return map;
+}
+
+}  // namespace warpwright::cuda::ptx
