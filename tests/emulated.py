@@ -46,17 +46,17 @@ def library() -> Path:
         return build_script().build_emulated()
 
 
-def build_cases(source: Path, folder: Path) -> Path:
+def build_cases(sources: list[Path], folder: Path) -> Path:
     """A library of its own out of a test's kernels and the emulator."""
     build = build_script()
     flags = [*build.CXX_FLAGS, *build.EMULATED_FLAGS, f"-I{ROOT / 'csrc'}", f"-isystem {build.cuda_headers()}"]
     objects = []
-    for part in [source, *sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]:
+    for part in [*sources, *sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]:
         objects.append(folder / f"{part.stem}.o")
-        watched = build.INSTRUMENT_FLAGS if part == source else []
+        watched = build.INSTRUMENT_FLAGS if part in sources else []
         command = " ".join([build.cxx(), *flags, *watched, "-c", str(part), "-o", str(objects[-1])])
         subprocess.run(shlex.split(command), check=True)
-    out = folder / f"{source.stem}.so"
+    out = folder / "cases.so"
     subprocess.run([build.cxx(), "-shared", *map(str, objects), "-o", str(out)], check=True)
     return out
 

@@ -36,7 +36,7 @@ TARGETS = [t for t in ("emulated", "cuda") if _missing(t) is None]
 def library(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("conformance")
     if request.param == "emulated":
-        out = emulated.build_cases(SOURCE, folder)
+        out = emulated.build_cases([SOURCE], folder)
     else:
         out = folder / "conformance.so"
         command = [BUILD.find_nvcc(), "-O2", "-std=c++20", "-arch=native", "-shared", "-Xcompiler=-fPIC"]

@@ -15,6 +15,7 @@ struct LaunchConfig {
   dim3 block;
   Stream stream = nullptr;
   int shared_bytes = 0;  // Dynamic shared memory.
+  int cluster = 1;       // Blocks along x that run together.
 };
 
 #if defined(WARPWRIGHT_BACKEND_EMULATED)
@@ -24,7 +25,9 @@ template <class Params>
 void launch(const char* name, void (*kernel)(Params), const LaunchConfig& config, const Params& params) {
   // The copy of the parameters that each thread gets is not an access of the kernel's.
   const auto body = [&]() __attribute__((no_sanitize("thread"))) { kernel(params); };
-  emulator::run({name, reinterpret_cast<const void*>(kernel), config.grid, config.block, config.shared_bytes}, body);
+  emulator::run(
+      {name, reinterpret_cast<const void*>(kernel), config.grid, config.block, config.shared_bytes, config.cluster},
+      body);
 }
 
 #else
@@ -47,6 +50,13 @@ void launch(const char* name, void (*kernel)(Params), const LaunchConfig& config
   launch_config.blockDim = config.block;
   launch_config.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
   launch_config.stream = static_cast<cudaStream_t>(config.stream);
+  cudaLaunchAttribute cluster{};
+  if (config.cluster > 1) {
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
+    launch_config.attrs = &cluster;
+    launch_config.numAttrs = 1;
+  }
   check(cudaLaunchKernelEx(&launch_config, kernel, params), name);
 }
 

@@ -11,8 +11,16 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
-// Dynamic shared memory, 128-byte aligned, as an array of unsigned char named NAME.
-#define WARPWRIGHT_DYNAMIC_SHARED(NAME) extern __shared__ __align__(128) unsigned char NAME[]
+// Dynamic shared memory as an array of unsigned char named NAME, aligned to the longest pattern of a swizzle.
+#define WARPWRIGHT_DYNAMIC_SHARED(NAME) extern __shared__ __align__(1024) unsigned char NAME[]
+#endif
+
+// Whether sm_90a's instructions (wgmma, setmaxnreg) exist where this is compiled. A kernel that needs them has an empty
+// body elsewhere, and its launcher does not choose it there.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define WARPWRIGHT_SM90A 1
+#else
+#define WARPWRIGHT_SM90A 0
 #endif
 
 #include "kernels/common.h"

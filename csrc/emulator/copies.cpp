@@ -11,23 +11,22 @@ void move(const Copy& copy) {
   if (copy.source_bytes > 0) std::memcpy(copy.shared, copy.global, static_cast<size_t>(copy.source_bytes));
 }
 
-unsigned index_of(const Machine& m) { return static_cast<unsigned>(m.running - m.threads.data()); }
-
 }  // namespace
 
 void start_copy(void* shared, const void* global, int bytes, int source_bytes) {
   Machine& m = machine();
+  Thread& self = *m.running;
   const void* const code = __builtin_return_address(0);
   const auto to = reinterpret_cast<uintptr_t>(shared), from = reinterpret_cast<uintptr_t>(global);
   const auto wrong = [&](const std::string& what) { stop_thread(source_line(code) + ": cp.async: " + what); };
-  if (!m.memory.is_shared(to)) wrong("the destination is not shared memory");
+  if (!m.memory.blocks()[self.block].holds(to)) wrong("the destination is not shared memory");
   if (to % bytes != 0 || from % bytes != 0) wrong("both addresses must be " + std::to_string(bytes) + "-byte aligned");
   if (source_bytes < 0 || source_bytes > bytes) wrong("cannot read " + std::to_string(source_bytes) + " bytes");
   if (source_bytes > 0) on_access(global, static_cast<size_t>(source_bytes), false, code);
-  const std::string race = m.memory.start_copy(to, static_cast<size_t>(bytes), index_of(m), code);
+  const std::string race = m.memory.start_copy(to, static_cast<size_t>(bytes), m.index(self), code);
   if (!race.empty()) wrong(race);
-  Copies& copies = m.running->copies;
-  const bool now = (m.random() & 1) != 0;
+  Copies& copies = self.copies;
+  const bool now = m.chance(2);
   copies.started.push_back(
       {static_cast<unsigned char*>(shared), global, bytes, source_bytes, copies.open_group, now, code});
   if (now) move(copies.started.back());
@@ -41,7 +40,7 @@ void wait_for_copies(int pending) {
   while (!copies.started.empty() && copies.started.front().group < copies.open_group - pending) {
     const Copy& copy = copies.started.front();
     if (!copy.moved) move(copy);
-    m.memory.finish_copy(reinterpret_cast<uintptr_t>(copy.shared), static_cast<size_t>(copy.bytes), index_of(m),
+    m.memory.finish_copy(reinterpret_cast<uintptr_t>(copy.shared), static_cast<size_t>(copy.bytes), m.index(*m.running),
                          copy.code);
     copies.started.pop_front();
   }

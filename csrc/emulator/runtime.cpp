@@ -1,4 +1,4 @@
-// The scheduler: runs a grid block by block, the threads of a block as fibers in shuffled order.
+// The scheduler: runs a grid cluster by cluster, the threads of a cluster's blocks as fibers in shuffled order.
 
 #include "emulator/runtime.h"
 
@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "emulator/host.h"
 #include "emulator/machine.h"
 
 namespace warpwright::emulator {
@@ -24,9 +25,11 @@ namespace {
 
 constexpr int kMaxSharedBytes = 227 * 1024;  // A block's limit on sm_90.
 constexpr unsigned kMaxThreads = 1024, kMaxGridYZ = 65535;
-constexpr unsigned char kPoison = 0xff;  // A NaN in every floating type.
-constexpr int kGuardBytes = 256;
-constexpr uintptr_t kSharedAlignment = 128;  // Of dynamic shared memory, see cuda/runtime.h.
+constexpr int kMaxCluster = 8;                // The portable limit.
+constexpr unsigned char kPoison = 0xff;       // A NaN in every floating type.
+constexpr size_t kGuardBytes = 1024;          // Before and after dynamic shared memory.
+constexpr uintptr_t kSharedAlignment = 1024;  // Of dynamic shared memory, see cuda/runtime.h.
+constexpr int kFruitlessRounds = 100'000;     // Until threads that only look at a barrier are called stuck.
 
 std::mutex& launch_mutex() {
   static std::mutex instance;
@@ -36,14 +39,6 @@ std::mutex& launch_mutex() {
 uint64_t seed_from_environment() {
   const char* text = std::getenv("WARPWRIGHT_EMULATOR_SEED");
   return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
-}
-
-std::string place(const Machine& m, const Thread& t) {
-  std::ostringstream text;
-  text << "warpwright emulator: kernel " << m.launch->name << ", block (" << t.context.block.x << ", "
-       << t.context.block.y << ", " << t.context.block.z << "), thread (" << t.context.thread.x << ", "
-       << t.context.thread.y << ", " << t.context.thread.z << "): ";
-  return text.str();
 }
 
 [[noreturn]] void refuse(const Launch& launch, const std::string& what) {
@@ -63,6 +58,10 @@ void check_limits(const Launch& launch) {
     refuse(launch, std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory, at most " +
                        std::to_string(kMaxSharedBytes) + " are possible");
   }
+  if (launch.cluster < 1 || launch.cluster > kMaxCluster || g.x % static_cast<unsigned>(launch.cluster) != 0) {
+    refuse(launch, "clusters of " + std::to_string(launch.cluster) + " blocks in a grid " + std::to_string(g.x) +
+                       " blocks wide: 1 to 8 are possible, and the width must be a multiple");
+  }
 }
 
 void thread_main(void* argument) {
@@ -70,33 +69,22 @@ void thread_main(void* argument) {
   auto* thread = static_cast<Thread*>(argument);
   try {
     (*m.body)();
+    thread_ended(m, *thread);
   } catch (...) {
     if (!m.error) m.error = std::current_exception();
-  }
-  if (!m.error && !thread->copies.started.empty()) {
-    m.error = std::make_exception_ptr(std::runtime_error(place(m, *thread) + "ends with " +
-                                                         std::to_string(thread->copies.started.size()) +
-                                                         " asynchronous copies that it has not waited for"));
   }
   thread->state = State::kDone;
 }
 
-// Frees the threads whose barrier or exchange is complete; false when none could be freed.
-bool release(Machine& m) {
-  bool any = false, waiting = false, all = true;
-  for (const Thread& t : m.threads) {
-    waiting |= t.state == State::kBarrier;
-    all &= t.state == State::kBarrier;
-  }
-  if (waiting && all) {
-    for (Thread& t : m.threads) t.state = State::kReady;
-    m.memory.block_barrier();
-    return true;
-  }
+// Frees the warps whose exchange is complete; false when none could be freed.
+bool release_warps(Machine& m) {
+  bool any = false;
   for (size_t w = 0; w < m.warps.size(); ++w) {
     Warp& warp = m.warps[w];
     if (warp.arrived == 0) continue;
-    const size_t first = w * kWarpSize, last = std::min(first + kWarpSize, m.threads.size());
+    const size_t block_warps = (m.block_threads + kWarpSize - 1) / kWarpSize;
+    const size_t first = w / block_warps * m.block_threads + w % block_warps * kWarpSize;
+    const size_t last = std::min(first + kWarpSize, (w / block_warps + 1) * m.block_threads);
     bool complete = true, orders = false;
     for (size_t i = first; i < last; ++i) {
       const Thread& t = m.threads[i];
@@ -106,29 +94,41 @@ bool release(Machine& m) {
       complete &= (t.warp_mask & there & ~warp.arrived) == 0;
     }
     if (!complete) continue;
+    Gathered gathered;
     for (size_t i = first; i < last; ++i) {
-      if (m.threads[i].state == State::kWarp) m.threads[i].state = State::kReady;
+      if (m.threads[i].state == State::kWarp && orders) m.clocks().release(static_cast<Agent>(i), gathered);
+    }
+    const Knowledge published = orders ? gathered.merged() : Knowledge{};
+    for (size_t i = first; i < last; ++i) {
+      if (m.threads[i].state != State::kWarp) continue;
+      if (orders) m.clocks().acquire(static_cast<Agent>(i), published);
+      m.threads[i].state = State::kReady;
     }
     warp.arrived = 0;
     ++warp.generation;
-    if (orders) m.memory.warp_barrier(static_cast<unsigned>(w));
     any = true;
   }
   return any;
 }
 
 [[noreturn]] void report_deadlock(const Machine& m) {
-  int barrier = 0, warp = 0, done = 0;
+  int barrier = 0, named = 0, warp = 0, done = 0;
+  std::map<std::string, int> others;
   const Thread* stuck = nullptr;
   for (const Thread& t : m.threads) {
-    barrier += t.state == State::kBarrier;
+    barrier += t.state == State::kBarrier && t.barrier == 0;
+    named += t.state == State::kBarrier && t.barrier != 0;
     warp += t.state == State::kWarp;
     done += t.state == State::kDone;
+    const std::string waits = describe_wait(m, t);
+    if (!waits.empty()) ++others[waits];
     if (stuck == nullptr && t.state != State::kDone) stuck = &t;
   }
   std::ostringstream text;
   text << place(m, *stuck) << "deadlock: " << barrier << " threads wait at __syncthreads, " << warp
        << " in a warp exchange, " << done << " have ended";
+  if (named > 0) text << ", " << named << " at named barriers";
+  for (const auto& [waits, count] : others) text << ", " << count << " " << waits;
   throw std::runtime_error(text.str());
 }
 
@@ -155,111 +155,249 @@ Range shared_variables() {
   return found;
 }
 
-void run_block(Machine& m, uint32_t index, uint3 block) {
+// Runs `job` on the host thread of a block: the caller's for the first one of a cluster.
+void on_host(Machine& m, size_t block, const std::function<void()>& job) {
+  if (block == 0) return job();
+  while (m.hosts.size() < block) m.hosts.push_back(std::make_unique<Host>());
+  const std::thread::id caller = m.host.load();
+  std::exception_ptr error;
+  m.hosts[block - 1]->run([&] {
+    m.host = std::this_thread::get_id();
+    try {
+      job();
+    } catch (...) {
+      error = std::current_exception();
+    }
+  });
+  m.host = caller;
+  if (error) std::rethrow_exception(error);
+}
+
+SharedMemory fresh_shared_memory(Machine& m, Block& block, size_t index) {
+  const auto bytes = static_cast<size_t>(m.launch->shared_bytes);
+  block.storage.assign(bytes + 2 * kGuardBytes + kSharedAlignment, kPoison);
+  const auto lowest = reinterpret_cast<uintptr_t>(block.storage.data()) + kGuardBytes;
+  const uintptr_t dynamic = (lowest + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+  block.dynamic = reinterpret_cast<unsigned char*>(dynamic);
+  Range variables;
+  on_host(m, index, [&] {
+    variables = shared_variables();
+    std::memset(reinterpret_cast<void*>(variables.begin), kPoison, variables.size());
+  });
+  return {variables, {dynamic, dynamic + bytes}, {dynamic - kGuardBytes, dynamic + bytes + kGuardBytes}};
+}
+
+void start_cluster(Machine& m, uint32_t index, uint3 first) {
   const Launch& launch = *m.launch;
-  const size_t count = static_cast<size_t>(launch.block.x) * launch.block.y * launch.block.z;
-  const Range variables = shared_variables();
-  std::memset(reinterpret_cast<void*>(variables.begin), kPoison, variables.size());
-  m.dynamic.assign(static_cast<size_t>(launch.shared_bytes) + 2 * kGuardBytes + kSharedAlignment, kPoison);
-  const auto dynamic = reinterpret_cast<uintptr_t>(dynamic_shared());
-  const Range inner{dynamic, dynamic + static_cast<size_t>(launch.shared_bytes)};
-  m.memory.start_block(index, variables, inner, {inner.begin - kGuardBytes, inner.end + kGuardBytes});
-  m.warps.assign((count + kWarpSize - 1) / kWarpSize, Warp{});
-  while (m.threads.size() < count) m.threads.emplace_back().fiber = std::make_unique<Fiber>();
-  m.threads.resize(count);
+  const auto count = static_cast<size_t>(launch.cluster);
+  m.block_threads = launch.block.x * launch.block.y * launch.block.z;
+  const size_t block_warps = (m.block_threads + kWarpSize - 1) / kWarpSize;
+  m.blocks.resize(count);
+  std::vector<SharedMemory> shared;
   for (size_t i = 0; i < count; ++i) {
+    Block& block = m.blocks[i];
+    shared.push_back(fresh_shared_memory(m, block, i));
+    block.barriers.fill({});
+    block.free_registers = 0;
+    block.running = m.block_threads;
+  }
+  m.memory.start_cluster(index, m.block_threads, std::move(shared));
+  m.mbarriers.clear();
+  m.pending.clear();
+  m.cluster_phase = 0;
+  m.cluster_gathered = {};
+  m.cluster_published = {};
+  m.warps.assign(count * block_warps, Warp{});
+  for (Warp& warp : m.warps) warp.registers = registers_at_launch(m.block_threads);
+  m.warpgroups.assign(count * ((m.block_threads + kWarpgroupSize - 1) / kWarpgroupSize), Warpgroup{});
+  while (m.threads.size() < count * m.block_threads) m.threads.emplace_back().fiber = std::make_unique<Fiber>();
+  m.threads.resize(count * m.block_threads);
+  for (size_t i = 0; i < m.threads.size(); ++i) {
+    const auto block = static_cast<unsigned>(i / m.block_threads), x = static_cast<unsigned>(i % m.block_threads);
+    std::unique_ptr<Fiber> fiber = std::move(m.threads[i].fiber);
+    m.threads[i] = Thread{};
     Thread& t = m.threads[i];
-    const auto x = static_cast<unsigned>(i);
+    t.fiber = std::move(fiber);
     t.context = {{x % launch.block.x, x / launch.block.x % launch.block.y, x / launch.block.x / launch.block.y},
-                 block,
+                 {first.x + block, first.y, first.z},
                  launch.block,
                  launch.grid};
+    t.block = block;
     t.state = State::kReady;
-    t.copies = {};
     t.fiber->prepare(thread_main, &t);
   }
-  std::vector<Thread*> ready;
-  for (;;) {
-    ready.clear();
-    size_t done = 0;
-    for (Thread& t : m.threads) {
-      if (t.state == State::kReady) ready.push_back(&t);
+}
+
+// The threads of each block that can go on; the warps that are held back only where nobody else can.
+std::vector<std::vector<Thread*>> ready_threads(Machine& m) {
+  const size_t block_warps = (m.block_threads + kWarpSize - 1) / kWarpSize;
+  for (Warp& warp : m.warps) warp.held_back = m.warps.size() > 1 && m.chance(4);
+  std::vector<std::vector<Thread*>> ready(m.blocks.size());
+  for (const bool all : {false, true}) {
+    bool any = false;
+    for (size_t i = 0; i < m.threads.size(); ++i) {
+      Thread& t = m.threads[i];
+      const size_t warp = t.block * block_warps + i % m.block_threads / kWarpSize;
+      if (t.state != State::kReady || (!all && m.warps[warp].held_back)) continue;
+      ready[t.block].push_back(&t);
+      any = true;
+    }
+    if (any) break;
+  }
+  return ready;
+}
+
+void let_one_happen(Machine& m) {
+  const size_t which = m.random() % m.pending.size();
+  const Pending chosen = std::move(m.pending[which]);
+  m.pending.erase(m.pending.begin() + static_cast<ptrdiff_t>(which));
+  chosen.happen();
+  if (m.error) std::rethrow_exception(m.error);
+}
+
+// Returns how many threads ran.
+size_t run_ready(Machine& m, std::vector<std::vector<Thread*>> ready) {
+  size_t ran = 0;
+  std::vector<size_t> order(ready.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), m.random);
+  for (const size_t block : order) {
+    if (ready[block].empty()) continue;
+    ran += ready[block].size();
+    std::shuffle(ready[block].begin(), ready[block].end(), m.random);
+    on_host(m, block, [&] {
+      for (Thread* t : ready[block]) {
+        m.running = t;
+        t->fiber->resume();
+        m.running = nullptr;
+        if (m.error) return;
+      }
+    });
+    if (m.error) std::rethrow_exception(m.error);
+    while (!m.pending.empty() && m.chance(4)) let_one_happen(m);
+  }
+  return ran;
+}
+
+void run_cluster(Machine& m, uint32_t index, uint3 first) {
+  start_cluster(m, index, first);
+  for (int fruitless = 0;;) {
+    size_t done = 0, ready = 0;
+    for (const Thread& t : m.threads) {
       done += t.state == State::kDone;
+      ready += t.state == State::kReady;
     }
-    if (done == count) break;
-    if (ready.empty()) {
-      if (!release(m)) report_deadlock(m);
-      continue;
-    }
-    std::shuffle(ready.begin(), ready.end(), m.random);
-    for (Thread* t : ready) {
-      m.running = t;
-      t->fiber->resume();
-      m.running = nullptr;
-      if (m.error) std::rethrow_exception(m.error);
+    if (done == m.threads.size()) break;
+    if (ready > 0) {
+      // Threads that look at a barrier in a loop are always ready.
+      m.fruitless_looks = 0;
+      const bool progress = run_ready(m, ready_threads(m)) != m.fruitless_looks || !m.pending.empty();
+      fruitless = progress ? 0 : fruitless + 1;
+      if (fruitless > kFruitlessRounds) report_deadlock(m);
+    } else if (!release_warps(m)) {
+      if (m.pending.empty()) report_deadlock(m);
+      let_one_happen(m);
     }
   }
+  while (!m.pending.empty()) let_one_happen(m);
   const auto damaged = [](const unsigned char* p) {
     return std::any_of(p, p + kGuardBytes, [](unsigned char c) { return c != kPoison; });
   };
-  if (damaged(dynamic_shared() - kGuardBytes) || damaged(dynamic_shared() + launch.shared_bytes)) {
-    throw std::runtime_error(place(m, m.threads[0]) + "dynamic shared memory was written out of bounds");
+  for (const Block& block : m.blocks) {
+    if (damaged(block.dynamic - kGuardBytes) || damaged(block.dynamic + m.launch->shared_bytes)) {
+      throw std::runtime_error(place(m, m.threads[0]) + "dynamic shared memory was written out of bounds");
+    }
   }
 }
 
 }  // namespace
 
+std::string place(const Machine& m, const Thread& t) {
+  std::ostringstream text;
+  text << "warpwright emulator: kernel " << m.launch->name << ", block (" << t.context.block.x << ", "
+       << t.context.block.y << ", " << t.context.block.z << "), thread (" << t.context.thread.x << ", "
+       << t.context.thread.y << ", " << t.context.thread.z << "): ";
+  return text.str();
+}
+
 ThreadContext& current() { return machine().running->context; }
 
 unsigned char* dynamic_shared() {
-  const auto lowest = reinterpret_cast<uintptr_t>(machine().dynamic.data() + kGuardBytes);
-  return reinterpret_cast<unsigned char*>((lowest + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment);
+  Machine& m = machine();
+  return m.blocks[m.running->block].dynamic;
 }
 
-void sync_block() {
-  Thread* self = machine().running;
-  self->state = State::kBarrier;
-  self->fiber->suspend();
+uint32_t shared_offset(const void* address) {
+  Machine& m = machine();
+  const SharedMemory& shared = m.memory.blocks()[m.running->block];
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  if (at < shared.dynamic.begin || at > shared.dynamic.end) stop("not an address of the block's dynamic shared memory");
+  return static_cast<uint32_t>(at - shared.dynamic.begin) + kSharedWindow;
+}
+
+void wait(Thread& self, State state) {
+  self.state = state;
+  self.fiber->suspend();
 }
 
 const WarpWords& warp_exchange(unsigned mask, const uint32_t* words, int count, bool orders_memory) {
   Machine& m = machine();
-  Thread* self = m.running;
-  const auto index = static_cast<size_t>(self - m.threads.data());
-  Warp& warp = m.warps[index / kWarpSize];
-  const unsigned lane = index % kWarpSize;
+  Thread& self = *m.running;
+  const size_t in_block = m.index(self) % m.block_threads;
+  const size_t block_warps = (m.block_threads + kWarpSize - 1) / kWarpSize;
+  Warp& warp = m.warps[self.block * block_warps + in_block / kWarpSize];
+  const unsigned lane = in_block % kWarpSize;
   if ((mask >> lane & 1u) == 0) stop_thread("a warp exchange whose mask leaves out the caller");
   WarpWords& buffer = warp.buffers[warp.generation & 1];
   std::copy_n(words, count, buffer.lane[lane]);
   warp.arrived |= 1u << lane;
-  self->warp_mask = mask;
-  self->orders_memory = orders_memory;
-  self->state = State::kWarp;
-  self->fiber->suspend();
+  self.warp_mask = mask;
+  self.orders_memory = orders_memory;
+  wait(self, State::kWarp);
   return buffer;
+}
+
+bool elected() {
+  warp_exchange(0xffffffffu, nullptr, 0);
+  return static_cast<unsigned>(lane_id()) == machine().elected_lane;
 }
 
 Thread* running(Machine& m) {
   return m.host.load(std::memory_order_relaxed) == std::this_thread::get_id() ? m.running : nullptr;
 }
 
+void stop_for(Machine& m, Agent thread, const std::string& what) {
+  if (!m.error) m.error = std::make_exception_ptr(std::runtime_error(place(m, m.threads[thread]) + what));
+  // The instrumented code knows no exceptions here: the scheduler throws this one, and drops the fiber.
+  if (Thread* const self = running(m); self != nullptr) {
+    for (;;) self->fiber->suspend();
+  }
+}
+
 void stop_thread(const std::string& what) {
   Machine& m = machine();
   Thread* const self = running(m);
-  if (self == nullptr) return;
-  m.error = std::make_exception_ptr(std::runtime_error(place(m, *self) + what));
-  // The instrumented code knows no exceptions here: the scheduler throws this one, and drops the fiber.
-  for (;;) self->fiber->suspend();
+  if (self != nullptr) stop_for(m, m.index(*self), what);
 }
+
+void stop(const std::string& what) { stop_thread(calling_line() + ": " + what); }
 
 void require_shared(const void* address, int alignment) {
   Machine& m = machine();
   const auto at = reinterpret_cast<uintptr_t>(address);
-  if (!m.memory.is_shared(at))
+  if (!m.memory.blocks()[m.running->block].holds(at))
     stop_thread(source_line(__builtin_return_address(0)) + ": not an address of shared memory");
   if (at % alignment == 0) return;
   stop_thread(source_line(__builtin_return_address(0)) + ": misaligned access, " + std::to_string(alignment) +
               "-byte alignment is needed and the address is " + std::to_string(at % alignment) + " bytes off");
+}
+
+std::string check_access(Machine& m, uintptr_t address, size_t size, bool write, const Actor& actor, const void* code) {
+  const int block = m.memory.block_of(address);
+  if (block >= 0 && m.blocks[static_cast<size_t>(block)].running == 0) {
+    return std::string(write ? "write" : "read") + " of the shared memory of a block that has ended";
+  }
+  return m.memory.check(address, size, write, actor, code);
 }
 
 void on_access(const void* address, size_t size, bool write, const void* code) {
@@ -271,11 +409,25 @@ void on_access(const void* address, size_t size, bool write, const void* code) {
     const auto begin = reinterpret_cast<uintptr_t>(list.data());
     return at - begin < list.size() * sizeof(list[0]);
   };
-  // A thread's own variables are nobody else's business; its coordinates and exchanges are the emulator's.
-  if (self->fiber->holds(address) || within(m.threads) || within(m.warps)) return;
-  const auto index = static_cast<unsigned>(self - m.threads.data());
-  const std::string wrong = m.memory.check(at, size, write, index, code);
+  std::string wrong;
+  // A thread's own variables are nobody else's business, but the tensor cores'.
+  if (self->fiber->holds(address)) {
+    wrong = check_registers(*self, at, size, write);
+  } else if (!within(m.threads) && !within(m.warps)) {  // Its coordinates and exchanges are the emulator's.
+    wrong = check_access(m, at, size, write, m.memory.thread(m.index(*self)), code);
+  }
   if (!wrong.empty()) stop_thread(source_line(code) + ": " + wrong);
+}
+
+void check_atomic(const void* address, size_t size) {
+  Machine& m = machine();
+  Thread* const self = running(m);
+  if (self == nullptr) return;
+  const void* const code = __builtin_return_address(0);
+  Actor actor = m.memory.thread(m.index(*self));
+  actor.atomic = true;
+  const std::string wrong = check_access(m, reinterpret_cast<uintptr_t>(address), size, true, actor, code);
+  if (!wrong.empty()) stop_thread(calling_line() + ": " + wrong);
 }
 
 void run(const Launch& launch, const std::function<void()>& body) {
@@ -283,26 +435,28 @@ void run(const Launch& launch, const std::function<void()>& body) {
   check_limits(launch);
   Machine& m = machine();
   m.host = std::this_thread::get_id();
-  m.memory.start_launch(launch.block.x * launch.block.y * launch.block.z);
+  m.memory.start_launch();
   m.launch = &launch;
   m.body = &body;
   m.error = nullptr;
   m.random.seed(seed_from_environment());
+  m.elected_lane = m.random() % kWarpSize;
   ++m.launches[launch.name];
   m.kernels.insert(launch.kernel);
-  std::vector<uint64_t> blocks(static_cast<uint64_t>(launch.grid.x) * launch.grid.y * launch.grid.z);
-  for (uint64_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
-  std::shuffle(blocks.begin(), blocks.end(), m.random);
+  const uint64_t width = launch.grid.x / static_cast<unsigned>(launch.cluster);
+  std::vector<uint64_t> clusters(width * launch.grid.y * launch.grid.z);
+  for (uint64_t i = 0; i < clusters.size(); ++i) clusters[i] = i;
+  std::shuffle(clusters.begin(), clusters.end(), m.random);
   try {
-    for (uint64_t i : blocks) {
-      const uint64_t x = i % launch.grid.x, y = i / launch.grid.x % launch.grid.y,
-                     z = i / launch.grid.x / launch.grid.y;
-      run_block(m, static_cast<uint32_t>(i),
-                {static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)});
+    for (uint64_t i : clusters) {
+      const auto x = static_cast<unsigned>(i % width) * static_cast<unsigned>(launch.cluster);
+      const auto y = static_cast<unsigned>(i / width % launch.grid.y);
+      run_cluster(m, static_cast<uint32_t>(i), {x, y, static_cast<unsigned>(i / width / launch.grid.y)});
     }
   } catch (...) {
     // Fibers that never ended hold frames of the kernel: start the next launch with new ones.
     m.threads.clear();
+    m.pending.clear();
     m.running = nullptr;
     m.host = std::thread::id{};
     throw;

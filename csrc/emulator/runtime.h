@@ -2,9 +2,10 @@
 // instead of the toolkit's runtime, and every thread of a block is a fiber.
 //
 // Deliberately unkind: a seed (WARPWRIGHT_EMULATOR_SEED) shuffles the order of blocks and, between two barriers, the
-// order of threads; shared memory is full of NaNs when a block starts; every access is watched (memory.h); a barrier
-// that some threads never reach, a shuffle whose lanes do not all arrive, too much shared memory and a grid beyond the
-// hardware's limits stop the launch with an error that names the kernel, the block and the thread.
+// order of threads, and decides when what is asynchronous happens; shared memory is full of NaNs when a block starts;
+// every access is watched (memory.h); a barrier that some threads never reach, a shuffle whose lanes do not all arrive,
+// too much shared memory and a grid beyond the hardware's limits stop the launch with an error that names the kernel,
+// the block and the thread.
 
 #pragma once
 
@@ -17,7 +18,9 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <type_traits>
+#include <vector>
 
 #include "kernels/common.h"
 
@@ -46,6 +49,8 @@ unsigned char* dynamic_shared();
 
 // __syncthreads: returns when every thread of the block has arrived.
 void sync_block();
+// A named barrier: returns when `threads` have arrived, or at once if the caller only arrives.
+void named_barrier(int id, int threads, bool wait);
 
 // Up to kExchangeWords words from each lane of the calling warp, given to all of them. Every lane in `mask` must call.
 // What is returned stays as it is until the warp's next exchange but one. Only __syncwarp orders accesses to memory.
@@ -55,19 +60,83 @@ struct WarpWords {
 };
 const WarpWords& warp_exchange(unsigned mask, const uint32_t* words, int count, bool orders_memory = false);
 
-// Stops the launch unless `address` is one of shared memory and a multiple of `alignment`.
+// elect.sync: whether the calling lane is the launch's chosen one.
+bool elected();
+
+// Stops the launch unless `address` is one of the block's shared memory and a multiple of `alignment`.
 void require_shared(const void* address, int alignment);
+// Stops the launch with this error, at the source line that led here.
+void stop(const std::string& what);
+
+// Clusters, see cuda/ptx/cluster.cuh.
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_arrive();
+void cluster_wait();
+void* map_shared(void* address, unsigned rank);
+
+// setmaxnreg, see cuda/ptx/setmaxnreg.cuh.
+void set_registers(int count, bool take);
 
 // cp.async, see cuda/ptx/cp_async.cuh.
 void start_copy(void* shared, const void* global, int bytes, int source_bytes);
 void commit_copies();
 void wait_for_copies(int pending);
 
+void fence_proxy_async();
+
+// mbarrier objects, see cuda/ptx/mbarrier.cuh.
+void mbarrier_init(void* address, unsigned arrivals);
+void mbarrier_invalidate(void* address);
+void fence_mbarrier_init();
+void mbarrier_arrive(void* address, unsigned arrivals, unsigned bytes);
+bool mbarrier_wait(void* address, unsigned parity, bool block);
+
+// TMA, see cuda/ptx/tma.cuh. A box in pieces of 16 bytes: bytes [first, last) of each are in global memory too.
+struct Piece {
+  int64_t offset;  // In shared memory.
+  unsigned char* global;
+  int first, last;
+};
+struct Boxes {
+  std::vector<Piece> pieces;
+  // Not inline: its accesses are not the kernel's.
+  void add(const Piece& piece);
+  int alignment = 128;  // Of the box in shared memory.
+};
+// sum += value, `bytes` of them.
+using AddFunction = std::function<void(unsigned char* sum, const unsigned char* value, int bytes)>;
+// `blocks`: the cluster's blocks that get the box; 0: the caller's.
+void tensor_load(void* shared, void* mbarrier, const Boxes& boxes, unsigned blocks);
+void tensor_store(const void* shared, const Boxes& boxes, const AddFunction& add);
+void commit_stores();
+void wait_for_stores(int pending, bool reads);
+
+// wgmma, see cuda/ptx/wgmma.cuh.
+struct WarpgroupProduct {
+  int n, k;
+  bool a_along_k, b_along_k;
+  uint32_t (*element)(uint64_t descriptor, bool along_k, int row, int k);  // Its offset in shared memory.
+  float (*value)(uint16_t bits);
+};
+// An address of the block's dynamic shared memory as the hardware counts, from the start of its window.
+uint32_t shared_offset(const void* address);
+void fence_products();
+// `d` has n / 2 registers; `a_registers` is null when A is in shared memory.
+void start_product(const WarpgroupProduct& kind, float* d, uint64_t a, const uint32_t* a_registers, uint64_t b,
+                   bool accumulate);
+void commit_products();
+void wait_for_products(int pending);
+
+// Atomics: no race with each other; they order nothing.
+void check_atomic(const void* address, size_t size);
+
 struct Launch {
   const char* name;
   const void* kernel;
   dim3 grid, block;
   int shared_bytes;
+  int cluster;  // Blocks along x that run together.
 };
 // Runs body() once for every thread of the grid.
 void run(const Launch& launch, const std::function<void()>& body);
@@ -141,4 +210,33 @@ inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }
 template <class T>
 inline T __ldg(const T* p) {
   return *p;
+}
+
+// update(old) replaces what is at `address`; returns the old value. Fibers do not interrupt each other.
+template <class T, class Update>
+__attribute__((no_sanitize("thread"))) inline T warpwright_atomic(T* address, const Update& update) {
+  ::warpwright::emulator::check_atomic(address, sizeof(T));
+  const T old = *address;
+  *address = update(old);
+  return old;
+}
+template <class T>
+inline T atomicAdd(T* address, T value) {
+  return warpwright_atomic(address, [&](T old) { return static_cast<T>(old + value); });
+}
+template <class T>
+inline T atomicMax(T* address, T value) {
+  return warpwright_atomic(address, [&](T old) { return old < value ? value : old; });
+}
+template <class T>
+inline T atomicMin(T* address, T value) {
+  return warpwright_atomic(address, [&](T old) { return value < old ? value : old; });
+}
+template <class T>
+inline T atomicExch(T* address, T value) {
+  return warpwright_atomic(address, [&](T) { return value; });
+}
+template <class T>
+inline T atomicCAS(T* address, T expected, T value) {
+  return warpwright_atomic(address, [&](T old) { return old == expected ? value : old; });
 }
