@@ -261,6 +261,8 @@ def cuda_library(ninja: Ninja, out: Path, nvcc: str) -> None:
 EMULATED_LIBRARY = "libwarpwright_emulated.so"
 # `-x c++` makes a C++ file of a .cu; #pragma unroll means something to nvcc alone.
 EMULATED_FLAGS = ["-DWARPWRIGHT_BACKEND_EMULATED", "-O2", "-g1", "-Wno-unknown-pragmas", "-x c++"]
+# Kernels take tensor maps by value, at 128 bytes; GCC 4.6 is nobody's caller.
+EMULATED_FLAGS += ["-Wno-psabi"]
 # A tail call would hide the line that an error should name.
 EMULATED_FLAGS += ["-fno-optimize-sibling-calls"]
 # A call before each access to memory, which csrc/emulator/memory.cpp answers in the place of the sanitizers' runtimes.

@@ -82,7 +82,7 @@ def kernels() -> dict[str, bool]:
     reached.argtypes = [ctypes.c_int64]
     symbols = re.findall(
         r"^([0-9a-f]+) [tTwW] (?:void )?(warpwright::cuda::.*_kernel(?:<[^()]*>)?)\([\w:]+\)$",
-        listed.stdout,
+        listed.stdout.replace("(anonymous namespace)::", ""),
         re.MULTILINE,
     )
-    return {name.replace("(anonymous namespace)::", ""): bool(reached(int(at, 16))) for at, name in symbols}
+    return {name: bool(reached(int(at, 16))) for at, name in symbols}

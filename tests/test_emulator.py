@@ -11,9 +11,10 @@ from pathlib import Path
 import emulated
 import numpy as np
 import pytest
+import torch
 
 import warpwright
-from warpwright.testing import SPECS, Make, evaluate
+from warpwright.testing import LAYOUTS, SPECS, Make, compare, evaluate, evaluate_in_place, relayout
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -168,14 +169,41 @@ def test_launches_are_counted(cases):
     assert cases.warpwright_emulator_launches(b"never heard of") == 0
 
 
-def test_every_cuda_kernel_is_reached():
+#: Ops that take other kernels before Hopper, which is what the emulator is otherwise.
+BY_ARCHITECTURE = ["linear"]
+
+
+@pytest.fixture
+def ampere(monkeypatch):
+    monkeypatch.setenv("WARPWRIGHT_EMULATOR_ARCH", "80")
+
+
+@pytest.mark.parametrize("name", BY_ARCHITECTURE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_samples_on_ampere(ampere, name, dtype):
+    emulated.activate()
+    before = emulated.launches("gemm_wgmma")
+    wrong = []
+    with warpwright.use_backend("emulated"):
+        for sample in SPECS[name].samples(Make(dtype)):
+            for layout in (None, *LAYOUTS):
+                moved = sample if layout is None else sample.map(lambda t, layout=layout: relayout(t, layout))
+                ours = evaluate_in_place(SPECS[name].op, moved)
+                wrong += [f"{sample.name}: {c}" for c in compare(SPECS[name], sample, ours) if not c.ok]
+    assert not wrong, "\n".join(wrong)
+    assert emulated.launches("gemm_wgmma") == before, "Ampere has no wgmma"
+
+
+def test_every_cuda_kernel_is_reached(monkeypatch):
     """A kernel, or an instantiation of one, that no sample launches would be tested by nothing."""
     emulated.activate()
     with warpwright.use_backend("emulated"):
         for spec in SPECS.values():
             for dtype in spec.dtypes:
-                for sample in spec.samples(Make(dtype)):
-                    evaluate(spec.op, sample)
+                for arch in ("80", "90") if spec.name in BY_ARCHITECTURE else ("90",):
+                    monkeypatch.setenv("WARPWRIGHT_EMULATOR_ARCH", arch)
+                    for sample in spec.samples(Make(dtype)):
+                        evaluate(spec.op, sample)
     kernels = emulated.kernels()
     declared = {
         name

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cstring>
 #include <stdexcept>
 
 #include "cuda/runtime.h"
@@ -26,6 +27,24 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+// Two neighbours of a 16-bit type as one word, the first in its low half.
+template <class T>
+__device__ __forceinline__ uint32_t pack_pair(float first, float second);
+template <>
+__device__ __forceinline__ uint32_t pack_pair<__half>(float first, float second) {
+  const __half2 pair = __floats2half2_rn(first, second);
+  uint32_t word;
+  std::memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+template <>
+__device__ __forceinline__ uint32_t pack_pair<__nv_bfloat16>(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  uint32_t word;
+  std::memcpy(&word, &pair, sizeof(word));
+  return word;
 }
 
 // Calls f with a value of the storage type that `dtype` names; float32, float16 and bfloat16 only.

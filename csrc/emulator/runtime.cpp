@@ -36,9 +36,9 @@ std::mutex& launch_mutex() {
   return instance;
 }
 
-uint64_t seed_from_environment() {
-  const char* text = std::getenv("WARPWRIGHT_EMULATOR_SEED");
-  return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
+uint64_t from_environment(const char* name, uint64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
 [[noreturn]] void refuse(const Launch& launch, const std::string& what) {
@@ -320,6 +320,8 @@ std::string place(const Machine& m, const Thread& t) {
   return text.str();
 }
 
+int capability() { return static_cast<int>(from_environment("WARPWRIGHT_EMULATOR_ARCH", 90)); }
+
 ThreadContext& current() { return machine().running->context; }
 
 unsigned char* dynamic_shared() {
@@ -439,7 +441,7 @@ void run(const Launch& launch, const std::function<void()>& body) {
   m.launch = &launch;
   m.body = &body;
   m.error = nullptr;
-  m.random.seed(seed_from_environment());
+  m.random.seed(from_environment("WARPWRIGHT_EMULATOR_SEED", 0));
   m.elected_lane = m.random() % kWarpSize;
   ++m.launches[launch.name];
   m.kernels.insert(launch.kernel);

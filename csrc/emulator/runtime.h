@@ -38,6 +38,11 @@ namespace warpwright::emulator {
 
 inline constexpr int kWarpSize = 32;
 
+// The device that is emulated: its compute capability is WARPWRIGHT_EMULATOR_ARCH, 90 by default. So few
+// multiprocessors, that blocks which stay on one have several tiles to do.
+int capability();
+inline constexpr int kMultiprocessors = 2;
+
 // The running thread's coordinates.
 struct ThreadContext {
   uint3 thread{}, block{};

@@ -4,6 +4,7 @@
 #include "cuda/launch.h"
 #include "cuda/matmul/epilogue.cuh"
 #include "cuda/matmul/gemm_mma.cuh"
+#include "cuda/matmul/gemm_wgmma.cuh"
 #include "cuda/tile/gemm_tile.cuh"
 
 namespace warpwright::cuda {
@@ -28,6 +29,7 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const GemmParams p) 
 // Kernel launchers
 
 void gemm(const GemmParams& params, Stream stream) {
+  if (gemm_wgmma_takes(params)) return gemm_wgmma(params, stream);
   if (gemm_mma_takes(params)) return gemm_mma(params, stream);
   const int64_t tiles = tile_count(params.m, params.n);
   if (tiles == 0) return;

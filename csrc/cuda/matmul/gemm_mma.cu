@@ -10,6 +10,7 @@
 #include "cuda/matmul/gemm_mma.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/tile/mma_operand.cuh"
+#include "cuda/tile/scheduler.cuh"
 
 namespace warpwright::cuda {
 namespace {
@@ -25,26 +26,13 @@ constexpr int kStageBytes = 2 * kTileBytes;
 constexpr int kSharedBytes = kStages * kStageBytes;
 static_assert(kWarpsM * kWarpsN * 32 == kThreads);
 static_assert(kWarpM % kMmaM == 0 && kWarpN % (2 * kMmaN) == 0 && kTileK % kMmaK == 0);
-// Neighbouring blocks share rows of A: a band of this many tiles of B stays in the second-level cache meanwhile.
-constexpr int64_t kBand = 8;
-
-struct Tile {
-  int64_t m0, n0;
-};
-__device__ __forceinline__ Tile tile_of(int64_t index, int64_t m, int64_t n) {
-  const int64_t tiles_m = (m + kTileRows - 1) / kTileRows, tiles_n = (n + kTileRows - 1) / kTileRows;
-  const int64_t band = index / (kBand * tiles_m), first = band * kBand;
-  const int64_t width = tiles_n - first < kBand ? tiles_n - first : kBand;
-  const int64_t within = index % (kBand * tiles_m);
-  return {within / width * kTileRows, (first + within % width) * kTileRows};
-}
 
 template <class T, bool kAAlongK, bool kBAlongK>
 __global__ void __launch_bounds__(kThreads) gemm_mma_kernel(const GemmParams p) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int warp_m = warp / kWarpsN * kWarpM, warp_n = warp % kWarpsN * kWarpN;
-  const Tile tile = tile_of(blockIdx.x, p.m, p.n);
+  const MatrixTile tile = banded_tile<kTileRows, kTileRows>(blockIdx.x, p.m, p.n);
   const MmaOperand a{static_cast<const uint16_t*>(p.a), kAAlongK ? p.a_row : p.a_col, p.m, p.k};
   const MmaOperand b{static_cast<const uint16_t*>(p.b), kBAlongK ? p.b_row : p.b_col, p.n, p.k};
   const int64_t steps = (p.k + kTileK - 1) / kTileK;
@@ -122,7 +110,7 @@ bool gemm_mma_takes(const GemmParams& params) {
 }
 
 void gemm_mma(const GemmParams& params, Stream stream) {
-  const int64_t tiles = ((params.m + kTileRows - 1) / kTileRows) * ((params.n + kTileRows - 1) / kTileRows);
+  const int64_t tiles = tiles_of<kTileRows, kTileRows>(params.m, params.n);
   if (tiles == 0) return;
   const bool a_along_k = params.a_col == 1, b_along_k = params.b_col == 1;
   const auto kernel = params.dtype == DType::kFloat16 ? kernel_for<__half>(a_along_k, b_along_k)

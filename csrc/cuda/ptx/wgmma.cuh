@@ -106,6 +106,18 @@ __device__ __forceinline__ void wgmma_wait() {
 #endif
 }
 
+// Between a wait and the first use of the sums that it hands back: the compiler does not know that they changed, and
+// might read them before.
+template <int kCount>
+__device__ __forceinline__ void wgmma_registers(float (&d)[kCount]) {
+#if !defined(WARPWRIGHT_BACKEND_EMULATED)
+#pragma unroll
+  for (float& value : d) asm volatile("" : "+f"(value)::"memory");
+#else
+  static_cast<void>(d);
+#endif
+}
+
 #if !defined(WARPWRIGHT_BACKEND_EMULATED)
 #define WARPWRIGHT_REGISTERS_0                                             \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \

@@ -54,8 +54,10 @@ def _linear_samples(make: Make) -> Iterator[Sample]:
     yield Sample("tiles, residual and silu", big, {"activation": "silu", "residual": make.tensor(67, 66)})
     yield Sample("tiles and residual", big, {"residual": make.tensor(67, 66)})
     yield Sample("a long sum", (make.tensor(5, 1100), make.tensor(3, 1100), make.tensor(3)))
-    # Lines of whole 16-byte chunks, which the tensor-core kernel takes: past a tile, and more steps than it has stages.
+    # Lines of whole 16-byte chunks, which the tensor-core kernels take: past a tile, past the tiles that run at once,
+    # and more steps than they have stages.
     yield Sample("chunks", (make.tensor(136, 40), make.tensor(144, 40), make.tensor(144)), {"activation": "silu"})
+    yield Sample("chunks, many tiles", (make.tensor(136, 72), make.tensor(328, 72)), {"activation": "gelu"})
     yield Sample("chunks, long sum", (make.tensor(24, 264), make.tensor(16, 264)), {"residual": make.tensor(24, 16)})
     yield Sample("chunks, transposed", (make.tensor(72, 48).t(), make.tensor(72, 32).t(), make.tensor(32)))
     yield Sample("chunks, input transposed", (make.tensor(72, 48).t(), make.tensor(32, 72)))
