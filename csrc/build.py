@@ -285,6 +285,8 @@ def emulated_library(ninja: Ninja, out: Path, headers: Path) -> None:
     objects = ninja.folder / "emulated"
     made = []
     sources = [*sorted((CSRC / "bindings").glob("*.cpp")), *sorted((CSRC / "emulator").glob("*.cpp"))]
+    # The kernels last: of an inline function that the emulator and a kernel share, such as std::string's, the linker
+    # takes the first copy, and what the emulator does must not be watched.
     sources += sorted((CSRC / "cuda").rglob("*.cu"))
     for source in sources:
         name = "_".join(source.relative_to(CSRC).with_suffix("").parts)

@@ -46,15 +46,17 @@ def library() -> Path:
         return build_script().build_emulated()
 
 
-def build_cases(sources: list[Path], folder: Path) -> Path:
-    """A library of its own out of a test's kernels and the emulator."""
+def build_cases(sources: list[Path], folder: Path, *, include: Path = ROOT / "csrc") -> Path:
+    """A library of its own out of a test's kernels and the emulator. `include` is looked into before csrc."""
     build = build_script()
-    flags = [*build.CXX_FLAGS, *build.EMULATED_FLAGS, f"-I{ROOT / 'csrc'}", f"-isystem {build.cuda_headers()}"]
-    objects = []
-    for part in [*sources, *sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]:
-        objects.append(folder / f"{part.stem}.o")
-        watched = build.INSTRUMENT_FLAGS if part in sources else []
-        command = " ".join([build.cxx(), *flags, *watched, "-c", str(part), "-o", str(objects[-1])])
+    flags = [*build.CXX_FLAGS, *build.EMULATED_FLAGS, *build.INSTRUMENT_FLAGS]
+    flags += [f"-I{include}", f"-I{ROOT / 'csrc'}", f"-isystem {build.cuda_headers()}"]
+    # The emulator's own objects come first, see build.emulated_library.
+    built = library().parent / "emulated"
+    objects = [built / f"emulator_{part.stem}.o" for part in sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]
+    for source in sources:
+        objects.append(folder / f"{source.stem}.o")
+        command = " ".join([build.cxx(), *flags, "-c", str(source), "-o", str(objects[-1])])
         subprocess.run(shlex.split(command), check=True)
     out = folder / "cases.so"
     subprocess.run([build.cxx(), "-shared", *map(str, objects), "-o", str(out)], check=True)

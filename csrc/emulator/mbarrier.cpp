@@ -53,8 +53,10 @@ MbarrierState& usable_mbarrier(Machine& m, const void* address, Agent thread, bo
 }
 
 std::string describe_mbarrier(const MbarrierState& object) {
-  return "at the mbarrier initialised at " + line_of(object.init) + ", which waits for " +
-         std::to_string(object.pending) + " arrivals and " + std::to_string(object.bytes) + " bytes";
+  const std::string text = "at the mbarrier initialised at " + line_of(object.init) + ", which waits for " +
+                           std::to_string(object.pending) + " arrivals and ";
+  if (object.bytes >= 0) return text + std::to_string(object.bytes) + " bytes";
+  return text + "has got " + std::to_string(-object.bytes) + " bytes that nobody announced";
 }
 
 void mbarrier_init(void* address, unsigned arrivals) {
@@ -128,7 +130,8 @@ bool mbarrier_wait(void* address, unsigned parity, bool blocks) {
   Machine& m = machine();
   Thread& self = *m.running;
   const auto at = reinterpret_cast<uintptr_t>(address);
-  if (m.memory.block_of(at) != static_cast<int>(self.block)) stop("mbarrier: waits at another block's object");
+  const int block = m.memory.block_of(at);
+  if (block >= 0 && block != static_cast<int>(self.block)) stop("mbarrier: waits at another block's object");
   for (;;) {
     MbarrierState& object = usable_mbarrier(m, address, m.index(self), false);
     if ((object.phase & 1) != (parity & 1)) {

@@ -383,6 +383,7 @@ void stop_thread(const std::string& what) {
 }
 
 void stop(const std::string& what) { stop_thread(calling_line() + ": " + what); }
+void stop(const char* what) { stop(std::string(what)); }
 
 void require_shared(const void* address, int alignment) {
   Machine& m = machine();
@@ -398,6 +399,13 @@ std::string check_access(Machine& m, uintptr_t address, size_t size, bool write,
   const int block = m.memory.block_of(address);
   if (block >= 0 && m.blocks[static_cast<size_t>(block)].running == 0) {
     return std::string(write ? "write" : "read") + " of the shared memory of a block that has ended";
+  }
+  if (block < 0 && !m.allowed.empty()) {
+    const auto inside = [&](const Range& range) { return range.holds(address, size); };
+    if (std::none_of(m.allowed.begin(), m.allowed.end(), inside)) {
+      return std::string(write ? "write" : "read") + " of " + std::to_string(size) +
+             " bytes of global memory outside what the test allows";
+    }
   }
   return m.memory.check(address, size, write, actor, code);
 }
@@ -467,6 +475,16 @@ void run(const Launch& launch, const std::function<void()>& body) {
 }
 
 }  // namespace warpwright::emulator
+
+// From now on kernels may touch these bytes of global memory, and otherwise only those of other calls; null:
+// everything.
+extern "C" __attribute__((visibility("default"))) void warpwright_emulator_allow(const void* begin, int64_t bytes) {
+  const std::lock_guard<std::mutex> lock(warpwright::emulator::launch_mutex());
+  auto& allowed = warpwright::emulator::machine().allowed;
+  const auto at = reinterpret_cast<uintptr_t>(begin);
+  if (begin == nullptr) allowed.clear();
+  if (begin != nullptr) allowed.push_back({at, at + static_cast<uintptr_t>(bytes)});
+}
 
 // How often a kernel was launched since the library was loaded, by the name that its launcher gives; for ctypes.
 extern "C" __attribute__((visibility("default"))) int64_t warpwright_emulator_launches(const char* name) {

@@ -72,6 +72,8 @@ bool elected();
 void require_shared(const void* address, int alignment);
 // Stops the launch with this error, at the source line that led here.
 void stop(const std::string& what);
+// The same for kernels' headers: a string made there would be an access of the kernel's.
+void stop(const char* what);
 
 // Clusters, see cuda/ptx/cluster.cuh.
 unsigned cluster_rank();

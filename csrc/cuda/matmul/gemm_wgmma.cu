@@ -54,6 +54,9 @@ struct GemmWgmmaParams {
   GemmParams gemm;
 };
 
+// ---------------------------------------------------------------------------------------------------------------------
+// CUDA kernels
+
 // The barriers of a stage, and the parity of their phases: each use of a stage is a phase of both.
 struct Stage {
   int index = 0;
@@ -65,9 +68,6 @@ struct Stage {
     parity ^= 1;
   }
 };
-
-// ---------------------------------------------------------------------------------------------------------------------
-// CUDA kernels
 
 // Starts loading kRows rows and kTileK of the inner dimension: lines of K, or boxes of kSpan rows with K across.
 template <bool kAlongK, int kRows>
@@ -116,7 +116,7 @@ struct Writer {
   template <class T>
   __device__ __forceinline__ void store(const TensorMap* map, int row0, int col0, const float* values) {
     unsigned char* const buffer = buffers + stores++ % kBuffers * kBoxBytes;
-    if (thread == 0) ptx::tma_store_wait_read<kBuffers - 1>();
+    ptx::tma_store_wait_read<kBuffers - 1>();  // Thread 0's: it alone stores.
     ptx::named_barrier_sync(1 + consumer, ptx::kWarpgroup);
     const int lane = thread % 32, matrix = lane / 8;  // (rows 0-7, cols 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15)
     const int row = thread / 32 * 16 + matrix % 2 * 8 + lane % 8;
@@ -175,13 +175,13 @@ __device__ __forceinline__ void consume(const GemmWgmmaParams& p, unsigned char*
 #pragma unroll
     for (int box = 0; box < kTileN / kSpan; ++box) {
       const auto col0 = static_cast<int>(tile.n0) + box * kSpan;
-      if (row0 >= gemm.m || col0 >= gemm.n) continue;
       float values[kSpan / 2];
 #pragma unroll
       for (int r = 0; r < kSpan / 2; ++r) {
         const int row = first_row + r / 2 % 2 * 8, col = col0 + r / 4 * 8 + lane % 4 * 2 + r % 2;
-        const float sum = sums[box * kSpan / 2 + r];
-        values[r] = row < gemm.m && col < gemm.n ? with_addends<T>(gemm, row, col, sum) : 0.0f;
+        const bool inside = row < gemm.m && col < gemm.n;
+        values[r] = sums[box * kSpan / 2 + r];
+        if (inside) values[r] = with_addends<T>(gemm, row, col, values[r]);
       }
       if (gemm.preact != nullptr) writer.store<T>(&p.preact, row0, col0, values);
 #pragma unroll
@@ -189,7 +189,7 @@ __device__ __forceinline__ void consume(const GemmWgmmaParams& p, unsigned char*
       writer.store<T>(&p.output, row0, col0, values);
     }
   }
-  if (thread == 0) ptx::tma_store_wait_read<0>();  // Shared memory ends with the block.
+  ptx::tma_store_wait_read<0>();  // Shared memory ends with the block.
 }
 
 template <class T, bool kAAlongK, bool kBAlongK>
