@@ -429,15 +429,14 @@ void on_access(const void* address, size_t size, bool write, const void* code) {
   if (!wrong.empty()) stop_thread(source_line(code) + ": " + wrong);
 }
 
-void check_atomic(const void* address, size_t size) {
+void check_atomic(const void* address, size_t size, const void* code) {
   Machine& m = machine();
   Thread* const self = running(m);
   if (self == nullptr) return;
-  const void* const code = __builtin_return_address(0);
   Actor actor = m.memory.thread(m.index(*self));
   actor.atomic = true;
   const std::string wrong = check_access(m, reinterpret_cast<uintptr_t>(address), size, true, actor, code);
-  if (!wrong.empty()) stop_thread(calling_line() + ": " + wrong);
+  if (!wrong.empty()) stop_thread(source_line(code) + ": " + wrong);
 }
 
 void run(const Launch& launch, const std::function<void()>& body) {

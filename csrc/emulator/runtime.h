@@ -136,7 +136,7 @@ void commit_products();
 void wait_for_products(int pending);
 
 // Atomics: no race with each other; they order nothing.
-void check_atomic(const void* address, size_t size);
+void check_atomic(const void* address, size_t size, const void* code);
 
 struct Launch {
   const char* name;
@@ -221,8 +221,8 @@ inline T __ldg(const T* p) {
 
 // update(old) replaces what is at `address`; returns the old value. Fibers do not interrupt each other.
 template <class T, class Update>
-__attribute__((no_sanitize("thread"))) inline T warpwright_atomic(T* address, const Update& update) {
-  ::warpwright::emulator::check_atomic(address, sizeof(T));
+__attribute__((noinline, no_sanitize("thread"))) T warpwright_atomic(T* address, const Update& update) {
+  ::warpwright::emulator::check_atomic(address, sizeof(T), __builtin_return_address(0));
   const T old = *address;
   *address = update(old);
   return old;

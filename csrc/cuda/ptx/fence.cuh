@@ -2,7 +2,7 @@
 // and wgmma do for it (the async proxy) (sm_90).
 //
 // PTX ISA 9.7.13.4, "membar, fence": fence.proxy.async; 8.6, "Proxies". What threads wrote to shared memory is seen by
-// an asynchronous read only after the writer's fence, and then what orders threads: a barrier.
+// an asynchronous read only with a fence between the two: the writer's, before what orders the threads, a barrier.
 
 #pragma once
 
