@@ -281,6 +281,16 @@ def cuda_headers() -> Path | None:
     return None
 
 
+def python_module_flags() -> list[str]:
+    try:
+        import pybind11
+    except ImportError:
+        raise BuildError("warpwright: the emulator is a pybind11 module: pip install 'warpwright[test]'") from None
+    import sysconfig
+
+    return [f"-isystem {pybind11.get_include()}", f"-isystem {sysconfig.get_path('include')}"]
+
+
 def emulated_library(ninja: Ninja, out: Path, headers: Path) -> None:
     objects = ninja.folder / "emulated"
     made = []
@@ -291,8 +301,10 @@ def emulated_library(ninja: Ninja, out: Path, headers: Path) -> None:
     for source in sources:
         name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
         flags = [*EMULATED_FLAGS, f"-isystem {headers}", *(INSTRUMENT_FLAGS if source.suffix == ".cu" else [])]
+        flags += python_module_flags() if source.name == "module.cpp" else []
         made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags=" ".join(flags)))
-    ninja.rule("link_emulated", f"{cxx()} -shared -Wl,-z,defs -o $out $in {torch_link_flags()}", depfile=False)
+    # Python's own symbols come from the interpreter.
+    ninja.rule("link_emulated", f"{cxx()} -shared -o $out $in {torch_link_flags()}", depfile=False)
     ninja.edge("link_emulated", out, made)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import functools
+import importlib.machinery
 import importlib.util
 import re
 import shlex
@@ -63,6 +63,24 @@ def build_cases(sources: list[Path], folder: Path, *, include: Path = ROOT / "cs
     return out
 
 
+def load(path: Path) -> ModuleType:
+    """The Python module that a library with the emulator is: csrc/emulator/module.cpp."""
+    # pybind11 keeps one module for each full name.
+    name = f"{str(path).replace('.', '_')}.warpwright_emulator"
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def module() -> ModuleType:
+    """That of the library which has all kernels of csrc/cuda."""
+    return load(library())
+
+
 @functools.cache
 def activate() -> None:
     """Makes `warpwright.use_backend("emulated")` possible."""
@@ -72,19 +90,15 @@ def activate() -> None:
 
 def launches(kernel: str) -> int:
     """How often the kernel of this launch name has run in this process."""
-    function = ctypes.CDLL(str(library())).warpwright_emulator_launches
-    function.restype = ctypes.c_int64
-    return function(kernel.encode())
+    return module().launches(kernel)
 
 
 def kernels() -> dict[str, bool]:
     """Every kernel of csrc/cuda, each instantiation of a template by itself: name -> whether it has run here."""
     listed = subprocess.run(["nm", "-C", "--defined-only", str(library())], check=True, capture_output=True, text=True)
-    reached = ctypes.CDLL(str(library())).warpwright_emulator_reached
-    reached.argtypes = [ctypes.c_int64]
     symbols = re.findall(
         r"^([0-9a-f]+) [tTwW] (?:void )?(warpwright::cuda::.*_kernel(?:<[^()]*>)?)\([\w:]+\)$",
         listed.stdout.replace("(anonymous namespace)::", ""),
         re.MULTILINE,
     )
-    return {name: bool(reached(int(at, 16))) for at, name in symbols}
+    return {name: module().reached(int(at, 16)) for at, name in symbols}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from types import ModuleType
 
 import dropped_statements
 import emulated
@@ -53,11 +54,15 @@ class GemmParams(ctypes.Structure):
 RELU, FLOAT16 = 1, 2  # Of the enums of csrc/kernels/common.h.
 
 
+#: Elements around each array that belong to no other one: more than 256 lines.
+GUARD = 1 << 18
+
+
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     """Random float16 numbers at a multiple of 16 bytes."""
     count = int(np.prod(shape))
-    raw = np.empty(count + 8, dtype=np.float16)
-    first = -raw.ctypes.data % 16 // 2
+    raw = np.empty(GUARD + count + GUARD, dtype=np.float16)
+    first = GUARD + -raw.ctypes.data % 16 // 2
     values = raw[first : first + count].reshape(shape)
     values[...] = np.random.default_rng(count).standard_normal(shape) / 4
     return values
@@ -68,7 +73,7 @@ class Product:
 
     m, n, k = 136, 520, 72
 
-    def __init__(self, library: ctypes.CDLL):
+    def __init__(self, library: ctypes.CDLL, emulator: ModuleType):
         self.library = library
         self.a, self.b, self.residual = (
             _aligned((self.m, self.k)),
@@ -79,9 +84,8 @@ class Product:
         self.preact = _aligned((self.m, self.n))
         truth = self.a.astype(np.float64) @ self.b.astype(np.float64).T + self.bias + self.residual
         self.truth = truth, np.maximum(truth, 0)
-        library.warpwright_emulator_allow(None, 0)
         for array in (self.a, self.b, self.residual, self.bias, self.output, self.preact):
-            library.warpwright_emulator_allow(array.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(array.nbytes))
+            emulator.allow(array)
 
     def wrong(self, kernel: str, keep: bool) -> str:
         """What is wrong with a run, if anything. `keep`: it stores the values before the activation too."""
@@ -110,7 +114,7 @@ def product(tmp_path_factory):
     built = emulated.build_cases([*sources, ROOT / "tests" / "gemm_entry.cu"], folder, include=folder)
     library = ctypes.CDLL(str(built))
     library.run_gemm.restype = ctypes.c_char_p
-    return Product(library)
+    return Product(library, emulated.load(built))
 
 
 def _first_error(product, monkeypatch, kernel: str, site: int) -> str:

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <set>
 #include <string>
@@ -186,6 +187,8 @@ struct Machine {
 };
 
 Machine& machine();
+// Held while a kernel runs, and by who asks about those that have.
+std::mutex& launch_mutex();
 
 // The running thread, where that is this host thread's; null outside a kernel.
 Thread* running(Machine& m);

@@ -21,6 +21,11 @@ Machine& machine() {
   return instance;
 }
 
+std::mutex& launch_mutex() {
+  static std::mutex instance;
+  return instance;
+}
+
 namespace {
 
 constexpr int kMaxSharedBytes = 227 * 1024;  // A block's limit on sm_90.
@@ -30,11 +35,6 @@ constexpr unsigned char kPoison = 0xff;       // A NaN in every floating type.
 constexpr size_t kGuardBytes = 1024;          // Before and after dynamic shared memory.
 constexpr uintptr_t kSharedAlignment = 1024;  // Of dynamic shared memory, see cuda/runtime.h.
 constexpr int kFruitlessRounds = 100'000;     // Until threads that only look at a barrier are called stuck.
-
-std::mutex& launch_mutex() {
-  static std::mutex instance;
-  return instance;
-}
 
 uint64_t from_environment(const char* name, uint64_t otherwise) {
   const char* text = std::getenv(name);
@@ -474,28 +474,3 @@ void run(const Launch& launch, const std::function<void()>& body) {
 }
 
 }  // namespace warpwright::emulator
-
-// From now on kernels may touch these bytes of global memory, and otherwise only those of other calls; null:
-// everything.
-extern "C" __attribute__((visibility("default"))) void warpwright_emulator_allow(const void* begin, int64_t bytes) {
-  const std::lock_guard<std::mutex> lock(warpwright::emulator::launch_mutex());
-  auto& allowed = warpwright::emulator::machine().allowed;
-  const auto at = reinterpret_cast<uintptr_t>(begin);
-  if (begin == nullptr) allowed.clear();
-  if (begin != nullptr) allowed.push_back({at, at + static_cast<uintptr_t>(bytes)});
-}
-
-// How often a kernel was launched since the library was loaded, by the name that its launcher gives; for ctypes.
-extern "C" __attribute__((visibility("default"))) int64_t warpwright_emulator_launches(const char* name) {
-  const std::lock_guard<std::mutex> lock(warpwright::emulator::launch_mutex());
-  const auto& launches = warpwright::emulator::machine().launches;
-  const auto found = launches.find(name);
-  return found == launches.end() ? 0 : found->second;
-}
-
-// Whether the kernel that starts at `offset` in this library was launched.
-extern "C" __attribute__((visibility("default"))) int warpwright_emulator_reached(int64_t offset) {
-  const std::lock_guard<std::mutex> lock(warpwright::emulator::launch_mutex());
-  const auto address = warpwright::emulator::code_base() + static_cast<uintptr_t>(offset);
-  return warpwright::emulator::machine().kernels.count(reinterpret_cast<const void*>(address)) != 0;
-}

@@ -1,0 +1,56 @@
+// The emulator as a Python module, warpwright_emulator: what has run, and what kernels may touch. Every library that
+// holds the emulator is such a module, with kernels of its own; tests/emulated.py imports them.
+
+#include <pybind11/pybind11.h>
+
+#include <mutex>
+#include <string>
+
+#include "emulator/machine.h"
+
+namespace py = pybind11;
+
+namespace warpwright::emulator {
+namespace {
+
+int64_t launches(const std::string& kernel) {
+  const std::lock_guard<std::mutex> lock(launch_mutex());
+  const auto& all = machine().launches;
+  const auto found = all.find(kernel);
+  return found == all.end() ? 0 : found->second;
+}
+
+bool reached(int64_t offset) {
+  const std::lock_guard<std::mutex> lock(launch_mutex());
+  const uintptr_t address = code_base() + static_cast<uintptr_t>(offset);
+  return machine().kernels.count(reinterpret_cast<const void*>(address)) != 0;
+}
+
+void allow(const py::buffer& memory) {
+  const py::buffer_info info = memory.request();
+  const auto begin = reinterpret_cast<uintptr_t>(info.ptr);
+  const std::lock_guard<std::mutex> lock(launch_mutex());
+  machine().allowed.push_back({begin, begin + static_cast<uintptr_t>(info.size * info.itemsize)});
+}
+
+void allow_everything() {
+  const std::lock_guard<std::mutex> lock(launch_mutex());
+  machine().allowed.clear();
+}
+
+}  // namespace
+
+PYBIND11_MODULE(warpwright_emulator, m) {
+  m.doc() = "CUDA kernels run on the CPU: see docs/verification.md.";
+  m.attr("MULTIPROCESSORS") = kMultiprocessors;
+  m.def("capability", &capability, "The compute capability that is emulated: 90 is sm_90.");
+  m.def("launches", &launches, py::arg("kernel"),
+        "How often a kernel has been launched since the library was loaded, by the name that its launcher gives.");
+  m.def("reached", &reached, py::arg("offset"),
+        "Whether the kernel that starts at this offset in the library has run.");
+  m.def("allow", &allow, py::arg("memory"),
+        "Kernels may touch this contiguous array, and from the first call on nothing else in global memory.");
+  m.def("allow_everything", &allow_everything, "Takes back all calls of allow.");
+}
+
+}  // namespace warpwright::emulator
