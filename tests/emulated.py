@@ -7,7 +7,6 @@ import fcntl
 import functools
 import importlib.util
 import re
-import shlex
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -47,17 +46,23 @@ def library() -> Path:
 
 
 def build_cases(sources: list[Path], folder: Path) -> Path:
-    """A library of its own out of a test's kernels and the emulator."""
+    """A library of its own out of a test's kernels and the emulator. Test processes that share a folder take turns."""
     build = build_script()
+    folder.mkdir(parents=True, exist_ok=True)
+    ninja = build.Ninja(folder)
     flags = [*build.CXX_FLAGS, *build.EMULATED_FLAGS, f"-I{ROOT / 'csrc'}", f"-isystem {build.cuda_headers()}"]
+    command = " ".join([build.compiler(build.cxx()), *flags])
+    ninja.rule("cxx", f"{command} $flags -MMD -MF $out.d -c $in -o $out")
     objects = []
     for part in [*sources, *sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]:
-        objects.append(folder / f"{part.stem}.o")
-        watched = build.INSTRUMENT_FLAGS if part in sources else []
-        command = " ".join([build.cxx(), *flags, *watched, "-c", str(part), "-o", str(objects[-1])])
-        subprocess.run(shlex.split(command), check=True)
+        watched = " ".join(build.INSTRUMENT_FLAGS) if part in sources else ""
+        objects.append(ninja.edge("cxx", folder / f"{part.stem}.o", [part], flags=watched))
     out = folder / "cases.so"
-    subprocess.run([build.cxx(), "-shared", *map(str, objects), "-o", str(out)], check=True)
+    ninja.rule("link", f"{build.cxx()} -shared -o $out $in", depfile=False)
+    ninja.edge("link", out, objects)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ninja.run()
     return out
 
 

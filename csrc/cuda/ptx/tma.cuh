@@ -88,7 +88,7 @@ inline emulator::Boxes emulated_boxes(const TensorMap* tensor_map, const int* co
   emulator::Boxes boxes;
   boxes.alignment = map.swizzle == 0 ? 128 : 128 << map.swizzle;
   const auto piece = [&](int64_t offset, unsigned char* global, int first, int last) {
-    boxes.pieces.push_back({swizzled(offset, static_cast<Swizzle>(map.swizzle)), global, first, last});
+    boxes.add({swizzled(offset, static_cast<Swizzle>(map.swizzle)), global, first, last});
   };
   if (map.im2col != 0) {
     emulated_im2col(map, coordinates, offsets, piece);
