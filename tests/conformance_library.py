@@ -84,7 +84,7 @@ class Library:
 
     def run(self, name: str, given: np.ndarray, output: np.ndarray, numbers: Iterable[int] = ()) -> np.ndarray:
         message = self.message(name, given, output, numbers)
-        assert message == ""
+        assert not message, message
         return output
 
 

@@ -71,7 +71,7 @@ def test_mma_m16n8k16(library, dtype, seed):
 
 
 def fragments(matrices: np.ndarray, transposed: bool) -> np.ndarray:
-    """9.7.14.5.15 and 9.7.14.5.16: lane l's register j holds two elements of row l / 4 of matrix j, from 2 (l % 4) on."""
+    """9.7.14.5.15 and .16: lane l's register j holds elements 2 (l % 4) and the next of row l / 4 of matrix j."""
     words = np.zeros((32, 4), dtype=np.uint32)
     for matrix in range(4):
         seen = matrices[matrix].T if transposed else matrices[matrix]

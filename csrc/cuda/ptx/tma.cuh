@@ -98,9 +98,11 @@ inline emulator::Boxes emulated_boxes(const TensorMap* tensor_map, const int* co
   return boxes;
 }
 
-// sum += value for `bytes` of elements of this dtype, rounded once an element.
-inline void emulated_add(unsigned char* sum, const unsigned char* value, int bytes, DType dtype) {
-  const auto each = [&](auto tag, auto add) {
+// sum += value for `bytes` of elements of this dtype, rounded once an element. Not watched: the accesses are TMA's.
+__attribute__((noinline, no_sanitize("thread"))) inline void emulated_add(unsigned char* sum,
+                                                                          const unsigned char* value, int bytes,
+                                                                          DType dtype) {
+  const auto each = [&](auto tag, auto add) __attribute__((no_sanitize("thread"))) {
     using T = decltype(tag);
     for (int i = 0; i < bytes; i += static_cast<int>(sizeof(T))) {
       T a, b;
