@@ -68,7 +68,8 @@ def _built_for_this_gpu() -> Path:
 
 
 class Library:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, hopper: bool):
+        self.hopper = hopper
         self._function = ctypes.CDLL(str(path)).conformance
         self._function.restype = ctypes.c_char_p
         pointer, size = ctypes.c_void_p, ctypes.c_int64
@@ -90,7 +91,8 @@ class Library:
 
 @functools.cache
 def library(target: str) -> Library:
-    return Library(emulated.build_cases(SOURCES, FOLDER) if target == "emulated" else _built_for_this_gpu())
+    path = emulated.build_cases(SOURCES, FOLDER) if target == "emulated" else _built_for_this_gpu()
+    return Library(path, runs_hopper(target))
 
 
 if __name__ == "__main__":

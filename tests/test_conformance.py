@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 
-import conformance_library
 import emulated
 import numpy as np
 import pytest
@@ -18,31 +17,10 @@ from conformance_library import SOURCES
 BUILD = emulated.build_script()
 
 
-def hopper(target: str) -> None:
-    if not conformance_library.runs_hopper(target):
-        pytest.skip("the instruction needs a GPU of compute capability 9.0")
-
-
-@pytest.fixture(scope="module", params=conformance_library.TARGETS)
-def target(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def library(target):
-    return conformance_library.library(target)
-
-
-@pytest.fixture(params=range(4))
-def seed(request, monkeypatch):
-    monkeypatch.setenv("WARPWRIGHT_EMULATOR_SEED", str(request.param))
-    return request.param
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_mma_m16n8k16(library, dtype, seed):
+def test_mma_m16n8k16(conformance, dtype, emulator_seed):
     """9.7.14.5.8, "Matrix Fragments for mma.m16n8k16 with floating point type"."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(emulator_seed)
     kind = getattr(torch, dtype)
     a = torch.randn(16, 16, generator=generator).to(kind)
     b = torch.randn(16, 8, generator=generator).to(kind)
@@ -61,7 +39,7 @@ def test_mma_m16n8k16(library, dtype, seed):
         for i in range(4):
             value = c[group + (8 if i >= 2 else 0), thread * 2 + (i & 1)]
             words[lane, 6 + i] = np.float32(value).view(np.uint32)
-    out = library.run(f"mma_{dtype}", words, np.zeros((32, 4), dtype=np.float32))
+    out = conformance.run(f"mma_{dtype}", words, np.zeros((32, 4), dtype=np.float32))
     expected = (a.double() @ b.double() + c.double()).numpy()
     for lane in range(32):
         for i in range(4):
@@ -82,57 +60,55 @@ def fragments(matrices: np.ndarray, transposed: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_ldmatrix_x4(library, transposed, seed):
+def test_ldmatrix_x4(conformance, transposed, emulator_seed):
     """9.7.14.5.15: lanes 8 j to 8 j + 7 name the rows of matrix j."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(emulator_seed)
     matrices = random.integers(0, 1 << 16, (4, 8, 8), dtype=np.uint16)
     places = random.permutation(32)
     rows = np.zeros((32, 8), dtype=np.uint16)
     rows[places] = matrices.reshape(32, 8)
     out = np.zeros((32, 4), dtype=np.uint32)
-    library.run("ldmatrix_trans" if transposed else "ldmatrix", rows, out, places)
+    conformance.run("ldmatrix_trans" if transposed else "ldmatrix", rows, out, places)
     assert np.array_equal(out, fragments(matrices, transposed))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_stmatrix_x4(target, library, transposed, seed):
+def test_stmatrix_x4(hopper, transposed, emulator_seed):
     """9.7.14.5.16, "stmatrix": the same, the other way."""
-    hopper(target)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(emulator_seed)
     matrices = random.integers(0, 1 << 16, (4, 8, 8), dtype=np.uint16)
     places = random.permutation(32)
     out = np.zeros((32, 8), dtype=np.uint16)
-    library.run("stmatrix_trans" if transposed else "stmatrix", fragments(matrices, transposed), out, places)
+    hopper.run("stmatrix_trans" if transposed else "stmatrix", fragments(matrices, transposed), out, places)
     assert np.array_equal(out[places], matrices.reshape(32, 8))
 
 
-def test_cp_async_fills_up_with_zeros(library, seed):
+def test_cp_async_fills_up_with_zeros(conformance, emulator_seed):
     """9.7.9.25.3.1, "cp.async": bytes beyond src-size are zeros."""
-    given = np.random.default_rng(seed).integers(1, 256, (2, 32, 16), dtype=np.uint8)
-    out = library.run("cp_async", given, np.zeros((2, 32, 16), dtype=np.uint8))
+    given = np.random.default_rng(emulator_seed).integers(1, 256, (2, 32, 16), dtype=np.uint8)
+    out = conformance.run("cp_async", given, np.zeros((2, 32, 16), dtype=np.uint8))
     expected = given.copy()
     for thread in range(32):
         expected[:, thread, thread % 17 :] = 0
     assert np.array_equal(out, expected[:, ::-1])
 
 
-def test_elect_chooses_one_lane_of_each_warp_and_the_same_again(target, library, seed):
+def test_elect_chooses_one_lane_of_each_warp_and_the_same_again(hopper, emulator_seed):
     """9.7.13.14, "elect.sync": for the same mask the same leader every time."""
-    hopper(target)
-    out = library.run("elect", np.zeros(1, dtype=np.uint32), np.full((4, 32, 2), 9, dtype=np.uint32))
+    out = hopper.run("elect", np.zeros(1, dtype=np.uint32), np.full((4, 32, 2), 9, dtype=np.uint32))
     assert (out.sum(axis=1) == 1).all()
     assert np.array_equal(out[:, :, 0], out[:, :, 1])
     assert (out == out[:1]).all()
 
 
-def test_shuffles(library, seed):
+def test_shuffles(conformance, emulator_seed):
     """9.7.9.6, "shfl.sync": bfly, down and idx with a clamp of 31 and no segments."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(emulator_seed)
     values = random.integers(0, 1 << 64, 32, dtype=np.uint64)
     sources = random.integers(0, 64, 32, dtype=np.uint32)
     mask, delta = (int(x) for x in random.integers(1, 32, 2))
     given = np.concatenate([values.view(np.uint32), sources])
-    out = library.run("shuffle", given, np.zeros((32, 9), dtype=np.uint32), [mask, delta])
+    out = conformance.run("shuffle", given, np.zeros((32, 9), dtype=np.uint32), [mask, delta])
     for lane in range(32):
         chosen = [lane ^ mask, lane + delta if lane + delta <= 31 else lane, int(sources[lane]) & 31]
         assert out[lane, :6].view(np.uint64).tolist() == values[chosen].tolist()
@@ -140,15 +116,15 @@ def test_shuffles(library, seed):
 
 
 @pytest.mark.parametrize("votes", ["some", "none", "all"])
-def test_votes(library, votes, seed):
+def test_votes(conformance, votes, emulator_seed):
     """9.7.13.9, "vote.sync": over the lanes of the mask alone; the others' bits of a ballot are 0."""
-    random = np.random.default_rng(seed)
-    mask = 0xFFFFFFFF if seed == 0 else int(random.integers(1, 1 << 32))
+    random = np.random.default_rng(emulator_seed)
+    mask = 0xFFFFFFFF if emulator_seed == 0 else int(random.integers(1, 1 << 32))
     inside = (mask >> np.arange(32)) & 1 == 1
     predicates = {"some": random.integers(0, 3, 32), "none": np.zeros(32), "all": 1 + random.integers(0, 3, 32)}[votes]
     predicates = np.where(inside, predicates, 1 - (predicates != 0)).astype(np.uint32)
     given = np.concatenate([[mask], predicates]).astype(np.uint32)
-    out = library.run("vote", given, np.full((32, 3), 7, dtype=np.uint32))
+    out = conformance.run("vote", given, np.full((32, 3), 7, dtype=np.uint32))
     for_it = (predicates != 0) & inside
     ballot = sum(1 << int(lane) for lane in np.flatnonzero(for_it))
     expected = [ballot, int(for_it.any()), int(for_it[inside].all())]

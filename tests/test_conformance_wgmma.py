@@ -8,23 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import conformance_library
 import numpy as np
 import pytest
-
-TARGETS = [t for t in conformance_library.TARGETS if conformance_library.runs_hopper(t)]
-pytestmark = pytest.mark.skipif(not TARGETS, reason="neither the emulator nor a GPU of compute capability 9.0 is here")
 
 M, K = 64, 16
 T = 128 // 16  # 9.7.15.5.1.2.1.3: elements of 16 bits in 128.
 BITS = {"none": 0, "32": 1, "64": 2, "128": 3}  # b of Swizzle<b, 4, 3>.
 TMA_MODE = {"none": 0, "32": 1, "64": 2, "128": 3}  # CUtensorMapSwizzle.
 SEEDS = 2
-
-
-@pytest.fixture(scope="module", params=TARGETS)
-def library(request):
-    return conformance_library.library(request.param)
 
 
 def swizzled(address: np.ndarray, bits: int) -> np.ndarray:
@@ -133,7 +124,7 @@ def a_registers(bits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.stack(steps)).view(np.uint32)
 
 
-def check(library, monkeypatch, seed, dtype, n, swizzles, along_k, accumulate, steps, registers=False) -> None:
+def check(hopper, monkeypatch, seed, dtype, n, swizzles, along_k, accumulate, steps, registers=False) -> None:
     monkeypatch.setenv("WARPWRIGHT_EMULATOR_SEED", str(seed))
     random = np.random.default_rng([seed, n, steps, *map(int, along_k)])
     scale_a, scale_b = scales(dtype, seed)
@@ -155,7 +146,7 @@ def check(library, monkeypatch, seed, dtype, n, swizzles, along_k, accumulate, s
         given.append(a_registers(a_bits).reshape(-1).view(np.uint8))
     numbers = [n, *map(int, along_k), end, steps, int(accumulate), *a_packed.numbers(), *b_packed.numbers()]
     name = f"wgmma_registers_{dtype}" if registers else f"wgmma_{dtype}"
-    out = library.run(name, np.concatenate(given), np.zeros((128, n // 2), dtype=np.float32), numbers)
+    out = hopper.run(name, np.concatenate(given), np.zeros((128, n // 2), dtype=np.float32), numbers)
     expected = (a @ b.T + (c if accumulate else 0)).astype(np.float32)
     assert np.array_equal(out, expected[row, col])
 
@@ -172,26 +163,26 @@ def majors_id(majors) -> str:
 @pytest.mark.parametrize("swizzle", BITS)
 @pytest.mark.parametrize("n", [64, 128, 192, 256])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_both_operands_from_shared_memory(library, monkeypatch, dtype, n, swizzle, majors):
+def test_both_operands_from_shared_memory(hopper, monkeypatch, dtype, n, swizzle, majors):
     """9.7.15.5.2, "wgmma.mma_async", over one step and over as many as a span of the swizzle holds."""
     for seed in range(SEEDS):
         steps = 1 if seed == 0 else {"none": 2, "32": 2, "64": 2, "128": 4}[swizzle]
         accumulate = (seed + n // 64 + len(swizzle)) % 2 == 0
-        check(library, monkeypatch, seed, dtype, n, (swizzle, swizzle), majors, accumulate, steps)
+        check(hopper, monkeypatch, seed, dtype, n, (swizzle, swizzle), majors, accumulate, steps)
 
 
 @pytest.mark.parametrize("majors", MAJORS, ids=majors_id)
 @pytest.mark.parametrize("swizzles", [(x, y) for x in BITS for y in BITS if x != y], ids="-".join)
-def test_operands_of_two_layouts(library, monkeypatch, swizzles, majors):
+def test_operands_of_two_layouts(hopper, monkeypatch, swizzles, majors):
     for accumulate in (False, True):
-        check(library, monkeypatch, int(accumulate), "bfloat16", 64, swizzles, majors, accumulate, 2)
+        check(hopper, monkeypatch, int(accumulate), "bfloat16", 64, swizzles, majors, accumulate, 2)
 
 
 @pytest.mark.parametrize("along_k", [True, False], ids=["k", "n"])
 @pytest.mark.parametrize("swizzle", BITS)
 @pytest.mark.parametrize("n", [64, 128, 192, 256])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_from_registers(library, monkeypatch, dtype, n, swizzle, along_k):
+def test_a_from_registers(hopper, monkeypatch, dtype, n, swizzle, along_k):
     for seed in range(SEEDS):
         accumulate = (seed + n // 64) % 2 == 0
-        check(library, monkeypatch, seed, dtype, n, ("none", swizzle), (True, along_k), accumulate, 2, registers=True)
+        check(hopper, monkeypatch, seed, dtype, n, ("none", swizzle), (True, along_k), accumulate, 2, registers=True)
