@@ -1,7 +1,7 @@
 """What a warp does is what the PTX ISA's tables say: on the emulator, and on a GPU where there is one.
 
 What is expected is computed in NumPy from the ISA's own formulas, here and in the other test_conformance files, so that
-neither the emulator nor its author's idea of an instruction is the judge. Sections are those of PTX ISA 9.0.
+neither the emulator nor its author's idea of an instruction is the judge. Sections are those of PTX ISA 9.1.
 """
 
 from __future__ import annotations
