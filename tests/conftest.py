@@ -13,6 +13,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import conformance_library
 import emulated
 import pytest
 
@@ -55,3 +56,24 @@ def matrix(request: pytest.FixtureRequest):
         emulated.activate()
     with warpwright.use_backend(backend):
         yield device
+
+
+@pytest.fixture(scope="session", params=conformance_library.TARGETS)
+def conformance(request: pytest.FixtureRequest) -> conformance_library.Library:
+    """The library of tests/conformance, on each target that this machine has."""
+    return conformance_library.library(request.param)
+
+
+@pytest.fixture(scope="session")
+def hopper(conformance: conformance_library.Library) -> conformance_library.Library:
+    """The same, where it has the instructions of sm_90 and sm_90a."""
+    if not conformance.hopper:
+        pytest.skip("the instruction needs a GPU of compute capability 9.0")
+    return conformance
+
+
+@pytest.fixture(params=range(3))
+def emulator_seed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A seed for a test's data, and the emulator's."""
+    monkeypatch.setenv("WARPWRIGHT_EMULATOR_SEED", str(request.param))
+    return request.param

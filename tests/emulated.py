@@ -7,7 +7,6 @@ import functools
 import importlib.machinery
 import importlib.util
 import re
-import shlex
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -46,20 +45,26 @@ def library() -> Path:
         return build_script().build_emulated()
 
 
-def build_cases(sources: list[Path], folder: Path, *, include: Path = ROOT / "csrc") -> Path:
-    """A library of its own out of a test's kernels and the emulator. `include` is looked into before csrc."""
+def build_cases(sources: list[Path], name: str, *, include: Path = ROOT / "csrc") -> Path:
+    """A library of its own, in build/cases, out of a test's kernels and the emulator. `include` is looked into before
+    csrc. Test processes take turns."""
     build = build_script()
+    folder = ROOT / "build" / "cases" / name
+    folder.mkdir(parents=True, exist_ok=True)
     flags = [*build.CXX_FLAGS, *build.EMULATED_FLAGS, *build.INSTRUMENT_FLAGS]
     flags += [f"-I{include}", f"-I{ROOT / 'csrc'}", f"-isystem {build.cuda_headers()}"]
+    ninja = build.Ninja(folder)
+    ninja.rule("cxx", f"{build.compiler(build.cxx())} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out")
     # The emulator's own objects come first, see build.emulated_library.
     built = library().parent / "emulated"
     objects = [built / f"emulator_{part.stem}.o" for part in sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]
-    for source in sources:
-        objects.append(folder / f"{source.stem}.o")
-        command = " ".join([build.cxx(), *flags, "-c", str(source), "-o", str(objects[-1])])
-        subprocess.run(shlex.split(command), check=True)
+    objects += [ninja.edge("cxx", folder / f"{part.stem}.o", [part]) for part in sources]
     out = folder / "cases.so"
-    subprocess.run([build.cxx(), "-shared", *map(str, objects), "-o", str(out)], check=True)
+    ninja.rule("link", f"{build.cxx()} -shared -o $out $in", depfile=False)
+    ninja.edge("link", out, objects)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ninja.run()
     return out
 
 

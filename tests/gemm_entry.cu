@@ -18,8 +18,8 @@ extern "C" __attribute__((visibility("default"))) const char* run_gemm(int wgmma
   static std::string message;
   message.clear();
   try {
-    const bool takes = wgmma != 0 ? warpwright::cuda::gemm_wgmma_takes(*params)
-                                  : warpwright::cuda::gemm_mma_takes(*params);
+    const bool takes =
+        wgmma != 0 ? warpwright::cuda::gemm_wgmma_takes(*params) : warpwright::cuda::gemm_mma_takes(*params);
     if (!takes) return "the kernel does not take these matrices";
     wgmma != 0 ? warpwright::cuda::gemm_wgmma(*params, nullptr) : warpwright::cuda::gemm_mma(*params, nullptr);
   } catch (const std::exception& error) {

@@ -157,7 +157,16 @@ void released_upwards_kernel(const __grid_constant__ Params) { ptx::release_regi
 
 // ---- clusters ----
 
-enum class Cluster { kRight, kNoBarrier, kNoLastBarrier, kBlockBarrier, kTwoArrivals, kNoArrival, kNoSuchBlock, kOneBlock };
+enum class Cluster {
+  kRight,
+  kNoBarrier,
+  kNoLastBarrier,
+  kBlockBarrier,
+  kTwoArrivals,
+  kNoArrival,
+  kNoSuchBlock,
+  kOneBlock
+};
 
 // Each block reads what the other one wrote.
 template <Cluster kHow>

@@ -4,6 +4,7 @@ one of them some seed ends in an error or in wrong numbers."""
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -102,16 +103,23 @@ class Product:
         return message or ("" if close else "wrong numbers")
 
 
+def _write(path: Path, text: str) -> None:
+    """At once, and not at all where it is there: other test processes may be compiling it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(text)
+        new.replace(path)
+
+
 @pytest.fixture(scope="module")
-def product(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dropped")
-    (folder / dropped_statements.SWITCH).write_text(dropped_statements.SWITCH_TEXT)
+def product():
+    folder = ROOT / "build" / "dropped_statements"
+    _write(folder / dropped_statements.SWITCH, dropped_statements.SWITCH_TEXT)
     for path, text in SOURCES.items():
-        copy = folder / path.relative_to(ROOT / "csrc")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(text)
+        _write(folder / path.relative_to(ROOT / "csrc"), text)
     sources = [folder / path.relative_to(ROOT / "csrc") for path in SOURCES if path.suffix == ".cu"]
-    built = emulated.build_cases([*sources, ROOT / "tests" / "gemm_entry.cu"], folder, include=folder)
+    built = emulated.build_cases([*sources, ROOT / "tests" / "gemm_entry.cu"], "dropped_statements", include=folder)
     library = ctypes.CDLL(str(built))
     library.run_gemm.restype = ctypes.c_char_p
     return Product(library, emulated.load(built))

@@ -25,9 +25,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory):
+def cases():
     """The library of tests/emulator_cases.cpp."""
-    out = emulated.build_cases([ROOT / "tests" / "emulator_cases.cpp"], tmp_path_factory.mktemp("emulator"))
+    out = emulated.build_cases([ROOT / "tests" / "emulator_cases.cpp"], "emulator")
     library = ctypes.CDLL(str(out))
     library.emulator_case.restype = ctypes.c_char_p
     library.emulator_case.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64]

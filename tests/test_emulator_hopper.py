@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(emulated.missing() is not None, reason=str(emula
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    loaded = ctypes.CDLL(str(emulated.build_cases([SOURCE], tmp_path_factory.mktemp("hopper"))))
+def library():
+    loaded = ctypes.CDLL(str(emulated.build_cases([SOURCE], "hopper")))
     loaded.hopper_case.restype = ctypes.c_char_p
     return loaded
 

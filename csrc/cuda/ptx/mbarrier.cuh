@@ -1,5 +1,4 @@
-// mbarrier: a barrier object in shared memory that threads arrive at and that asynchronous copies complete (sm_80; with
-// transactions sm_90).
+// mbarrier: a barrier object in shared memory that threads arrive at and that asynchronous copies complete (sm_90).
 //
 // PTX ISA 9.7.13.15, "mbarrier". A phase completes when the expected arrivals have come and the bytes that were
 // announced by expect_tx have arrived; the next phase begins at once, with the count given to init. Phases alternate in

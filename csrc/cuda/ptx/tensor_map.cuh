@@ -46,19 +46,28 @@ inline int element_bytes(DType dtype) {
   return 0;
 }
 
-// Whether a tensor map of `layout` is possible: 16-byte alignment of the data and of every stride, sizes below 2^32.
-inline bool tensor_map_takes(const TensorLayout& layout) {
+// What keeps a tensor map of `layout` from being made, or an empty text.
+inline std::string tensor_map_fault(const TensorLayout& layout) {
+  const auto not_as = [](const std::string& what, int64_t is, const std::string& expected) {
+    return what + " is " + std::to_string(is) + ", expected " + expected;
+  };
   const int64_t bytes = element_bytes(layout.dtype);
-  bool fits = layout.rank >= 1 && layout.rank <= kMaxTensorRank && layout.stride[0] == 1 &&
-              reinterpret_cast<uintptr_t>(layout.data) % 16 == 0;
+  if (layout.rank < 1 || layout.rank > kMaxTensorRank) return not_as("the rank", layout.rank, "1 to 5");
+  if (layout.stride[0] != 1) return not_as("the innermost stride", layout.stride[0], "1");
+  const auto off = static_cast<int64_t>(reinterpret_cast<uintptr_t>(layout.data) % 16);
+  if (off != 0) return not_as("the data's address modulo 16", off, "0");
   for (int d = 0; d < layout.rank; ++d) {
-    fits = fits && layout.size[d] > 0 && layout.size[d] < int64_t{1} << 32;
-    if (d > 0)
-      fits = fits && layout.stride[d] > 0 && layout.stride[d] * bytes % 16 == 0 &&
-             layout.stride[d] * bytes < int64_t{1} << 40;
+    const std::string dimension = " of dimension " + std::to_string(d);
+    if (layout.size[d] < 1 || layout.size[d] >= int64_t{1} << 32)
+      return not_as("the size" + dimension, layout.size[d], "1 to 2^32 - 1");
+    if (d > 0 && (layout.stride[d] <= 0 || layout.stride[d] * bytes % 16 != 0 ||
+                  layout.stride[d] > ((int64_t{1} << 40) - 1) / bytes))
+      return not_as("the stride" + dimension, layout.stride[d],
+                    "a multiple of " + std::to_string(16 / bytes) + " elements, below 2^40 bytes");
   }
-  return fits;
+  return "";
 }
+inline bool tensor_map_takes(const TensorLayout& layout) { return tensor_map_fault(layout).empty(); }
 
 // Tiles of `box` elements; `step` elements from one to the next in each dimension (1 in the innermost).
 struct TiledBox {
@@ -157,23 +166,39 @@ inline void check_driver(CUresult result, const char* name) {
 
 #endif
 
-inline void check_map(const TensorLayout& layout, int64_t inner_bytes, Swizzle swizzle) {
-  const auto wrong = [](const std::string& what) { throw std::logic_error("warpwright: tensor map: " + what); };
-  if (!tensor_map_takes(layout)) wrong("data or strides are not 16-byte aligned, or a size is 0 or too large");
-  if (inner_bytes % 16 != 0)
-    wrong("a box' innermost dimension has " + std::to_string(inner_bytes) + " bytes, not a multiple of 16");
-  if (swizzle != Swizzle::kNone && inner_bytes > swizzle_span(swizzle)) {
-    wrong("a box' innermost dimension has " + std::to_string(inner_bytes) + " bytes, more than the swizzle's span");
+[[noreturn]] inline void refuse_map(const std::string& why) {
+  throw std::logic_error("warpwright: tensor map: " + why);
+}
+
+// Throws unless `value`, which `what` names, is one of [low, high].
+inline void check_range(const std::string& what, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high) {
+    refuse_map(what + " is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " +
+               std::to_string(high));
+  }
+}
+
+inline void check_map(const TensorLayout& layout, int64_t inner_elements, Swizzle swizzle) {
+  const std::string fault = tensor_map_fault(layout);
+  if (!fault.empty()) refuse_map(fault);
+  const int64_t bytes = inner_elements * element_bytes(layout.dtype);
+  if (bytes % 16 != 0) {
+    refuse_map("the box' innermost dimension has " + std::to_string(bytes) + " bytes, expected a multiple of 16");
+  }
+  if (swizzle != Swizzle::kNone && bytes > swizzle_span(swizzle)) {
+    refuse_map("the box' innermost dimension has " + std::to_string(bytes) + " bytes, expected at most the " +
+               std::to_string(swizzle_span(swizzle)) + " of the swizzle's span");
   }
 }
 
 inline TensorMap encode_tiled(const TensorLayout& layout, const TiledBox& box, Swizzle swizzle) {
-  check_map(layout, int64_t{box.box[0]} * element_bytes(layout.dtype), swizzle);
+  check_map(layout, box.box[0], swizzle);
   for (int d = 0; d < layout.rank; ++d) {
-    if (box.box[d] < 1 || box.box[d] > 256 || box.step[d] < 1 || box.step[d] > 8) {
-      throw std::logic_error(
-          "warpwright: tensor map: a box has 1 to 256 elements a dimension, 1 to 8 from one to the next");
-    }
+    const std::string dimension = " of dimension " + std::to_string(d);
+    check_range("the box" + dimension, box.box[d], 1, 256);
+    check_range("the step" + dimension, box.step[d], 1, d == 0 ? 1 : 8);
+    // The driver's box counts the elements that are stepped over.
+    check_range("the box times the step" + dimension, int64_t{box.box[d]} * box.step[d], 1, 256);
   }
 #if defined(WARPWRIGHT_BACKEND_EMULATED)
   TensorMap map = pack_map(layout, swizzle, false, box.step);
@@ -183,8 +208,7 @@ inline TensorMap encode_tiled(const TensorLayout& layout, const TiledBox& box, S
 #else
   const DriverLayout driver = driver_layout(layout, box.step);
   cuuint32_t sizes[kMaxTensorRank];
-  // The driver's box spans the elements that are stepped over.
-  for (int d = 0; d < layout.rank; ++d) sizes[d] = static_cast<cuuint32_t>(box.box[d] * (d == 0 ? 1 : box.step[d]));
+  for (int d = 0; d < layout.rank; ++d) sizes[d] = static_cast<cuuint32_t>(box.box[d] * box.step[d]);
   static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
   static const auto encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   TensorMap map;
@@ -198,18 +222,21 @@ inline TensorMap encode_tiled(const TensorLayout& layout, const TiledBox& box, S
 }
 
 inline TensorMap encode_im2col(const TensorLayout& layout, const Im2colBox& box, Swizzle swizzle) {
-  check_map(layout, int64_t{box.channels} * element_bytes(layout.dtype), swizzle);
+  check_map(layout, box.channels, swizzle);
+  check_range("the rank of an im2col map", layout.rank, 3, kMaxTensorRank);
+  check_range("the number of channels", box.channels, 1, 256);
+  check_range("the number of pixels", box.pixels, 1, 1024);
   const int spatial = layout.rank - 2, limit = spatial == 1 ? 32768 : spatial == 2 ? 128 : 16;
-  bool fits = layout.rank >= 3 && box.channels >= 1 && box.channels <= 256 && box.pixels >= 1 && box.pixels <= 1024;
-  for (int d = 0; d < spatial; ++d) {
-    fits = fits && box.lower[d] >= -limit && box.lower[d] < limit && box.upper[d] >= -limit && box.upper[d] < limit;
+  for (int d = 0; d < layout.rank; ++d) {
+    check_range("the step of dimension " + std::to_string(d), box.step[d], 1, d == 0 ? 1 : 8);
   }
-  for (int d = 0; d < layout.rank; ++d) fits = fits && box.step[d] >= 1 && box.step[d] <= 8;
-  if (!fits) {
-    throw std::logic_error(
-        "warpwright: tensor map: im2col takes a rank of 3 to 5, 1 to 256 channels, 1 to 1024 pixels, steps of 1 to 8 "
-        "and "
-        "corners within 2^15, 2^7 or 2^4 of the tensor's");
+  for (int d = 0; d < spatial; ++d) {
+    const std::string dimension = " of dimension " + std::to_string(d + 1);
+    check_range("the lower corner" + dimension, box.lower[d], -limit, limit - 1);
+    check_range("the upper corner" + dimension, box.upper[d], -limit, limit - 1);
+    const int64_t extent = layout.size[d + 1] + box.upper[d] - box.lower[d];
+    if (extent < 1)
+      refuse_map("the pixel box has " + std::to_string(extent) + " elements" + dimension + ", expected 1");
   }
 #if defined(WARPWRIGHT_BACKEND_EMULATED)
   TensorMap map = pack_map(layout, swizzle, true, box.step);

@@ -81,10 +81,32 @@ inline const EmulatedTensorMap& emulated_map(const TensorMap* map) {
   return *found;
 }
 
-inline emulator::Boxes emulated_boxes(const TensorMap* tensor_map, const int* coordinates, const uint16_t* offsets) {
+// The filter's base must lie within the bounding box, and offsets have 16, 8 or 5 bits: PTX ISA 5.5.4.1.
+inline void check_im2col(const EmulatedTensorMap& map, const int* coordinates, const uint16_t* offsets) {
+  const int spatial = map.rank - 2, bits = spatial == 1 ? 16 : spatial == 2 ? 8 : 5;
+  for (int d = 0; d < spatial; ++d) {
+    const int64_t base = coordinates[d + 1], end = int64_t{map.size[d + 1]} + map.upper[d];
+    if (base < map.lower[d] || base >= end) {
+      emulator::stop("TMA: coordinate " + std::to_string(d + 1) + " of an im2col load is " + std::to_string(base) +
+                     ", expected one within the pixel box, " + std::to_string(map.lower[d]) + " to " +
+                     std::to_string(end - 1));
+    }
+    if (offsets[d] >> bits != 0) {
+      emulator::stop("TMA: im2col offset " + std::to_string(d) + " is " + std::to_string(offsets[d]) +
+                     ", expected at most " + std::to_string((1 << bits) - 1));
+    }
+  }
+}
+
+template <int kRank>
+emulator::Boxes emulated_boxes(const TensorMap* tensor_map, const int (&coordinates)[kRank], const uint16_t* offsets) {
   const EmulatedTensorMap& map = emulated_map(tensor_map);
+  if (map.rank != kRank) {
+    emulator::stop("TMA: " + std::to_string(kRank) + " coordinates for a map of rank " + std::to_string(map.rank));
+  }
   if ((map.im2col != 0) != (offsets != nullptr))
     emulator::stop("TMA: an im2col map goes with im2col loads, and only with them");
+  if (offsets != nullptr) check_im2col(map, coordinates, offsets);
   emulator::Boxes boxes;
   boxes.alignment = map.swizzle == 0 ? 128 : 128 << map.swizzle;
   const auto piece = [&](int64_t offset, unsigned char* global, int first, int last) {
@@ -98,9 +120,11 @@ inline emulator::Boxes emulated_boxes(const TensorMap* tensor_map, const int* co
   return boxes;
 }
 
-// sum += value for `bytes` of elements of this dtype, rounded once an element.
-inline void emulated_add(unsigned char* sum, const unsigned char* value, int bytes, DType dtype) {
-  const auto each = [&](auto tag, auto add) {
+// sum += value for `bytes` of elements of this dtype, rounded once an element. Not watched: the accesses are TMA's.
+__attribute__((noinline, no_sanitize("thread"))) inline void emulated_add(unsigned char* sum,
+                                                                          const unsigned char* value, int bytes,
+                                                                          DType dtype) {
+  const auto each = [&](auto tag, auto add) __attribute__((no_sanitize("thread"))) {
     using T = decltype(tag);
     for (int i = 0; i < bytes; i += static_cast<int>(sizeof(T))) {
       T a, b;
