@@ -39,6 +39,7 @@ __device__ __forceinline__ Tile tile_of(int64_t index, int64_t m, int64_t n) {
   return {within / width * kTileRows, (first + within % width) * kTileRows};
 }
 
+// machine code: HMMA.16816.F32, LDSM.4, LDGSTS.128
 template <class T, bool kAAlongK, bool kBAlongK>
 __global__ void __launch_bounds__(kThreads) gemm_mma_kernel(const GemmParams p) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
