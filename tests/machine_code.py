@@ -11,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import re
 import shutil
@@ -175,7 +176,7 @@ def resources(report: str) -> dict[str, dict[str, int]]:
 
 
 def without_parameters(name: str) -> str:
-    """`void warpwright::cuda::(anonymous namespace)::f<int>(P)` as the emulator lists it: `warpwright::cuda::f<int>`."""
+    """`void a::(anonymous namespace)::f<int>(P)` as the emulator lists it: `a::f<int>`."""
     name = name.replace("(anonymous namespace)::", "")
     return re.sub(r"^void ", "", re.sub(r"\([^()]*\)$", "", name))
 
@@ -205,8 +206,12 @@ def read_cubin(code: bytes, arch: str) -> list[Kernel]:
             for (symbol, counts), name in zip(counted.items(), plain, strict=True)
         ]
 
-    key = "cubin-" + digest(code, Path(__file__).read_bytes(), run([nvdisasm, "--version"]).encode())
+    key = "cubin-" + digest(code, READER, run([nvdisasm, "--version"]).encode())
     return [Kernel(arch=arch, **fields) for fields in cached(key, read)]
+
+
+#: What turns code into numbers, for the keys of what is kept.
+READER = "".join(map(inspect.getsource, (opcodes, resources, without_parameters, read_cubin))).encode()
 
 
 @functools.cache
@@ -305,7 +310,7 @@ def made_with() -> str | None:
     nvcc = emulated.build_script().find_nvcc()
     version = re.search(r"release \S+, (V\S+)", run([nvcc, "--version"])) if nvcc else None
     archs = json.loads((_library.CUDA_LIBRARY.parent / "build_info.json").read_text())["cuda_archs"]
-    return f"nvcc {version.group(1)} for {archs}" if version else None
+    return f"nvcc {version.group(1)} with WARPWRIGHT_CUDA_ARCHS={archs}" if version else None
 
 
 def by_arch(kernels: Iterable[Kernel], value: Callable[[Kernel], object]) -> str:
@@ -340,7 +345,7 @@ def table() -> str:
     for kernel in kernels():
         found.setdefault(kernel.name.removeprefix("warpwright::cuda::"), []).append(kernel)
     archs = " / ".join(dict.fromkeys(k.arch for ks in found.values() for k in ks))
-    lines = [f"Made with {made_with()}; machine code for {archs}, in this order where the numbers differ.", ""]
+    lines = [f"Made with {made_with()} for {archs}, in this order where the numbers differ.", ""]
     lines += head("kernel")
     lines += [row(f"`{name}`", same, lambda k: k.shared) for name, same in sorted(found.items())]
     return "\n".join(lines)

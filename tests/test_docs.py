@@ -21,7 +21,7 @@ def test_generated_parts_are_up_to_date():
     for document in generate.DOCUMENTS:
         text = document.read_text()
         assert "<!-- generated: " in text
-        assert generate.rendered(text) == text, f"{document.name}: run `make docs`"
+        assert generate.rendered(text, by_others=False) == text, f"{document.name}: run `make docs`"
 
 
 @pytest.mark.parametrize("number", range(3))

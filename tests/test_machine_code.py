@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_kernel(const Params p) {
 }
 
 // machine code: plain
-__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads<int>(1)) second_kernel(const __grid_constant__ P p) {
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads<int>(1)) second_kernel(const P p) {
 }
 
 // machine code: HMMA

@@ -3,7 +3,7 @@
     python tests/triton_machine_code.py record   the launches, as JSON
     python tests/triton_machine_code.py compile  the machine code of the launches on stdin, as JSON
 
-The tests run Triton's interpreter, which replaces the kernels for a whole process, so both run in processes of their own.
+The tests run Triton's interpreter, which replaces the kernels for a whole process, so both run in their own processes.
 
 Which launches: every sample of every op and the benchmark suite for GPUs are called with a launch that only notes its
 arguments. Of what is noted, a kernel's launches are chosen one after the other, that which adds most first, until every
@@ -16,12 +16,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +168,12 @@ def dtypes(launch: Launch) -> str:
     return " ".join(dict.fromkeys(kind[1:] for kind in launch["signature"].values() if kind.startswith("*")))
 
 
-def _key(*more: str) -> str:
+def _key(function: Callable[..., Any], *more: str) -> str:
     import triton
 
-    sources = [*FOLDER.glob("*.py"), Path(__file__), Path(machine_code.__file__)]
-    parts = [path.read_bytes() for path in sorted(sources)]
-    return machine_code.digest(*parts, triton.__version__.encode(), *map(str.encode, more))
+    parts = [path.read_bytes() for path in sorted(FOLDER.glob("*.py"))]
+    parts += [inspect.getsource(function).encode(), machine_code.READER, triton.__version__.encode()]
+    return machine_code.digest(*parts, *map(str.encode, more))
 
 
 def _run(*arguments: str, given: str = "") -> Any:
@@ -191,7 +192,7 @@ def launches() -> dict[str, list[Launch]]:
     folders = [ROOT / "python" / "warpwright" / name for name in ("ops", "testing")] + [ROOT / "bench"]
     sources = "".join(path.read_text() for folder in folders for path in sorted(folder.rglob("*.py")))
     found: dict[str, list[Launch]] = {}
-    for launch in machine_code.cached("launches-" + _key(sources), lambda: _run("record")):
+    for launch in machine_code.cached("launches-" + _key(record, sources), lambda: _run("record")):
         found.setdefault(launch["kernel"], []).append(launch)
     return {name: chosen(same) for name, same in sorted(found.items())}
 
@@ -200,7 +201,7 @@ def compile_all(name: str) -> list[tuple[Launch, list[Kernel]]]:
     """Each chosen launch of a kernel, with its machine code for each architecture."""
     same = launches()[name]
     given = json.dumps(same)
-    made = machine_code.cached("triton-" + _key(given), lambda: _run("compile", given=given))
+    made = machine_code.cached("triton-" + _key(compiled, given), lambda: _run("compile", given=given))
     return [(launch, [Kernel(**fields) for fields in kinds]) for launch, kinds in zip(same, made, strict=True)]
 
 
