@@ -9,9 +9,8 @@ from machine_code import Declaration, Kernel
 
 needs_library = pytest.mark.skipif(machine_code.missing() is not None, reason=str(machine_code.missing()))
 
-#: (kernel without its template arguments, architecture) -> why a stack frame or spills are right there. Every kernel
-#: does without at present.
-LOCAL_MEMORY: dict[tuple[str, str], str] = {}
+#: kernel without its template arguments -> why a stack frame or spills are right there; every kernel does without.
+LOCAL_MEMORY: dict[str, str] = {}
 
 CUBINS = sorted(machine_code.cubins()) if machine_code.missing() is None else []
 
@@ -38,16 +37,9 @@ def test_no_kernel_spills_or_has_a_stack_frame(cubin):
     wrong = [
         f"{k.name} ({k.arch}): {k.stack} bytes of stack, {k.local_bytes('STL')} stored, {k.local_bytes('LDL')} loaded"
         for k in machine_code.kernels_of(cubin)
-        if k.uses_local_memory and (k.function, k.arch) not in LOCAL_MEMORY
+        if k.uses_local_memory and k.function not in LOCAL_MEMORY
     ]
     assert not wrong, "\n".join(wrong)
-
-
-@needs_library
-def test_the_allow_list_is_needed():
-    """By this compiler or another: an entry names a kernel that exists, for an architecture that is built."""
-    there = {(kernel.function, kernel.arch) for kernel in machine_code.kernels()}
-    assert set(LOCAL_MEMORY) <= there
 
 
 @needs_library

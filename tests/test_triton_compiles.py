@@ -10,19 +10,16 @@ from machine_code import Kernel
 
 pytestmark = pytest.mark.skipif(triton_machine_code.missing() is not None, reason=str(triton_machine_code.missing()))
 
+KERNELS = (machine_code.ROOT / "docs" / "kernels.md").read_text()
 NAMES = triton_machine_code.kernel_names()
 
-#: (kernel, architecture) -> why spills are right there.
-INDICES = "64 x 32 addresses of 64 bits, each from an index that is divided by the image's sizes, fill the registers"
+#: (kernel, dtypes) -> why a stack frame or spills are right there.
+ADDRESSES = "float32 products on the ordinary units hold 64 x 64 sums beside the 64-bit addresses of strided operands"
 LOCAL_MEMORY = {
-    **{
-        (f"conv:{kernel}", arch): INDICES
-        for kernel in ("_forward_kernel", "_input_grad_kernel", "_weight_grad_kernel")
-        for arch in ("sm_80", "sm_90", "sm_100")
-    },
-    ("_gemm:_gemm_kernel", "sm_80"): "8 bytes in float32 with strides that are no multiple of 16",
+    ("conv:_forward_kernel", "fp32"): ADDRESSES,
+    ("conv:_weight_grad_kernel", "fp32"): ADDRESSES,
+    ("_gemm:_gemm_kernel", "fp32"): ADDRESSES,
 }
-del LOCAL_MEMORY["conv:_weight_grad_kernel", "sm_100"]
 
 #: What multiplies 16-bit matrices on each architecture; a product on the ordinary units is many times slower.
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
@@ -36,16 +33,19 @@ def test_every_kernel_is_launched():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_compiles(name):
-    seen: dict[str, list[Kernel]] = {}
+    spilling = set()
     for launch, kernels in triton_machine_code.compile_all(name):
+        dtypes = triton_machine_code.dtypes(launch)
         assert [kernel.arch for kernel in kernels] == ["sm_80", "sm_90", "sm_100"]
-        for kernel in kernels:
-            seen.setdefault(kernel.arch, []).append(kernel)
-        if name in PRODUCTS and {"fp16", "bf16"} & set(triton_machine_code.dtypes(launch).split()):
+        if name in PRODUCTS and {"fp16", "bf16"} & set(dtypes.split()):
             assert all(kernel.count(TENSOR_CORES[kernel.arch]) for kernel in kernels), launch
-    for arch, kernels in seen.items():
-        spills = max(k.stack + k.local_bytes("STL") + k.local_bytes("LDL") for k in kernels)
-        assert spills == 0 or (name, arch) in LOCAL_MEMORY, f"{arch}: local memory, see docs/kernels.md"
+        if any(kernel.uses_local_memory for kernel in kernels):
+            spilling.add((name, dtypes))
+    allowed = {entry for entry in LOCAL_MEMORY if entry[0] == name}
+    assert spilling <= allowed, "local memory: its columns in docs/kernels.md say how much"
+    # Another Triton may spill less; with that of the table an entry that nothing needs any more goes.
+    if f"Made with {triton_machine_code.made_with()} " in KERNELS:
+        assert spilling == allowed
 
 
 def launch(kind: str, flag: bool, warps: int, aligned: int = 0) -> dict:
