@@ -242,23 +242,22 @@ class Declaration:
 
     text: str
 
-    def wanted(self, kernel: Kernel) -> tuple[str, ...]:
-        """The items for this kernel: those of the first clause whose condition it meets, none where none does."""
-        for clause in self.text.split(";"):
-            condition, colon, items = clause.rpartition(":")
-            if not colon or _holds(condition.strip(), kernel):
-                return tuple(item.strip() for item in items.split(","))
-        return ()
+    def clause(self, kernel: Kernel) -> str:
+        """The first clause whose condition the kernel meets, "" where there is none."""
+        return next((c for c in self.text.split("; ") if ": " not in c or _holds(c.partition(": ")[0], kernel)), "")
 
     def broken(self, kernel: Kernel) -> list[str]:
         """Each promise that the kernel's code does not keep, in words."""
         wrong = []
-        for item in self.wanted(kernel):
+        items = self.clause(kernel).rpartition(": ")[2]
+        for item in filter(None, items.split(", ")):
             if item == "empty":
                 rest = {name for name in kernel.instructions if name.partition(".")[0] not in EMPTY}
                 wrong += [f"not empty: {' '.join(sorted(rest))}"] if rest else []
                 continue
-            times, pattern = re.fullmatch(r"(?:(\d+) x )?(\S+)", item).groups()
+            match = re.fullmatch(r"(?:(\d+) x )?([A-Z][\w.]+|16-byte|plain)", item)
+            assert match, f"not a machine code declaration: {item!r}"
+            times, pattern = match.groups()
             for instruction in SHORTHANDS.get(pattern, (pattern,)):
                 found = kernel.count(instruction)
                 if found < int(times or 1):
@@ -270,8 +269,9 @@ def _holds(condition: str, kernel: Kernel) -> bool:
     """`else`, an architecture, or the end of the template's arguments ("kCount = 1" is written `1>`)."""
     if condition == "else":
         return True
-    if condition.startswith("sm_"):
+    if re.fullmatch(r"sm_\d+[af]?", condition):
         return condition == kernel.arch
+    assert re.fullmatch(r"[^;]+>", condition), f"not a condition of a machine code declaration: {condition!r}"
     return kernel.arguments.endswith(condition)
 
 
@@ -309,8 +309,16 @@ def made_with() -> str | None:
         return None
     nvcc = emulated.build_script().find_nvcc()
     version = re.search(r"release \S+, (V\S+)", run([nvcc, "--version"])) if nvcc else None
-    archs = json.loads((_library.CUDA_LIBRARY.parent / "build_info.json").read_text())["cuda_archs"]
-    return f"nvcc {version.group(1)} with WARPWRIGHT_CUDA_ARCHS={archs}" if version else None
+    return f"nvcc {version.group(1)} with WARPWRIGHT_CUDA_ARCHS={_archs()}" if version else None
+
+
+def _archs() -> str:
+    return json.loads((_library.CUDA_LIBRARY.parent / "build_info.json").read_text())["cuda_archs"]
+
+
+def default_archs() -> bool:
+    """Whether the CUDA library is there, with code for the architectures that ship."""
+    return missing() is None and _archs() == emulated.build_script().DEFAULT_ARCHS
 
 
 def by_arch(kernels: Iterable[Kernel], value: Callable[[Kernel], object]) -> str:

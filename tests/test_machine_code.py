@@ -43,6 +43,16 @@ def test_no_kernel_spills_or_has_a_stack_frame(cubin):
 
 
 @needs_library
+@pytest.mark.skipif(not machine_code.default_archs(), reason="WARPWRIGHT_CUDA_ARCHS is not the default")
+def test_every_clause_of_a_declaration_speaks_of_a_kernel():
+    """One whose condition never holds would promise nothing."""
+    declared = machine_code.all_declarations()
+    left = {(name, clause) for name, d in declared.items() if d is not None for clause in d.text.split("; ")}
+    left -= {(k.function, declared[k.function].clause(k)) for k in machine_code.kernels()}
+    assert not left
+
+
+@needs_library
 @pytest.mark.skipif(emulated.missing() is not None, reason=str(emulated.missing()))
 def test_the_gpu_and_the_emulator_have_the_same_kernels():
     """Each architecture holds every instantiation that the emulator runs, and no other."""
@@ -143,6 +153,12 @@ HOPPER_CODE = {"HGMMA.64x128x16.F32": 8, "UTMALDG.2D": 4, "STSM.16.M88.4": 4, "U
 )
 def test_a_declaration_is_held_to_the_code(text, arch, code, broken):
     assert Declaration(text).broken(kernel(code, arch=arch)) == broken
+
+
+@pytest.mark.parametrize("text", ["sm90a: HGMMA", "Float: HMMA", "hmma", "HMMA LDSM", "HMMA;LDSM", "x HMMA"])
+def test_a_declaration_that_cannot_be_read_is_refused(text):
+    with pytest.raises(AssertionError, match="machine code declaration"):
+        Declaration(text).broken(kernel({}))
 
 
 SOURCE = """
