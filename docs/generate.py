@@ -16,7 +16,12 @@ from warpwright import _registry
 from warpwright.testing import SPECS, OpSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+sys.path.insert(0, str(ROOT / "tests"))
+
+import machine_code  # noqa: E402
+import triton_machine_code  # noqa: E402
+
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "kernels.md")
 RESULTS = ROOT / "bench" / "results"
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -97,16 +102,35 @@ def performance_tables() -> str:
     return "\n\n".join(results_table(path) for path in sorted(RESULTS.glob("*/*.json")))
 
 
-PARTS: dict[str, Callable[[], str]] = {"support": support_table, "performance": performance_tables}
+PARTS: dict[str, Callable[[], str]] = {
+    "support": support_table,
+    "performance": performance_tables,
+    "cuda_kernels": machine_code.table,
+    "triton_kernels": triton_machine_code.table,
+}
+#: What a part depends on beside the sources: None where it cannot be made.
+MADE_WITH: dict[str, Callable[[], str | None]] = {
+    "cuda_kernels": machine_code.made_with,
+    "triton_kernels": triton_machine_code.made_with,
+}
 
 
-def rendered(text: str) -> str:
-    """`text` with each generated part replaced by what holds now."""
+def rendered(text: str, by_others: bool = True) -> str:
+    """`text` with each generated part replaced by what holds now.
+
+    A part stays as it is where its tools are missing and, unless `by_others`, where another version of them made it:
+    compilers differ in every number, so that only the same one can say whether a number is out of date.
+    """
 
     def replace(match: re.Match[str]) -> str:
-        return f"{match.group(1)}{PARTS[match.group(2)]()}\n{match.group(3)}"
+        begin, name, old, end = match.groups()
+        if name in MADE_WITH:
+            tools = MADE_WITH[name]()
+            if tools is None or not (by_others or f"Made with {tools} " in old):
+                return match.group()
+        return f"{begin}{PARTS[name]()}\n{end}"
 
-    return re.sub(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", replace, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", replace, text, flags=re.DOTALL)
 
 
 def main() -> None:
@@ -115,7 +139,7 @@ def main() -> None:
     check = parser.parse_args().check
     for document in DOCUMENTS:
         old = document.read_text()
-        new = rendered(old)
+        new = rendered(old, by_others=not check)
         if not check:
             document.write_text(new)
         elif old != new:

@@ -75,7 +75,7 @@ MUTATIONS = [
          ("swiglu", "wrong piece of a long row", "first = index % per_row * kPiece;", "first = 0 * per_row;")),
     *_in("csrc/cuda/activation/swiglu.cu",
          ("swiglu", "flip a sign", "(1.0f + x * (1.0f - s))", "(1.0f - x * (1.0f - s))"),
-         ("swiglu", "drop the tail", "for (int i = 0; i < place.count; ++i) p[i] = pack.values[i];", "")),
+         ("swiglu", "drop the tail", "forward_pack<T, 1>(p, place.row, place.col + i);", ";")),
     *_in("triton_kernels/activation.py",
          ("swiglu", "flip a sign", "(1.0 + x * (1.0 - s))", "(1.0 - x * (1.0 - s))")),
     *_in("python/warpwright/reference/activation.py",

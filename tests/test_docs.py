@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.timeout(1800)  # Compiles every Triton kernel that the tests beside it have not yet compiled.
 def test_generated_parts_are_up_to_date():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
@@ -21,7 +22,7 @@ def test_generated_parts_are_up_to_date():
     for document in generate.DOCUMENTS:
         text = document.read_text()
         assert "<!-- generated: " in text
-        assert generate.rendered(text) == text, f"{document.name}: run `make docs`"
+        assert generate.rendered(text, by_others=False) == text, f"{document.name}: run `make docs`"
 
 
 @pytest.mark.parametrize("number", range(3))

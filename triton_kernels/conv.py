@@ -151,7 +151,8 @@ def _shape(x: Tensor, w: Tensor, y: Tensor, stride: list[int], padding: list[int
 def _blocks(m: int, n: int, k: int) -> dict[str, int]:
     """Tile sizes: fixed on a GPU; the interpreter takes its time by the call, so there a tile holds what it can."""
     if not interpreted():
-        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}
+        # Eight warps share the addresses: four would spill them.
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8}
     names = zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (m, n, k), (256, 64, 256), strict=True)
     return {name: min(limit, max(16, triton.next_power_of_2(size))) for name, size, limit in names}
 

@@ -30,48 +30,35 @@ __device__ __forceinline__ Place place_of(int64_t pack, int64_t cols) {
 }
 
 template <class T, int kCount>
-__device__ __forceinline__ Pack<T, kCount> load_pack(const Rows& rows, const Place& place) {
-  const T* p = static_cast<const T*>(rows.data) + rows.offset(place.row) + place.col * rows.col_stride;
-  if (place.count == kCount) return *reinterpret_cast<const Pack<T, kCount>*>(p);
-  Pack<T, kCount> pack{};
-  for (int i = 0; i < place.count; ++i) pack.values[i] = p[i];
-  return pack;
+__device__ __forceinline__ Pack<T, kCount> load_pack(const Rows& rows, int64_t row, int64_t col) {
+  const T* p = static_cast<const T*>(rows.data) + rows.offset(row) + col * rows.col_stride;
+  return *reinterpret_cast<const Pack<T, kCount>*>(p);
 }
 
 template <class T, int kCount>
-__device__ __forceinline__ void store_pack(void* output, int64_t cols, const Place& place,
-                                           const Pack<T, kCount>& pack) {
-  T* p = static_cast<T*>(output) + place.row * cols + place.col;
-  if (place.count == kCount) {
-    *reinterpret_cast<Pack<T, kCount>*>(p) = pack;
-    return;
-  }
-  for (int i = 0; i < place.count; ++i) p[i] = pack.values[i];
+__device__ __forceinline__ void store_pack(void* output, int64_t at, const Pack<T, kCount>& pack) {
+  store_whole(static_cast<T*>(output) + at, pack);
 }
 
 template <class T, int kCount>
-__global__ void __launch_bounds__(kThreads) swiglu_kernel(const SwigluParams p) {
-  const Place place = place_of<kCount>(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.cols);
-  if (place.row >= p.rows) return;
-  const auto gate = load_pack<T, kCount>(p.gate, place);
-  const auto up = load_pack<T, kCount>(p.up, place);
+__device__ __forceinline__ void forward_pack(const SwigluParams& p, int64_t row, int64_t col) {
+  const auto gate = load_pack<T, kCount>(p.gate, row, col);
+  const auto up = load_pack<T, kCount>(p.up, row, col);
   Pack<T, kCount> output;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const float x = to_float(gate.values[i]);
     output.values[i] = from_float<T>(x * sigmoid(x) * to_float(up.values[i]));
   }
-  store_pack(p.output, p.cols, place, output);
+  store_pack(p.output, row * p.cols + col, output);
 }
 
 // With s = sigmoid(gate): grad_up = grad * gate * s, grad_gate = grad * up * s * (1 + gate * (1 - s)).
 template <class T, int kCount>
-__global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(const SwigluBackwardParams p) {
-  const Place place = place_of<kCount>(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.cols);
-  if (place.row >= p.rows) return;
-  const auto grad = load_pack<T, kCount>(p.grad_output, place);
-  const auto gate = load_pack<T, kCount>(p.gate, place);
-  const auto up = load_pack<T, kCount>(p.up, place);
+__device__ __forceinline__ void backward_pack(const SwigluBackwardParams& p, int64_t row, int64_t col) {
+  const auto grad = load_pack<T, kCount>(p.grad_output, row, col);
+  const auto gate = load_pack<T, kCount>(p.gate, row, col);
+  const auto up = load_pack<T, kCount>(p.up, row, col);
   Pack<T, kCount> grad_gate, grad_up;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
@@ -79,8 +66,28 @@ __global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(const SwigluB
     grad_gate.values[i] = from_float<T>(dy * to_float(up.values[i]) * s * (1.0f + x * (1.0f - s)));
     grad_up.values[i] = from_float<T>(dy * x * s);
   }
-  store_pack(p.grad_gate, p.cols, place, grad_gate);
-  store_pack(p.grad_up, p.cols, place, grad_up);
+  store_pack(p.grad_gate, row * p.cols + col, grad_gate);
+  store_pack(p.grad_up, row * p.cols + col, grad_up);
+}
+
+// The end of a row goes element by element from memory to memory: a part of a pack would be an array that is indexed at
+// run time, which has to lie in local memory.
+// machine code: 1>: plain; else: 2 x LDG.128, STG.128
+template <class T, int kCount>
+__global__ void __launch_bounds__(kThreads) swiglu_kernel(const SwigluParams p) {
+  const Place place = place_of<kCount>(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.cols);
+  if (place.row >= p.rows) return;
+  if (place.count == kCount) return forward_pack<T, kCount>(p, place.row, place.col);
+  for (int i = 0; i < place.count; ++i) forward_pack<T, 1>(p, place.row, place.col + i);
+}
+
+// machine code: 1>: plain; else: 3 x LDG.128, 2 x STG.128
+template <class T, int kCount>
+__global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(const SwigluBackwardParams p) {
+  const Place place = place_of<kCount>(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.cols);
+  if (place.row >= p.rows) return;
+  if (place.count == kCount) return backward_pack<T, kCount>(p, place.row, place.col);
+  for (int i = 0; i < place.count; ++i) backward_pack<T, 1>(p, place.row, place.col + i);
 }
 
 }  // namespace

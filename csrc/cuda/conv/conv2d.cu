@@ -38,8 +38,9 @@ __device__ __forceinline__ float input_at(const Conv2dParams& p, int64_t n, int6
   return to_float(static_cast<const T*>(p.input.data)[p.input.offset(n, c, h, w)]);
 }
 
+// machine code: FFMA
 template <class T>
-__global__ void __launch_bounds__(kGemmThreads) conv_forward_kernel(const Conv2dParams p) {
+__global__ void __launch_bounds__(kGemmThreads, 2) conv_forward_kernel(const Conv2dParams p) {
   const int64_t group_channels = p.channels / p.groups, group_filters = p.filters / p.groups;
   const int64_t m = p.batch * p.out_height * p.out_width, k = group_channels * p.kernel_h * p.kernel_w;
   const int64_t tiles = (m + kBlockM - 1) / kBlockM * ((group_filters + kBlockN - 1) / kBlockN);
@@ -70,6 +71,7 @@ __global__ void __launch_bounds__(kGemmThreads) conv_forward_kernel(const Conv2d
   gemm_tile(tile_origin(blockIdx.x % tiles, group_filters), m, group_filters, k, a, along_k, b, true, store);
 }
 
+// machine code: FFMA
 template <class T>
 __global__ void __launch_bounds__(kGemmThreads) conv_input_grad_kernel(const Conv2dParams p) {
   const int64_t group_channels = p.channels / p.groups, group_filters = p.filters / p.groups;
@@ -101,6 +103,7 @@ __global__ void __launch_bounds__(kGemmThreads) conv_input_grad_kernel(const Con
   gemm_tile(tile_origin(blockIdx.x % tiles, group_channels), m, group_channels, k, a, along_k, b, true, store);
 }
 
+// machine code: FFMA
 template <class T>
 __global__ void __launch_bounds__(kGemmThreads) conv_weight_grad_kernel(const Conv2dParams p) {
   const int64_t group_channels = p.channels / p.groups, group_filters = p.filters / p.groups;

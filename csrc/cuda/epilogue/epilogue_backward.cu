@@ -30,6 +30,7 @@ __device__ __forceinline__ float backward_element(const EpilogueBackwardParams& 
   return g;
 }
 
+// machine code: plain
 template <class T>
 __global__ void __launch_bounds__(kThreads) epilogue_backward_cols_kernel(const EpilogueBackwardParams p) {
   const int64_t groups = gridDim.x;
@@ -44,6 +45,7 @@ __global__ void __launch_bounds__(kThreads) epilogue_backward_cols_kernel(const 
   }
 }
 
+// machine code: SHFL
 template <class T>
 __global__ void __launch_bounds__(kThreads) epilogue_backward_rows_kernel(const EpilogueBackwardParams p) {
   const int64_t row = blockIdx.x;

@@ -59,6 +59,7 @@ struct OnlineSum {
 
 // The loss of class t is log_sum + (max - x[t]), which keeps its digits where max is large; its mean over the classes
 // is log_sum + mean(max - x).
+// machine code: SHFL, MUFU.EX2
 template <class T>
 __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(const CrossEntropyParams p) {
   const float smoothing = static_cast<float>(p.label_smoothing);
@@ -116,6 +117,7 @@ __device__ __forceinline__ void block_sum(float& loss, int64_t& valid) {
   valid = valids[0];
 }
 
+// machine code: plain
 __global__ void __launch_bounds__(kThreads) cross_entropy_sum_rows_kernel(const CrossEntropyParams p) {
   const int64_t first = p.rows * blockIdx.x / gridDim.x;
   const int64_t last = p.rows * (blockIdx.x + 1) / gridDim.x;
@@ -132,6 +134,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_sum_rows_kernel(const 
   }
 }
 
+// machine code: plain
 __global__ void __launch_bounds__(kThreads) cross_entropy_finish_kernel(const CrossEntropyParams p) {
   static_assert(kMaxLossPartials <= kThreads, "one thread takes one partial");
   const bool mine = threadIdx.x < loss_partials(p.rows);
@@ -146,6 +149,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_finish_kernel(const Cr
 }
 
 // grad_input = grad * (softmax(x) - label_smoothing / cols - (1 - label_smoothing) at the target).
+// machine code: MUFU.EX2
 template <class T>
 __global__ void __launch_bounds__(kThreads) cross_entropy_backward_kernel(const CrossEntropyBackwardParams p) {
   const float smoothing = static_cast<float>(p.label_smoothing);

@@ -13,6 +13,7 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
 
+// machine code: FFMA
 template <class T>
 __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const GemmParams p) {
   const T* a_data = static_cast<const T*>(p.a);

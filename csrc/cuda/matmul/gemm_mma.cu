@@ -27,6 +27,7 @@ constexpr int kSharedBytes = kStages * kStageBytes;
 static_assert(kWarpsM * kWarpsN * 32 == kThreads);
 static_assert(kWarpM % kMmaM == 0 && kWarpN % (2 * kMmaN) == 0 && kTileK % kMmaK == 0);
 
+// machine code: HMMA.16816.F32, LDSM.4, LDGSTS.128
 template <class T, bool kAAlongK, bool kBAlongK>
 __global__ void __launch_bounds__(kThreads) gemm_mma_kernel(const GemmParams p) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);

@@ -192,6 +192,7 @@ __device__ __forceinline__ void consume(const GemmWgmmaParams& p, unsigned char*
   ptx::tma_store_wait_read<0>();  // Shared memory ends with the block.
 }
 
+// machine code: sm_90a: HGMMA, UTMALDG, STSM, UTMASTG; else: empty
 template <class T, bool kAAlongK, bool kBAlongK>
 __global__ void __launch_bounds__(kThreads) gemm_wgmma_kernel(const __grid_constant__ GemmWgmmaParams p) {
 #if WARPWRIGHT_SM90A

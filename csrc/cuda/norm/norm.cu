@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// machine code: SHFL
 template <class T, bool kCentred>
 __global__ void __launch_bounds__(kThreads) norm_forward_kernel(const NormParams p) {
   const int64_t row = blockIdx.x;
@@ -60,8 +61,9 @@ __global__ void __launch_bounds__(kThreads) norm_forward_kernel(const NormParams
   }
 }
 
+// machine code: SHFL
 template <class T, bool kCentred>
-__global__ void __launch_bounds__(kThreads) norm_backward_kernel(const NormBackwardParams p) {
+__global__ void __launch_bounds__(kThreads, 4) norm_backward_kernel(const NormBackwardParams p) {
   const int64_t first = p.rows * blockIdx.x / gridDim.x;
   const int64_t last = p.rows * (blockIdx.x + 1) / gridDim.x;
   const T* weight = static_cast<const T*>(p.weight);

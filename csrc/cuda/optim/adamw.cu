@@ -19,6 +19,7 @@ struct StepFactors {
 };
 
 // P: the parameter's and gradient's storage type; S: that of the two averages.
+// machine code: plain
 template <class P, class S>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamwParams p) {
   if (p.found_inf != nullptr && *p.found_inf != 0.0f) return;

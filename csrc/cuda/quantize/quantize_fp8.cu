@@ -42,6 +42,7 @@ __device__ __forceinline__ float scale_of(float amax) {
   return fmaxf(amax / F::kMax, kMinScale);
 }
 
+// machine code: SHFL
 template <class T, class F, int kGroupThreads>
 __global__ void __launch_bounds__(kThreads) quantize_kernel(const QuantizeParams p) {
   static_assert(kGroupThreads == kWarpSize || kGroupThreads == kThreads, "a group has one warp, or the block");
@@ -66,6 +67,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const QuantizeParams
   }
 }
 
+// machine code: plain
 template <class T, class F, int kGroupThreads>
 __global__ void __launch_bounds__(kThreads) dequantize_kernel(const DequantizeParams p) {
   const Group group = group_of_thread<kGroupThreads>(p);

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
+// machine code: plain
 template <class T, class Table>
 __global__ void __launch_bounds__(kThreads) rotary_kernel(const RotaryParams p) {
   const int64_t position = blockIdx.x % p.sequence, b = blockIdx.x / p.sequence;

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <bit>
+
 #include "cuda/runtime.h"
 
 namespace warpwright::cuda {
@@ -14,6 +16,15 @@ template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T values[kCount];
 };
+
+// Stores a pack by one instruction where it has 16 bytes. nvcc makes four stores of a plain assignment of registers.
+template <class T, int kCount>
+__device__ __forceinline__ void store_whole(T* to, const Pack<T, kCount>& pack) {
+#if !defined(WARPWRIGHT_BACKEND_EMULATED)
+  if constexpr (sizeof(pack) == kPackBytes) return __stwb(reinterpret_cast<uint4*>(to), std::bit_cast<uint4>(pack));
+#endif
+  *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+}
 
 // Whether every row of `rows` can be read in packs of T: no step between elements, and each row starts at a multiple
 // of the pack's size.

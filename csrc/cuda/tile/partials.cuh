@@ -17,6 +17,7 @@ inline constexpr int kPartialsThreads = 256;
 // Rows that are added up before they join the total: closer than one after the other, and just as fixed.
 inline constexpr int64_t kPartialsStep = 16;
 
+// machine code: plain
 template <class T>
 __global__ void __launch_bounds__(kPartialsThreads) sum_partials_kernel(const PartialsParams p) {
   const int64_t col = static_cast<int64_t>(blockIdx.x) * kPartialsThreads + threadIdx.x;

@@ -1,0 +1,77 @@
+"""Every Triton kernel compiles for each architecture as it is launched on a GPU, and its machine code is what it should
+be. tests/triton_machine_code.py says which launches are compiled."""
+
+from __future__ import annotations
+
+import machine_code
+import pytest
+import triton_machine_code
+from machine_code import Kernel
+
+pytestmark = pytest.mark.skipif(triton_machine_code.missing() is not None, reason=str(triton_machine_code.missing()))
+
+KERNELS = (machine_code.ROOT / "docs" / "kernels.md").read_text()
+NAMES = triton_machine_code.kernel_names()
+
+#: (kernel, dtypes) -> why a stack frame or spills are right there.
+ADDRESSES = "float32 products on the ordinary units hold 64 x 64 sums beside the 64-bit addresses of strided operands"
+LOCAL_MEMORY = {
+    ("conv:_forward_kernel", "fp32"): ADDRESSES,
+    ("conv:_weight_grad_kernel", "fp32"): ADDRESSES,
+    ("_gemm:_gemm_kernel", "fp32"): ADDRESSES,
+}
+
+#: What multiplies 16-bit matrices on each architecture; a product on the ordinary units is many times slower.
+TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+PRODUCTS = ("_gemm:_gemm_kernel", "conv:_forward_kernel", "conv:_input_grad_kernel", "conv:_weight_grad_kernel")
+
+
+def test_every_kernel_is_launched():
+    """By a sample of an op: nothing is known of a kernel that none reaches."""
+    assert set(triton_machine_code.launches()) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_compiles(name):
+    spilling = set()
+    for launch, kernels in triton_machine_code.compile_all(name):
+        dtypes = triton_machine_code.dtypes(launch)
+        assert [kernel.arch for kernel in kernels] == ["sm_80", "sm_90", "sm_100"]
+        if name in PRODUCTS and {"fp16", "bf16"} & set(dtypes.split()):
+            assert all(kernel.count(TENSOR_CORES[kernel.arch]) for kernel in kernels), launch
+        if any(kernel.uses_local_memory for kernel in kernels):
+            spilling.add((name, dtypes))
+    allowed = {entry for entry in LOCAL_MEMORY if entry[0] == name}
+    assert spilling <= allowed, "local memory: its columns in docs/kernels.md say how much"
+    # Another Triton may spill less; with that of the table an entry that nothing needs any more goes.
+    if f"Made with {triton_machine_code.made_with()} " in KERNELS:
+        assert spilling == allowed
+
+
+def launch(kind: str, flag: bool, warps: int, aligned: int = 0) -> dict:
+    return {
+        "kernel": "family:_f_kernel",
+        "signature": {"x_ptr": f"*{kind}", "n": "i32", "FLAG": "constexpr"},
+        "constants": [[[2], flag]],
+        "attrs": [[[0], [["tt.divisibility", 16]] * aligned], [[1], []]],
+        "options": {"num_warps": warps, "num_stages": 3},
+    }
+
+
+def test_the_choice_of_launches_covers_every_value():
+    half, single, warps = launch("fp16", True, 4), launch("fp32", False, 4), launch("fp32", False, 8)
+    redundant, rounded = launch("fp16", False, 4), launch("fp16", True, 4, aligned=1)
+    assert triton_machine_code.chosen([half, redundant, rounded, single, warps]) == [rounded, warps]
+    assert triton_machine_code.chosen([half, single]) == [half, single]
+
+
+def test_labels_name_what_differs():
+    same = [launch("fp16", True, 4), launch("fp16", False, 4)]
+    assert triton_machine_code.label(same[0], same) == "fp16, FLAG=True, 4 warps"
+    assert triton_machine_code.label(same[0], same[:1]) == "fp16, 4 warps"
+
+
+def test_a_cell_shows_architectures_where_they_differ():
+    kernels = [Kernel("f", arch, registers, 0, 0, {}) for arch, registers in (("sm_80", 32), ("sm_90", 40))]
+    assert machine_code.by_arch(kernels, lambda k: k.registers) == "32 / 40"
+    assert machine_code.by_arch(kernels, lambda k: k.stack) == "0"
