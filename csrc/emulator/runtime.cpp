@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "emulator/allocation.h"
 #include "emulator/host.h"
 #include "emulator/machine.h"
 
@@ -396,6 +397,10 @@ std::string check_access(Machine& m, uintptr_t address, size_t size, bool write,
   const int block = m.memory.block_of(address);
   if (block >= 0 && m.blocks[static_cast<size_t>(block)].running == 0) {
     return std::string(write ? "write" : "read") + " of the shared memory of a block that has ended";
+  }
+  if (block < 0) {
+    const std::string outside = outside_allocation(reinterpret_cast<const void*>(address), size, write);
+    if (!outside.empty()) return outside;
   }
   return m.memory.check(address, size, write, actor, code);
 }

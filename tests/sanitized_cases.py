@@ -1,0 +1,121 @@
+"""What runs under the sanitizers, for tests/sanitize.py: every call's name is printed before it is made."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import warpwright
+from warpwright import _library, _registry
+from warpwright.testing import LAYOUTS, SPECS, Make, OpSpec, Sample, evaluate_in_place, relayout
+
+Call = tuple[str, Callable[[], object]]
+
+#: Random calls of an op in each dtype.
+CPU_DRAWS, EMULATED_DRAWS = 12, 2
+
+_POISON = ctypes.CDLL(None).__asan_poison_memory_region
+_POISON.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_POISON.restype = None
+
+
+def _expanded(tensor: Tensor) -> Tensor:
+    """The first row in the place of all."""
+    if tensor.dim() == 0 or tensor.shape[0] == 0:
+        return tensor
+    return tensor.detach()[:1].expand_as(tensor).requires_grad_(tensor.requires_grad)
+
+
+def _tight(tensor: Tensor) -> Tensor:
+    """The same values, strides and offset in an allocation that ends with the last element."""
+    if tensor.numel() == 0:
+        return tensor
+    flat = tensor.detach()
+    end = flat.storage_offset() + sum((n - 1) * s for n, s in zip(flat.shape, flat.stride(), strict=True)) + 1
+    room = flat.as_strided((end,), (1,), 0).clone()
+    return room.as_strided(flat.shape, flat.stride(), flat.storage_offset()).requires_grad_(tensor.requires_grad)
+
+
+def _forbid_gaps(tensor: Tensor) -> None:
+    """Poisons what the layout "padded" leaves between two rows, which start at multiples of 8 elements."""
+    cols, stride, size = tensor.shape[-1], (tensor.shape[-1] // 8 + 1) * 8, tensor.element_size()
+    rows = tensor.numel() // cols if cols > 0 else 0
+    for row in range(rows - 1):  # The last one ends the allocation.
+        _POISON(tensor.data_ptr() + (row * stride + cols) * size, (stride - cols) * size)
+
+
+def _moved(sample: Sample, layouts: Iterator[str]) -> Sample:
+    def move(tensor: Tensor) -> Tensor:
+        layout = next(layouts)
+        if layout == "expanded":
+            return _expanded(tensor)
+        moved = _tight(tensor if layout == "contiguous" else relayout(tensor, layout))
+        if layout == "padded" and tensor.dim() > 0:
+            _forbid_gaps(moved)
+        return moved
+
+    return sample.map(move)
+
+
+def _calls_of(spec: OpSpec, emulated: bool) -> Iterator[Call]:
+    """Every sample in every dtype and layout, the emulator a dtype for each layout; random calls; bad inputs."""
+    layouts = ["contiguous", *LAYOUTS]
+    if not spec.name.endswith("_"):  # What is written to cannot be expanded.
+        layouts.append("expanded")
+    dtypes = spec.dtypes if emulated else (*spec.dtypes, torch.float64)
+    for i, layout in enumerate(layouts):
+        some = dtypes if layout == "contiguous" or not emulated else (dtypes[i % len(dtypes)],)
+        for dtype in some:
+            for sample in spec.samples(Make(dtype)):
+                yield f"{sample.name}, {dtype}, {layout}", _evaluation(spec, sample, itertools.repeat(layout))
+    for dtype in spec.dtypes:
+        for seed in range(EMULATED_DRAWS if emulated else CPU_DRAWS):
+            rng = random.Random(seed)
+            sample = spec.draw(Make(dtype, seed=seed), rng)
+            mixed = iter(lambda rng=rng: rng.choice(layouts), None)
+            yield f"{sample.name}, {dtype}, draw {seed}", _evaluation(spec, sample, mixed)
+    for bad in spec.bad_inputs(Make(spec.dtypes[0])):
+        yield f"bad input: {bad.name}", lambda bad=bad: _refused(spec, bad)
+
+
+def _evaluation(spec: OpSpec, sample: Sample, layouts: Iterator[str]) -> Callable[[], object]:
+    def call() -> None:
+        moved = _moved(sample, layouts)
+        evaluate_in_place(spec.op, moved)
+        if any(t.requires_grad for t in moved.tensors()):  # Where nothing is kept for backward, other kernels may run.
+            evaluate_in_place(spec.op, moved.map(Tensor.detach))
+
+    return call
+
+
+def _refused(spec: OpSpec, bad) -> None:
+    try:
+        spec.op(*bad.args, **bad.kwargs)
+    except RuntimeError as error:
+        if re.search(bad.message, str(error)):
+            return
+        raise
+    raise AssertionError("was not refused")
+
+
+def run_all(backend: str, share: int, shares: int) -> None:
+    """Everything on one backend; of the emulated one each `shares`-th call."""
+    if backend == "emulated":
+        _registry.activate("emulated")
+        torch.ops.load_library(str(_library.LIBRARY_DIR / "libwarpwright_emulated.so"))
+    else:
+        assert _library.cpu_isa() == os.environ["WARPWRIGHT_CPU_ISA"]
+    with warpwright.use_backend(backend):
+        for spec in SPECS.values():
+            calls = _calls_of(spec, backend == "emulated")
+            for name, call in itertools.islice(calls, share, None, shares if backend == "emulated" else 1):
+                print(f"{spec.name}: {name}")
+                call()
