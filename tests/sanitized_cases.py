@@ -8,9 +8,9 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
+from forked import report_of
 from torch import Tensor
 
 import warpwright
@@ -25,6 +25,9 @@ CPU_DRAWS, EMULATED_DRAWS = 12, 2
 _POISON = ctypes.CDLL(None).__asan_poison_memory_region
 _POISON.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _POISON.restype = None
+_MALLOC = ctypes.CDLL(None).malloc
+_MALLOC.argtypes = [ctypes.c_size_t]
+_MALLOC.restype = ctypes.c_void_p
 
 
 def _expanded(tensor: Tensor) -> Tensor:
@@ -106,6 +109,27 @@ def _refused(spec: OpSpec, bad) -> None:
     raise AssertionError("was not refused")
 
 
+def _longer_than_allocated(dtype: torch.dtype, cols: int) -> Tensor:
+    """Two rows whose last element lies outside their allocation."""
+    size = torch.empty((), dtype=dtype).element_size()
+    memory = _MALLOC((2 * cols - 1) * size)
+    claimed = (ctypes.c_char * (2 * cols * size)).from_address(memory)
+    return torch.frombuffer(claimed, dtype=dtype).view(2, cols)
+
+
+def prove(backend: str, isa: str) -> None:
+    """These libraries' own kernels are watched: a read past the end is reported, by whole vectors and by tails."""
+    for dtype, cols in itertools.product((torch.float32, torch.bfloat16, torch.float16), (64, 5)):
+        wrong = _longer_than_allocated(dtype, cols)
+        code, text = report_of(lambda wrong=wrong, cols=cols: warpwright.ops.rms_norm(wrong, (cols,)))
+        if backend == "emulated":
+            expected = r"warpwright emulator: kernel rms_norm, .*norm\.cu:\d+: read of \d+ bytes, to \d+ bytes past"
+        else:
+            expected = rf"heap-buffer-overflow .*READ of size .* warpwright::cpu::{isa}::.*norm\.cpp:"
+        reported = code != 0 and re.search(expected, text, re.DOTALL)
+        assert reported, f"{dtype}, {cols}: a read past the end is not reported: {text}"
+
+
 def run_all(backend: str, share: int, shares: int) -> None:
     """Everything on one backend; of the emulated one each `shares`-th call."""
     if backend == "emulated":
@@ -114,6 +138,7 @@ def run_all(backend: str, share: int, shares: int) -> None:
     else:
         assert _library.cpu_isa() == os.environ["WARPWRIGHT_CPU_ISA"]
     with warpwright.use_backend(backend):
+        prove(backend, os.environ["WARPWRIGHT_CPU_ISA"])
         for spec in SPECS.values():
             calls = _calls_of(spec, backend == "emulated")
             for name, call in itertools.islice(calls, share, None, shares if backend == "emulated" else 1):
