@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ import processor
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "sanitized"
 EMULATED_SHARES = 2
+REPORT_LENGTH = 4000
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,15 @@ def execute(run: Run) -> bool:
     start = time.perf_counter()
     command = [sys.executable, "-u", __file__, "--run", run.backend, str(run.share)]
     done = subprocess.run(command, env=environment(isa=run.isa), capture_output=True, text=True)
-    lines = done.stdout.splitlines()
+    lines = [line for line in done.stdout.splitlines() if re.match(r"\w+: |\S+::", line)]
     seconds = time.perf_counter() - start
     if done.returncode == 0:
-        print(f"sanitize: {run.name}: {len(lines)} calls in {seconds:.0f} s", flush=True)
+        print(f"sanitize: {run.name}: {len(lines)} calls and tests in {seconds:.0f} s", flush=True)
         return True
     print(f"sanitize: {run.name}: exit code {done.returncode} at: {lines[-1] if lines else 'its start'}")
-    print(done.stderr[-8000:], flush=True)
+    report = re.search(r"^.*(ERROR: AddressSanitizer|runtime error: ).*", done.stderr, re.MULTILINE)
+    # A report begins with what matters, a traceback ends with it.
+    print(done.stderr[report.start() :][:REPORT_LENGTH] if report else done.stderr[-REPORT_LENGTH:], flush=True)
     return False
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-#: Where the libraries are: beside this file, or in the folder of another build of this version.
-LIBRARY_DIR = Path(os.environ.get("WARPWRIGHT_LIBRARY_DIR") or Path(__file__).resolve().parent / "lib").resolve()
+#: The folder of another build of this version, in the place of the package's own libraries.
+ELSEWHERE = os.environ.get("WARPWRIGHT_LIBRARY_DIR")
+LIBRARY_DIR = Path(ELSEWHERE or Path(__file__).resolve().parent / "lib").resolve()
 CPU_LIBRARY = LIBRARY_DIR / "libwarpwright.so"
 CUDA_LIBRARY = LIBRARY_DIR / "libwarpwright_cuda.so"
 MIN_TORCH = (2, 10)
