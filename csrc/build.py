@@ -2,6 +2,7 @@
 
     python csrc/build.py            build both libraries into python/warpwright/lib
     python csrc/build.py --emulated build/emulated/libwarpwright_emulated.so, for the tests only
+    python csrc/build.py --sanitized both into build/sanitized, with GCC's sanitizers, for tests/sanitize.py only
 
 Environment:
     WARPWRIGHT_CUDA=0|1     never / always build the CUDA library (default: when nvcc is found)
@@ -187,10 +188,10 @@ def cxx() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def cxx_rule(ninja: Ninja, extra: list[str]) -> None:
+def cxx_rule(ninja: Ninja) -> None:
     includes, _ = torch_paths()
     strict = ["-Werror"] if werror() else []
-    flags = CXX_FLAGS + strict + TORCH_FLAGS + [f"-I{CSRC}"] + [f"-isystem {i}" for i in includes] + extra
+    flags = CXX_FLAGS + strict + TORCH_FLAGS + [f"-I{CSRC}"] + [f"-isystem {i}" for i in includes]
     command = compiler(cxx())
     ninja.rule("cxx", f"{command} {' '.join(flags)} $flags -MMD -MF $out.d -c $in -o $out")
 
@@ -201,7 +202,8 @@ def torch_link_flags() -> str:
     return f"-L{lib} -Wl,--no-as-needed -ltorch_cpu -Wl,--as-needed"
 
 
-def cpu_library(ninja: Ninja, out: Path) -> None:
+def cpu_library(ninja: Ninja, out: Path, sanitize: list[str] = []) -> None:  # noqa: B006
+    """`sanitize`: further flags of every object and of the link."""
     objects = ninja.folder / "cpu"
     made = []
     glue = [
@@ -211,14 +213,17 @@ def cpu_library(ninja: Ninja, out: Path) -> None:
     ]
     for source in glue:
         name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
-        made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags="-DWARPWRIGHT_BACKEND_CPU"))
+        made.append(
+            ninja.edge("cxx", objects / f"{name}.o", [source], flags=" ".join(["-DWARPWRIGHT_BACKEND_CPU", *sanitize]))
+        )
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
         for isa, flags in ISAS.items():
             if isa != "baseline" and not sys_is_x86():
                 continue
-            all_flags = " ".join([f"-DWARPWRIGHT_ISA={isa}", f"-DWARPWRIGHT_ISA_{isa.upper()}", *flags])
+            all_flags = " ".join([f"-DWARPWRIGHT_ISA={isa}", f"-DWARPWRIGHT_ISA_{isa.upper()}", *flags, *sanitize])
             made.append(ninja.edge("cxx", objects / isa / f"{source.stem}.o", [source], flags=all_flags))
-    ninja.rule("link_cpu", f"{cxx()} -shared -Wl,-z,defs -o $out $in {torch_link_flags()} -ldl", depfile=False)
+    command = f"{cxx()} -shared {' '.join(sanitize)} -Wl,-z,defs -o $out $in {torch_link_flags()} -ldl"
+    ninja.rule("link_cpu", command, depfile=False)
     ninja.edge("link_cpu", out, made)
 
 
@@ -268,6 +273,18 @@ EMULATED_FLAGS += ["-fno-optimize-sibling-calls"]
 # A call before each access to memory, which csrc/emulator/memory.cpp answers in the place of the sanitizers' runtimes.
 INSTRUMENT_FLAGS = ["-fsanitize=thread", "--param tsan-instrument-func-entry-exit=0", "-fsanitize=alignment"]
 
+# Any report ends the process. -w: the ordinary build has shown the warnings, and GCC has false ones beside sanitizers.
+# Virtual tables are left out, because torch has those of its classes without type information.
+SANITIZE_FLAGS = ["-O1", "-g1", "-w", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+UNDEFINED_FLAGS = [*SANITIZE_FLAGS, "-fsanitize=undefined", "-fno-sanitize=vptr"]
+ADDRESS_FLAGS = [*UNDEFINED_FLAGS, "-fsanitize=address"]
+# Kernels of CUDA: their accesses are the emulator's to check, which asks AddressSanitizer about them, and a misaligned
+# one must come back to it. Their arithmetic is UndefinedBehaviorSanitizer's.
+KERNEL_UNDEFINED_FLAGS = [
+    *["-fsanitize=undefined", "-fno-sanitize=vptr,null,object-size"],
+    *["-fno-sanitize-recover=all", "-fsanitize-recover=alignment", "-w"],
+]
+
 
 def cuda_headers() -> Path | None:
     """The toolkit's include folder: nvcc's own, or that of NVIDIA's header packages for Python."""
@@ -291,34 +308,60 @@ def python_module_flags() -> list[str]:
     return [f"-isystem {pybind11.get_include()}", f"-isystem {sysconfig.get_path('include')}"]
 
 
-def emulated_library(ninja: Ninja, out: Path, headers: Path) -> None:
+def needed_cuda_headers() -> Path:
+    headers = cuda_headers()
+    if headers is None:
+        raise BuildError("warpwright: the emulator needs the CUDA toolkit's headers: install nvcc, or set CUDA_HOME")
+    return headers
+
+
+def emulated_library(ninja: Ninja, out: Path, headers: Path, sanitize: bool = False) -> None:
     objects = ninja.folder / "emulated"
+    kernels = INSTRUMENT_FLAGS + (KERNEL_UNDEFINED_FLAGS if sanitize else [])
+    # AddressSanitizer knows one stack for each thread of the host; the emulator runs on many. The kernels come last: of
+    # an inline function that the emulator and a kernel share, such as std::string's, the linker takes the first copy, and
+    # what the emulator does must not be watched.
+    parts = [
+        (sorted((CSRC / "bindings").glob("*.cpp")), ADDRESS_FLAGS if sanitize else []),
+        (sorted((CSRC / "emulator").glob("*.cpp")), UNDEFINED_FLAGS if sanitize else []),
+        (sorted((CSRC / "cuda").rglob("*.cu")), kernels),
+    ]
     made = []
-    sources = [*sorted((CSRC / "bindings").glob("*.cpp")), *sorted((CSRC / "emulator").glob("*.cpp"))]
-    # The kernels last: of an inline function that the emulator and a kernel share, such as std::string's, the linker
-    # takes the first copy, and what the emulator does must not be watched.
-    sources += sorted((CSRC / "cuda").rglob("*.cu"))
-    for source in sources:
-        name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
-        flags = [*EMULATED_FLAGS, f"-isystem {headers}", *(INSTRUMENT_FLAGS if source.suffix == ".cu" else [])]
-        flags += python_module_flags() if source.name == "module.cpp" else []
-        made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags=" ".join(flags)))
+    for sources, further in parts:
+        for source in sources:
+            name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
+            flags = [*EMULATED_FLAGS, f"-isystem {headers}", *further]
+            flags += python_module_flags() if source.name == "module.cpp" else []
+            made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags=" ".join(flags)))
+    runtimes = " ".join(ADDRESS_FLAGS) if sanitize else ""
     # Python's own symbols come from the interpreter.
-    ninja.rule("link_emulated", f"{cxx()} -shared -o $out $in {torch_link_flags()}", depfile=False)
+    command = f"{cxx()} -shared {runtimes} -o $out $in {torch_link_flags()}"
+    ninja.rule("link_emulated", command, depfile=False)
     ninja.edge("link_emulated", out, made)
 
 
 def build_emulated() -> Path:
     """The CUDA kernels as CPU code, for the tests; never part of the wheel."""
-    headers = cuda_headers()
-    if headers is None:
-        raise BuildError("warpwright: the emulator needs the CUDA toolkit's headers: install nvcc, or set CUDA_HOME")
     ninja = Ninja(ROOT / "build" / "emulated")
-    cxx_rule(ninja, [])
+    cxx_rule(ninja)
     out = ninja.folder / EMULATED_LIBRARY
-    emulated_library(ninja, out, headers)
+    emulated_library(ninja, out, needed_cuda_headers())
     ninja.run()
     return out
+
+
+def build_sanitized() -> Path:
+    """A folder of the libraries with GCC's sanitizers; without the headers of CUDA, of the CPU library alone."""
+    ninja = Ninja(ROOT / "build" / "sanitized")
+    cxx_rule(ninja)
+    cpu_library(ninja, ninja.folder / CPU_LIBRARY, ADDRESS_FLAGS)
+    headers = cuda_headers()
+    if headers is not None:
+        emulated_library(ninja, ninja.folder / EMULATED_LIBRARY, headers, sanitize=True)
+    ninja.run()
+    info = {"version": version(), "cuda": False, "cuda_reason": "a build for the sanitizers"}
+    (ninja.folder / BUILD_INFO).write_text(json.dumps(info, indent=2) + "\n")
+    return ninja.folder
 
 
 def build_release(out: Path) -> None:
@@ -329,7 +372,7 @@ def build_release(out: Path) -> None:
         (out / stale).unlink(missing_ok=True)
     cuda, reason = wants_cuda()
     ninja = Ninja(ROOT / "build" / "native")
-    cxx_rule(ninja, [])
+    cxx_rule(ninja)
     cpu_library(ninja, ninja.folder / CPU_LIBRARY)
     info = {"version": version(), "cuda": cuda, "cuda_reason": reason if not cuda else "nvcc found", "cuda_archs": None}
     if cuda:
@@ -351,9 +394,10 @@ def build_release(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--emulated", action="store_true", help="build the emulated CUDA kernels, for the tests")
+    parser.add_argument("--sanitized", action="store_true", help="build for tests/sanitize.py")
     arguments = parser.parse_args()
-    if arguments.emulated:
-        print(build_emulated())
+    if arguments.emulated or arguments.sanitized:
+        print(build_sanitized() if arguments.sanitized else build_emulated())
         return
     build_release(ROOT / "python" / "warpwright" / "lib")
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from warpwright import _registry
+from warpwright import _library, _registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,7 +37,12 @@ def missing() -> str | None:
 
 @functools.cache
 def library() -> Path:
-    """Builds the library where it is out of date. Test processes take turns: they share one build folder."""
+    """Builds the library where it is out of date. Test processes take turns: they share one build folder.
+
+    Where Python's libraries are those of another build, such as that for the sanitizers, it is the one beside them."""
+    given = _library.LIBRARY_DIR / build_script().EMULATED_LIBRARY
+    if given.exists():
+        return given
     folder = ROOT / "build"
     folder.mkdir(exist_ok=True)
     with open(folder / "emulated.lock", "w") as lock:

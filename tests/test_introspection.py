@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -31,6 +33,31 @@ def test_info_is_complete_and_plain():
     assert len(plain["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
     for value in (found.version, found.torch, found.cpu, found.cpu_isa):
         assert value in str(found)
+
+
+def test_info_names_the_folder_of_another_build(tmp_path):
+    """WARPWRIGHT_LIBRARY_DIR loads it, and `warpwright info` says so."""
+    assert "folder" not in warpwright.info().build
+    shutil.copy(_library.CPU_LIBRARY, tmp_path)
+    code = "import warpwright; print(warpwright.info().build['folder'], torch.ops.warpwright.rms_norm)"
+    run = subprocess.run(
+        [sys.executable, "-c", f"import torch; {code}"],
+        env=os.environ | {"WARPWRIGHT_LIBRARY_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == f"{tmp_path.resolve()} warpwright.rms_norm\n", run.stderr
+
+
+def test_info_without_the_libraries_of_another_build_says_what_is_missing(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", "import warpwright"],
+        env=os.environ | {"WARPWRIGHT_LIBRARY_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    assert "warpwright: libwarpwright.so is not built" in run.stderr
 
 
 def test_info_follows_use_backend():

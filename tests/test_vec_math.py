@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import processor
 import pytest
 import torch
 
@@ -30,12 +31,6 @@ def _build_module():
     return module
 
 
-def _isas() -> list[str]:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    has = {"baseline": True, "avx2": "avx2" in flags and "fma" in flags, "avx512": "avx512dq" in flags}
-    return [isa for isa, there in has.items() if there]
-
-
 def _inputs() -> np.ndarray:
     generator = np.random.default_rng(0)
     dense = np.linspace(-110, 110, 1 << 20)
@@ -46,7 +41,7 @@ def _inputs() -> np.ndarray:
     return np.pad(values, (0, -len(values) % 16))
 
 
-@pytest.fixture(scope="module", params=_isas())
+@pytest.fixture(scope="module", params=processor.isas())
 def sweep(request, tmp_path_factory):
     build = _build_module()
     program = tmp_path_factory.mktemp("sweep") / "sweep"

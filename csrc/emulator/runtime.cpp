@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "emulator/allocation.h"
 #include "emulator/host.h"
 #include "emulator/machine.h"
 
@@ -400,9 +401,11 @@ std::string check_access(Machine& m, uintptr_t address, size_t size, bool write,
   if (block >= 0 && m.blocks[static_cast<size_t>(block)].running == 0) {
     return std::string(write ? "write" : "read") + " of the shared memory of a block that has ended";
   }
-  if (block < 0 && !m.allowed.empty()) {
-    const auto inside = [&](const Range& range) { return range.holds(address, size); };
-    if (std::none_of(m.allowed.begin(), m.allowed.end(), inside)) {
+  if (block < 0) {
+    const std::string outside = outside_allocation(reinterpret_cast<const void*>(address), size, write);
+    if (!outside.empty()) return outside;
+    const auto allowed = [&](const Range& range) { return range.holds(address, size); };
+    if (!m.allowed.empty() && std::none_of(m.allowed.begin(), m.allowed.end(), allowed)) {
       return std::string(write ? "write" : "read") + " of " + std::to_string(size) +
              " bytes of global memory outside what the test allows";
     }

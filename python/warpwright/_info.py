@@ -66,7 +66,8 @@ class Info:
         driver: version of NVIDIA's driver, None without one.
         gpus: name, capability, memory (bytes) and multiprocessors of each GPU that torch sees.
         libraries: file name -> None when it is loaded, else why it is not.
-        build: what the build recorded: whether CUDA was built or why not, architectures, torch.
+        build: what the build recorded: whether CUDA was built or why not, architectures, torch; and the folder of the
+            libraries, where WARPWRIGHT_LIBRARY_DIR names another than the package's own.
         cpu: the processor's name.
         cpu_isa: the instruction set that the CPU kernels use: "baseline", "avx2" or "avx512".
         threads: how many threads torch's CPU ops, and so our CPU kernels, may use.
@@ -144,7 +145,7 @@ def info() -> Info:
             _library.CPU_LIBRARY.name: None,  # warpwright cannot be imported without it.
             _library.CUDA_LIBRARY.name: _library.CUDA_MISSING,
         },
-        build=_library.build_info(),
+        build=_library.build_info() | ({"folder": str(_library.LIBRARY_DIR)} if _library.ELSEWHERE else {}),
         cpu=_cpu_name(),
         cpu_isa=_library.cpu_isa(),
         threads=torch.get_num_threads(),

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-LIBRARY_DIR = Path(__file__).resolve().parent / "lib"
+#: The folder of another build of this version, in the place of the package's own libraries.
+ELSEWHERE = os.environ.get("WARPWRIGHT_LIBRARY_DIR")
+LIBRARY_DIR = Path(ELSEWHERE or Path(__file__).resolve().parent / "lib").resolve()
 CPU_LIBRARY = LIBRARY_DIR / "libwarpwright.so"
 CUDA_LIBRARY = LIBRARY_DIR / "libwarpwright_cuda.so"
 MIN_TORCH = (2, 10)
