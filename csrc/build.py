@@ -319,8 +319,8 @@ def emulated_library(ninja: Ninja, out: Path, headers: Path, sanitize: bool = Fa
     objects = ninja.folder / "emulated"
     kernels = INSTRUMENT_FLAGS + (KERNEL_UNDEFINED_FLAGS if sanitize else [])
     # AddressSanitizer knows one stack for each thread of the host; the emulator runs on many. The kernels come last: of
-    # an inline function that the emulator and a kernel share, such as std::string's, the linker takes the first copy, and
-    # what the emulator does must not be watched.
+    # an inline function that the emulator and a kernel share, such as std::string's, the linker takes the first copy,
+    # and what the emulator does must not be watched.
     parts = [
         (sorted((CSRC / "bindings").glob("*.cpp")), ADDRESS_FLAGS if sanitize else []),
         (sorted((CSRC / "emulator").glob("*.cpp")), UNDEFINED_FLAGS if sanitize else []),

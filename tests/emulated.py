@@ -50,6 +50,12 @@ def library() -> Path:
         return build_script().build_emulated()
 
 
+def objects() -> list[Path]:
+    """The emulator's own, without kernels. They are linked before any kernel, see build.emulated_library."""
+    folder = library().parent / "emulated"
+    return [folder / f"emulator_{part.stem}.o" for part in sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]
+
+
 def build_cases(sources: list[Path], name: str, *, include: Path = ROOT / "csrc") -> Path:
     """A library of its own, in build/cases, out of a test's kernels and the emulator. `include` is looked into before
     csrc. Test processes take turns."""
@@ -60,13 +66,10 @@ def build_cases(sources: list[Path], name: str, *, include: Path = ROOT / "csrc"
     flags += [f"-I{include}", f"-I{ROOT / 'csrc'}", f"-isystem {build.cuda_headers()}"]
     ninja = build.Ninja(folder)
     ninja.rule("cxx", f"{build.compiler(build.cxx())} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out")
-    # The emulator's own objects come first, see build.emulated_library.
-    built = library().parent / "emulated"
-    objects = [built / f"emulator_{part.stem}.o" for part in sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))]
-    objects += [ninja.edge("cxx", folder / f"{part.stem}.o", [part]) for part in sources]
+    made = [*objects(), *(ninja.edge("cxx", folder / f"{part.stem}.o", [part]) for part in sources)]
     out = folder / "cases.so"
     ninja.rule("link", f"{build.cxx()} -shared -o $out $in", depfile=False)
-    ninja.edge("link", out, objects)
+    ninja.edge("link", out, made)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         ninja.run()

@@ -118,11 +118,7 @@ def kernel_reports(tmp_path_factory):
         *(HERE / "sanitizer_kernels.cpp", folder / "kernels.o"),
         *(*flags, *BUILD.INSTRUMENT_FLAGS, *BUILD.KERNEL_UNDEFINED_FLAGS),
     )
-    parts = [
-        _compile(part, folder / f"{part.stem}.o", *flags, *BUILD.UNDEFINED_FLAGS)
-        for part in sorted((BUILD.CSRC / "emulator").glob("*.cpp"))
-    ]
-    library = _link([kernels, *parts], folder / "kernels.so")
+    library = _link([*emulated.objects(), kernels], folder / "kernels.so")
     return _reports(library, "kernel_case", ["right", "overflow", *KERNELS])
 
 

@@ -5,6 +5,8 @@
 // the step's tiles have come for all threads, and that all are done with those of the step before, whose place the next
 // copies take.
 
+#include <algorithm>
+
 #include "cuda/launch.h"
 #include "cuda/matmul/epilogue.cuh"
 #include "cuda/matmul/gemm_mma.cuh"
@@ -23,7 +25,9 @@ constexpr int kWarpsM = 2, kWarpsN = 4;
 constexpr int kWarpM = kTileRows / kWarpsM, kWarpN = kTileRows / kWarpsN;  // A warp's part of the tile: 64 x 32.
 constexpr int kMmaM = 16, kMmaN = 8, kMmaK = 16;
 constexpr int kStageBytes = 2 * kTileBytes;
-constexpr int kSharedBytes = kStages * kStageBytes;
+// The sums on their way out: eight more columns put the rows that half a warp writes at once in different banks.
+constexpr int kStagedColumns = kTileRows + 8, kStagedBytes = kTileRows * kStagedColumns * 4;
+constexpr int kSharedBytes = std::max(kStages * kStageBytes, kStagedBytes);
 static_assert(kWarpsM * kWarpsN * 32 == kThreads);
 static_assert(kWarpM % kMmaM == 0 && kWarpN % (2 * kMmaN) == 0 && kTileK % kMmaK == 0);
 
@@ -73,18 +77,28 @@ __global__ void __launch_bounds__(kThreads) gemm_mma_kernel(const GemmParams p) 
       }
     }
   }
-  // The last step waited for the last tiles: nothing is on its way any more.
-
+  // The sums go through shared memory: neighbouring threads then store neighbouring elements, and the epilogue is in
+  // the code once, not once for each of a thread's sums. The last step waited for the last tiles: nothing is on its
+  // way.
+  __syncthreads();
+  auto* const staged = reinterpret_cast<float*>(shared);  // (kTileRows, kStagedColumns)
 #pragma unroll
   for (int i = 0; i < kWarpM / kMmaM; ++i) {
 #pragma unroll
     for (int j = 0; j < kWarpN / kMmaN; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int64_t row = tile.m0 + warp_m + i * kMmaM + e / 2 * 8 + lane / 4;
-        const int64_t col = tile.n0 + warp_n + j * kMmaN + lane % 4 * 2 + e % 2;
-        if (row < p.m && col < p.n) store_element<T>(p, row, col, sums[i][j][e]);
+        const int row = warp_m + i * kMmaM + e / 2 * 8 + lane / 4, col = warp_n + j * kMmaN + lane % 4 * 2 + e % 2;
+        staged[row * kStagedColumns + col] = sums[i][j][e];
       }
+    }
+  }
+  __syncthreads();
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kTileRows; i += kThreads) {
+    const int row = i / kTileRows, col = i % kTileRows;
+    if (tile.m0 + row < p.m && tile.n0 + col < p.n) {
+      store_element<T>(p, tile.m0 + row, tile.n0 + col, staged[row * kStagedColumns + col]);
     }
   }
 }
