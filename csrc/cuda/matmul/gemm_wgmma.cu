@@ -32,7 +32,7 @@ using ptx::Mbarrier, ptx::TensorMap;
 constexpr int kTileM = 128, kTileN = 256;
 constexpr int kSpan = 64;      // 16-bit elements in the 128 bytes that the swizzle permutes.
 constexpr int kTileK = kSpan;  // Rows of the operands' tiles are one span where K lies together.
-constexpr int kConsumers = kTileM / ptx::kWgmmaM, kConsumerWarps = 4 * kConsumers;
+constexpr int kConsumers = kTileM / ptx::kWgmmaM;
 constexpr int kThreads = ptx::kWarpgroup * (1 + kConsumers);
 constexpr int kStages = 4;
 constexpr int kATileBytes = kTileM * kTileK * 2, kStageBytes = kATileBytes + kTileN * kTileK * 2;
@@ -56,6 +56,8 @@ struct GemmWgmmaParams {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
+
+#if WARPWRIGHT_SM90A
 
 // The barriers of a stage, and the parity of their phases: each use of a stage is a phase of both.
 struct Stage {
@@ -192,6 +194,8 @@ __device__ __forceinline__ void consume(const GemmWgmmaParams& p, unsigned char*
   ptx::tma_store_wait_read<0>();  // Shared memory ends with the block.
 }
 
+#endif  // WARPWRIGHT_SM90A
+
 // machine code: sm_90a: HGMMA, UTMALDG, STSM, UTMASTG; else: empty
 template <class T, bool kAAlongK, bool kBAlongK>
 __global__ void __launch_bounds__(kThreads) gemm_wgmma_kernel(const __grid_constant__ GemmWgmmaParams p) {
@@ -202,7 +206,7 @@ __global__ void __launch_bounds__(kThreads) gemm_wgmma_kernel(const __grid_const
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       ptx::mbarrier_init(&full[stage], 1);
-      ptx::mbarrier_init(&empty[stage], kConsumerWarps);
+      ptx::mbarrier_init(&empty[stage], 4 * kConsumers);  // A warp each.
     }
     ptx::fence_mbarrier_init();
   }
