@@ -270,6 +270,8 @@ EMULATED_FLAGS = ["-DWARPWRIGHT_BACKEND_EMULATED", "-O2", "-g1", "-Wno-unknown-p
 EMULATED_FLAGS += ["-Wno-psabi"]
 # A tail call would hide the line that an error should name.
 EMULATED_FLAGS += ["-fno-optimize-sibling-calls"]
+# csrc/emulator/bindings/tensors.cpp stands between the bindings and these.
+TENSOR_ADDRESSES = ["torch_get_const_data_ptr", "torch_get_mutable_data_ptr"]
 # A call before each access to memory, which csrc/emulator/memory.cpp answers in the place of the sanitizers' runtimes.
 INSTRUMENT_FLAGS = ["-fsanitize=thread", "--param tsan-instrument-func-entry-exit=0", "-fsanitize=alignment"]
 
@@ -315,14 +317,22 @@ def needed_cuda_headers() -> Path:
     return headers
 
 
+def emulated_link(runtimes: str = "") -> str:
+    """The command that makes the emulated library of its objects."""
+    wrapped = " ".join(f"-Wl,--wrap={name}" for name in TENSOR_ADDRESSES)
+    # Python's own symbols come from the interpreter.
+    return f"{cxx()} -shared {runtimes} {wrapped} -o $out $in {torch_link_flags()}"
+
+
 def emulated_library(ninja: Ninja, out: Path, headers: Path, sanitize: bool = False) -> None:
     objects = ninja.folder / "emulated"
     kernels = INSTRUMENT_FLAGS + (KERNEL_UNDEFINED_FLAGS if sanitize else [])
     # AddressSanitizer knows one stack for each thread of the host; the emulator runs on many. The kernels come last: of
     # an inline function that the emulator and a kernel share, such as std::string's, the linker takes the first copy,
     # and what the emulator does must not be watched.
+    glue = [*sorted((CSRC / "bindings").glob("*.cpp")), *sorted((CSRC / "emulator" / "bindings").glob("*.cpp"))]
     parts = [
-        (sorted((CSRC / "bindings").glob("*.cpp")), ADDRESS_FLAGS if sanitize else []),
+        (glue, ADDRESS_FLAGS if sanitize else []),
         (sorted((CSRC / "emulator").glob("*.cpp")), UNDEFINED_FLAGS if sanitize else []),
         (sorted((CSRC / "cuda").rglob("*.cu")), kernels),
     ]
@@ -334,9 +344,7 @@ def emulated_library(ninja: Ninja, out: Path, headers: Path, sanitize: bool = Fa
             flags += python_module_flags() if source.name == "module.cpp" else []
             made.append(ninja.edge("cxx", objects / f"{name}.o", [source], flags=" ".join(flags)))
     runtimes = " ".join(ADDRESS_FLAGS) if sanitize else ""
-    # Python's own symbols come from the interpreter.
-    command = f"{cxx()} -shared {runtimes} -o $out $in {torch_link_flags()}"
-    ninja.rule("link_emulated", command, depfile=False)
+    ninja.rule("link_emulated", emulated_link(runtimes), depfile=False)
     ninja.edge("link_emulated", out, made)
 
 

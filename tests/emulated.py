@@ -7,6 +7,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -59,17 +60,39 @@ def objects() -> list[Path]:
 def build_cases(sources: list[Path], name: str, *, include: Path = ROOT / "csrc") -> Path:
     """A library of its own, in build/cases, out of a test's kernels and the emulator. `include` is looked into before
     csrc. Test processes take turns."""
-    build = build_script()
+    out = ROOT / "build" / "cases" / name / "cases.so"
+    return _build(out, sources, objects(), f"{build_script().cxx()} -shared -o $out $in", include)
+
+
+def build_planted(original: Path, text: str, name: str) -> Path:
+    """A folder in build/cases with a library where a file of csrc/cuda has another text; WARPWRIGHT_LIBRARY_DIR makes
+    a process use it."""
+    built = library().parent / "emulated"
     folder = ROOT / "build" / "cases" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    planted = folder / original.name
+    if not planted.exists() or planted.read_text() != text:
+        planted.write_text(text)
+    replaced = "_".join(original.relative_to(ROOT / "csrc").with_suffix("").parts)
+    others = sorted(part for part in built.glob("*.o") if part.stem != replaced)
+    # The kernels last, see build.emulated_library.
+    others.sort(key=lambda part: part.name.startswith("cuda_"))
+    _build(folder / build_script().EMULATED_LIBRARY, [planted], others, build_script().emulated_link())
+    for other in (_library.CPU_LIBRARY, _library.LIBRARY_DIR / build_script().BUILD_INFO):
+        shutil.copy(other, folder)
+    return folder
+
+
+def _build(out: Path, sources: list[Path], others: list[Path], link: str, include: Path = ROOT / "csrc") -> Path:
+    build = build_script()
+    folder = out.parent
     folder.mkdir(parents=True, exist_ok=True)
     flags = [*build.CXX_FLAGS, *build.EMULATED_FLAGS, *build.INSTRUMENT_FLAGS]
     flags += [f"-I{include}", f"-I{ROOT / 'csrc'}", f"-isystem {build.cuda_headers()}"]
     ninja = build.Ninja(folder)
     ninja.rule("cxx", f"{build.compiler(build.cxx())} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out")
-    made = [*objects(), *(ninja.edge("cxx", folder / f"{part.stem}.o", [part]) for part in sources)]
-    out = folder / "cases.so"
-    ninja.rule("link", f"{build.cxx()} -shared -o $out $in", depfile=False)
-    ninja.edge("link", out, made)
+    ninja.rule("link", link, depfile=False)
+    ninja.edge("link", out, [*others, *(ninja.edge("cxx", folder / f"{part.stem}.o", [part]) for part in sources)])
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         ninja.run()

@@ -4,8 +4,11 @@ ops reach every kernel of csrc/cuda through it."""
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import emulated
@@ -171,6 +174,37 @@ def test_launches_are_counted(cases):
 
 
 #: Ops that take other kernels before Hopper, which is what the emulator is otherwise.
+#: A call of an op whose kernel has lost the test for its last row.
+BEYOND = """
+import emulated, torch, warpwright
+emulated.activate()
+gate, up = torch.ones(2, 3, 7)
+assert emulated.library().parent.name == "planted"
+with warpwright.use_backend("emulated"):
+    try:
+        warpwright.ops.swiglu(gate, up)
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_a_kernel_that_leaves_its_tensors_is_stopped():
+    """Global memory is the tensors of the call, without a sanitizer: memory that belongs to somebody else counts."""
+    source = ROOT / "csrc" / "cuda" / "activation" / "swiglu.cu"
+    check = "  if (place.row >= p.rows) return;\n"
+    text = source.read_text()
+    assert text.count(check) == 2
+    folder = emulated.build_planted(source, text.replace(check, "\n"), "planted")
+    variables = os.environ | {"WARPWRIGHT_LIBRARY_DIR": str(folder), "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run([sys.executable, "-c", BEYOND], env=variables, capture_output=True, text=True, check=True)
+    place = r"warpwright emulator: kernel swiglu, block \(0, 0, 0\), thread \(\d+, 0, 0\): pack\.cuh:\d+: "
+    found = re.fullmatch(
+        rf"{place}write of 4 bytes of global memory, to (\d+) bytes past the end of an array of 84 bytes\n", done.stdout
+    )
+    assert found, done
+    assert 4 <= int(found[1]) <= (256 - 21) * 4
+
+
 BY_ARCHITECTURE = ["linear"]
 
 

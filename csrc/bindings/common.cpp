@@ -2,6 +2,10 @@
 
 #include <algorithm>
 
+#if defined(WARPWRIGHT_BACKEND_EMULATED)
+#include "emulator/allocation.h"
+#endif
+
 #if defined(WARPWRIGHT_BACKEND_CUDA)
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 #endif
@@ -190,6 +194,9 @@ Launch::Launch(const Tensor& tensor) : guard_(tensor.get_device_index()) {
 }
 #else
 Launch::Launch(const Tensor&) {}
+#endif
+#if defined(WARPWRIGHT_BACKEND_EMULATED)
+Launch::~Launch() { emulator::forget_tensors(); }
 #endif
 
 }  // namespace warpwright

@@ -90,10 +90,16 @@ OptionalTensor contiguous(const OptionalTensor& tensor);
 
 // ---- the device ----
 
-// Makes `tensor`'s device current for its lifetime, and gives the stream that torch is using on it.
+// Makes `tensor`'s device current for its lifetime, and gives the stream that torch is using on it. Ends after the last
+// launch of kernels that get addresses which were asked for before: the emulator forgets them then.
 class Launch {
  public:
   explicit Launch(const Tensor& tensor);
+#if defined(WARPWRIGHT_BACKEND_EMULATED)
+  ~Launch();
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+#endif
   Stream stream() const { return stream_; }
 
  private:

@@ -173,7 +173,9 @@ struct Machine {
   std::atomic<std::thread::id> host;  // The thread that runs a kernel now; no thread's between launches.
   Thread* running = nullptr;
   Memory memory;
-  std::vector<Range> allowed;  // Global memory that kernels may touch; all of it where there is none.
+  // Global memory that kernels may touch: the tensors of the op that launches one, outside ops what a test allows, all
+  // of it where there is neither.
+  std::vector<Range> tensors, allowed;
   std::exception_ptr error;
   std::mt19937_64 random;
   unsigned elected_lane = 0;

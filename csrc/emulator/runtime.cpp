@@ -404,11 +404,8 @@ std::string check_access(Machine& m, uintptr_t address, size_t size, bool write,
   if (block < 0) {
     const std::string outside = outside_allocation(reinterpret_cast<const void*>(address), size, write);
     if (!outside.empty()) return outside;
-    const auto allowed = [&](const Range& range) { return range.holds(address, size); };
-    if (!m.allowed.empty() && std::none_of(m.allowed.begin(), m.allowed.end(), allowed)) {
-      return std::string(write ? "write" : "read") + " of " + std::to_string(size) +
-             " bytes of global memory outside what the test allows";
-    }
+    const std::string beside = outside_ranges(m.tensors.empty() ? m.allowed : m.tensors, address, size, write);
+    if (!beside.empty()) return beside;
   }
   return m.memory.check(address, size, write, actor, code);
 }
@@ -450,6 +447,7 @@ void run(const Launch& launch, const std::function<void()>& body) {
   m.memory.start_launch();
   m.launch = &launch;
   m.body = &body;
+  m.tensors = tensors_of_call();
   m.error = nullptr;
   m.random.seed(from_environment("WARPWRIGHT_EMULATOR_SEED", 0));
   m.elected_lane = m.random() % kWarpSize;
