@@ -15,13 +15,17 @@ from warpwright.testing.spec import HALF_TYPES, BadInput, Cost, Make, OpSpec, Sa
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies with the same strides, to be written to."""
-    return [
-        torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t)
-        if all(t.stride()) or not t.numel()
-        else t
-        for t in tensors
-    ]
+    """Copies with the same strides and offsets, to be written to; what overlaps itself is none's to write and stays."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        if not all(tensor.stride()) and tensor.numel():
+            return tensor
+        own = tensor.untyped_storage().clone()
+        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+            own, tensor.storage_offset(), tensor.shape, tensor.stride()
+        )
+
+    return [copy(tensor) for tensor in tensors]
 
 
 def _adamw(
