@@ -20,10 +20,11 @@ def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     def copy(tensor: Tensor) -> Tensor:
         if not all(tensor.stride()) and tensor.numel():
             return tensor
-        own = tensor.untyped_storage().clone()
-        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-            own, tensor.storage_offset(), tensor.shape, tensor.stride()
-        )
+        # Dynamo traces no offsets, and no layout is compiled.
+        offset = 0 if torch.compiler.is_compiling() else tensor.storage_offset()
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        room = torch.empty(offset + max(last, 0) + 1, dtype=tensor.dtype, device=tensor.device)
+        return room.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
 
     return [copy(tensor) for tensor in tensors]
 
