@@ -173,7 +173,6 @@ def test_launches_are_counted(cases):
     assert cases.module.launches("never heard of") == 0
 
 
-#: Ops that take other kernels before Hopper, which is what the emulator is otherwise.
 #: A call of an op whose kernel has lost the test for its last row.
 BEYOND = """
 import emulated, torch, warpwright
@@ -205,6 +204,7 @@ def test_a_kernel_that_leaves_its_tensors_is_stopped():
     assert 4 <= int(found[1]) <= (256 - 21) * 4
 
 
+#: Ops that take other kernels before Hopper, which is what the emulator is otherwise.
 BY_ARCHITECTURE = ["linear"]
 
 

@@ -17,8 +17,7 @@ std::string describe(size_t size, bool write) {
   return std::string(write ? "write" : "read") + " of " + std::to_string(size) + " bytes";
 }
 
-// Where an access lies that begins or ends outside of `range`. Of one that starts inside, what counts is how far it
-// goes.
+// Where an access lies that leaves `range`. Of one that starts inside, what counts is how far it goes.
 std::string beside(const Range& range, uintptr_t address, size_t size) {
   if (address < range.begin) return ", " + std::to_string(range.begin - address) + " bytes before ";
   return ", to " + std::to_string(address + size - range.end) + " bytes past the end of ";
@@ -67,7 +66,10 @@ std::string outside_ranges(const std::vector<Range>& ranges, uintptr_t address, 
     const uintptr_t distance = address < range.begin ? range.begin - address
                                : address < range.end ? 0
                                                      : address - range.end;
-    if (distance < least) least = distance, nearest = &range;
+    if (distance < least) {
+      least = distance;
+      nearest = &range;
+    }
   }
   if (nearest == nullptr) return "";
   return describe(size, write) + " of global memory" + beside(*nearest, address, size) + "an array of " +
