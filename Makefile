@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name build.py)
 
-.PHONY: help setup build demo test sanitize lint format docs wheel other-torch mutate clean
+.PHONY: help setup build demo test gpu sanitize lint format docs wheel other-torch mutate clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ demo: build  ## check, train and measure on this machine; writes warpwright-repo
 
 test: build  ## the whole test suite
 	$(BIN)/python -m pytest -q -n auto tests
+
+# On the python and the torch that are there, without a virtual environment: GPU machines often have no network.
+gpu:  ## everything that only a GPU can answer, in parts of BUDGET=540 seconds; writes gpu-results/
+	$(PYTHON) bench/gpu.py
 
 sanitize: $(STAMP)  ## the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/python tests/sanitize.py

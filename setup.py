@@ -70,12 +70,12 @@ class NativeDistribution(Distribution):
 
 
 def packages():
-    found = {"warpwright": "python/warpwright"}
-    for init in sorted((ROOT / "python" / "warpwright").rglob("__init__.py")):
-        relative = init.parent.relative_to(ROOT / "python")
-        found[".".join(relative.parts)] = f"python/{relative}"
+    found = {}
+    for name, folder in (("warpwright", "python/warpwright"), ("warpwright.bench", "bench")):
+        for init in sorted((ROOT / folder).rglob("__init__.py")):
+            relative = init.parent.relative_to(ROOT / folder)
+            found[".".join((name, *relative.parts))] = str(Path(folder, relative))
     found["warpwright.triton_kernels"] = "triton_kernels"
-    found["warpwright.bench"] = "bench"
     return found
 
 
@@ -83,7 +83,13 @@ setup(
     version=native.version(),
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"warpwright": ["py.typed"], "warpwright.demo": ["*.j2"]},
+    package_data={
+        "warpwright": ["py.typed"],
+        "warpwright.demo": ["*.j2"],
+        "warpwright.tuning": ["tables/*.json"],
+        "warpwright.bench": ["suites/*.yaml"],
+        "warpwright.bench.report": ["*.j2", "*.css", "*.js"],
+    },
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
     distclass=NativeDistribution,
     zip_safe=False,

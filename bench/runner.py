@@ -1,212 +1,333 @@
-"""Runs cases: checks each provider's result, times the providers side by side, and says what the numbers mean."""
+"""Runs cases: checks each provider, times the providers side by side, checks them again, and says what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import gc
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from warpwright.bench.cases import Case
-from warpwright.bench.timing import measure
-from warpwright.testing import SPECS, Make, OpSpec, Sample
-from warpwright.testing import compare as compare_with_float64
+from warpwright.bench.case import PROVIDERS, Case, Provider
+from warpwright.bench.ceilings import measure_ceilings, share
+from warpwright.bench.checks import Accuracy, Calls, Freshness
+from warpwright.bench.environment import environment
+from warpwright.bench.providers import DEFAULT_PROVIDERS, find
+from warpwright.bench.rows import Ceiling, Results, Row
+from warpwright.bench.threads import pinned
+from warpwright.bench.timing import Candidate, Timing, measure, peak_memory
+from warpwright.testing import Cost, Sample
 
-#: The baseline comes first.
-PROVIDERS = ("eager", "compile", "warpwright")
-DIRECTIONS = ("forward", "forward+backward")
-#: Inputs are drawn as often as it takes to exceed any last-level cache, within reason.
-_ROTATED_BYTES, _MAX_COPIES = 256 << 20, 6
+#: What `run` yields, in the order of a results file.
+Record = dict[str, Any] | Ceiling | Row
+
+#: Inputs are drawn as often as it takes to exceed the last-level cache this many times, up to so many sets and bytes.
+_CACHES, _MAX_SETS, _MAX_BYTES = 2, 64, 4 << 30
+#: Below this size a call is the host's work and latency; a few sets keep its inputs changing.
+_TINY_BYTES, _TINY_SETS = 1 << 16, 4
 
 
-@dataclass(frozen=True)
-class Row:
-    """One provider on one case.
+def last_level_cache(device: torch.device) -> int:
+    """Bytes; what a Linux kernel or the CUDA driver says, 32 MiB where they say nothing."""
+    if device.type == "cuda":
+        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 32 << 20
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) << 10)
+    return max(sizes, default=32 << 20)
 
-    Attributes:
-        op, case, dtype, direction, provider, device: what was measured.
-        p20, p50, p80: seconds of a call, over `repeats` repeats.
-        tflops, gbytes: TFLOP/s and GB/s of the forward pass's least work; None with a backward pass.
-        ratio: the baseline's p50 / this p50, above 1 is faster; None for the baseline's own absence.
-        error: largest error / allowed error against float64 (1 is the limit); None where it was not compared.
-        failure: why it was not timed, or None.
-    """
 
-    op: str
-    case: str
-    dtype: str
+def sets_of_inputs(nbytes: int, cache: int) -> int:
+    """How many sets of inputs of so many bytes are rotated through, so that no call finds its own in a cache."""
+    if nbytes < _TINY_BYTES:
+        return _TINY_SETS
+    wanted = 1 + -(-_CACHES * cache // nbytes)
+    return max(1, min(wanted, _MAX_SETS, _MAX_BYTES // nbytes))
+
+
+def work(case: Case, direction: str) -> Cost:
+    """The least work of one call. A backward pass reads the inputs and the outputs' gradients, writes a gradient for
+    each differentiable input, and computes twice what the forward pass does: exact for products and convolutions."""
+    sample = case.sample("meta")
+    forward = case.operator.cost(*sample.args, **sample.kwargs)
+    gradients = sum(t.numel() * t.element_size() for t in sample.tensors() if t.requires_grad)
+    backward = Cost(2 * forward.flops, forward.bytes + gradients)
+    both = Cost(forward.flops + backward.flops, forward.bytes + backward.bytes)
+    return {"forward": forward, "backward": backward, "both": both}[direction]
+
+
+@dataclass
+class _Trial:
+    """One case in one direction: which providers are still in it, and what is known of those that are not."""
+
+    case: Case
     direction: str
-    provider: str
-    device: str
-    p20: float | None = None
-    p50: float | None = None
-    p80: float | None = None
-    repeats: int = 0
-    tflops: float | None = None
-    gbytes: float | None = None
-    ratio: float | None = None
-    error: float | None = None
-    failure: str | None = None
+    device: torch.device
+    functions: dict[str, tuple[Provider, Callable[..., Any]]] = field(default_factory=dict)
+    calls: dict[str, tuple[Provider, Callable[[int], Any]]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    out: dict[str, tuple[str, str]] = field(default_factory=dict)
+    checked: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
+    def drop(self, name: str, status: str, reason: str) -> None:
+        self.out[name] = (status, reason)
+        self.functions.pop(name, None)
+        self.calls.pop(name, None)
 
+    def fail(self, name: str, error: Exception) -> None:
+        self.drop(name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
-class Rows(list[Row]):
-    """Rows that print as a table."""
-
-    def __str__(self) -> str:
-        lines = []
-        for row in self:
-            what = f"{row.op:<18} {row.case:<34} {row.dtype:<9} {row.direction:<17} {row.provider:<12}"
-            if row.p50 is None:
-                lines.append(f"{what} {row.failure}")
+    def find_functions(self, providers: Sequence[Provider]) -> None:
+        sample = self.case.sample("meta")
+        for provider in providers:
+            try:
+                function = provider.function(self.case.op, self.device)
+                reason = provider.accepts(self.case.op, sample)
+            except Exception as error:
+                self.fail(provider.name, error)
                 continue
-            ratio = "" if row.ratio is None else f" {row.ratio:6.2f}x"
-            lines.append(f"{what} {row.p50 * 1e6:10.1f} us{ratio}")
-        return "\n".join(lines)
+            if function is None:
+                self.drop(provider.name, "missing", f"{provider.name} has no {self.case.op}")
+            elif reason is not None:
+                self.drop(provider.name, "missing", reason)
+            else:
+                self.functions[provider.name] = (provider, function)
+
+    def check_accuracy(self) -> None:
+        """Leaves out who fails, and who is wrong; only then are the inputs drawn that are timed."""
+        judged = {n: f for n, f in self.functions.items() if n != "torch"}
+        if not judged:
+            return
+        accuracy = Accuracy.of(self.case, self.direction, self.device)
+        self.checked = accuracy.checked
+        for name, (provider, function) in judged.items():
+            try:
+                error = accuracy.error(provider, function)
+            except Exception as failure:
+                self.fail(name, failure)
+                continue
+            self.errors[name] = error
+            if provider.judged and not error <= 1.0:
+                self.drop(name, "wrong", f"its error is {error:.3g} times the allowed one")
+
+    def build_calls(self, calls: Calls) -> None:
+        for name, (provider, function) in list(self.functions.items()):
+            try:
+                with provider.scope():
+                    self.calls[name] = (provider, calls.of(function))
+                    self.calls[name][1](0)
+            except Exception as error:
+                self.fail(name, error)
+
+    def check_freshness(self, freshness: Freshness) -> None:
+        for name, reason in freshness.stale(dict(self.calls)).items():
+            self.drop(name, "wrong", reason)
 
 
-def _provider(name: str, spec: OpSpec) -> Callable[..., Any]:
-    if name == "warpwright":
-        return spec.op
-    return torch.compile(spec.torch_op, dynamic=False) if name == "compile" else spec.torch_op
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else [t for t in value if isinstance(t, Tensor)]
-
-
-def _call(op: Callable[..., Any], samples: Sequence[Sample], backward: bool) -> Callable[[int], Any]:
-    """call(i): the op on the i-th set of inputs, with its backward pass if wanted."""
-    if not backward:
-        frozen = [s.map(Tensor.detach) for s in samples]
-
-        def forward(i: int) -> Any:
-            sample = frozen[i % len(frozen)]
-            return op(*sample.args, **sample.kwargs)
-
-        return forward
-    leaves = [[t for t in s.tensors() if t.requires_grad] for s in samples]
-    outputs = [t for t in _tensors(op(*samples[0].args, **samples[0].kwargs)) if t.requires_grad]
-    cotangents = [torch.ones_like(t) for t in outputs]
-
-    def both(i: int) -> Any:
-        k = i % len(samples)
-        found = [t for t in _tensors(op(*samples[k].args, **samples[k].kwargs)) if t.requires_grad]
-        return torch.autograd.grad(found, leaves[k], cotangents)
-
-    return both
-
-
-def _error(name: str, spec: OpSpec, sample: Sample, op: Callable[..., Any], backward: bool) -> float | None:
-    """Largest error / allowed error; PyTorch's own sets what is allowed, so only others are compared."""
-    if name == "eager":
-        return None
-    from warpwright.testing import evaluate
-
-    sample = sample if backward else sample.map(Tensor.detach)
-    return max((c.ratio for c in compare_with_float64(spec, sample, evaluate(op, sample))), default=0.0)
-
-
-def _run_case(
-    case: Case, direction: str, providers: Sequence[str], device: torch.device, seconds: float
-) -> Iterator[Row]:
-    spec = SPECS[case.op]
-    backward = direction != "forward"
-    first = case.sample(Make(case.dtype, device))
-    size = max(1, sum(t.numel() * t.element_size() for t in first.tensors()))
-    copies = min(_MAX_COPIES, max(1, _ROTATED_BYTES // size)) if size > 1 << 20 else 1
-    samples = [first, *(case.sample(Make(case.dtype, device, seed)) for seed in range(1, copies))]
-    what = (case.op, case.label, str(case.dtype).removeprefix("torch."), direction)
-    calls, errors, failures = {}, {}, {}
-    for name in providers:
-        op = _provider(name, spec)
+def _trial(case: Case, direction: str, providers: Sequence[Provider], options: _Options) -> list[Row]:
+    """One row for each provider."""
+    device = options.device
+    trial = _Trial(case, direction, device)
+    trial.find_functions(providers)
+    timings: dict[str, Timing] = {}
+    peaks: dict[str, int | None] = {}
+    if trial.functions:
         try:
-            errors[name] = _error(name, spec, first, op, backward)
-            # Compiled code may fuse away roundings of its own accord: its error is shown, not judged.
-            if name == "warpwright" and not (errors[name] or 0.0) <= 1.0:
-                failures[name] = f"wrong: error {errors[name]:.3g} times the allowed one"
-                continue
-            calls[name] = _call(op, samples, backward)
-        except Exception as error:
-            failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    timings = measure(calls, device, seconds) if calls else {}
-    base = timings.get(providers[0])
-    cost = spec.cost(*first.args, **first.kwargs)
-    for name in providers:
-        if name in failures:
-            yield Row(*what, name, str(device), error=errors.get(name), failure=failures[name])
-            continue
-        t = timings[name]
-        yield Row(
-            *what, name, str(device), t.p20, t.p50, t.p80, t.repeats,
-            tflops=None if backward else cost.flops / t.p50 / 1e12,
-            gbytes=None if backward else cost.bytes / t.p50 / 1e9,
-            ratio=None if base is None else base.p50 / t.p50,
-            error=errors.get(name),
-        )  # fmt: skip
+            trial.check_accuracy()
+            _time(trial, options, timings, peaks)
+        except Exception as error:  # PyTorch itself cannot run the case: out of memory, say.
+            for name in list(trial.functions):
+                trial.fail(name, error)
+    base = providers[0].name
+    return [_row(trial, p, timings.get(p.name), peaks.get(p.name), base in timings, options) for p in providers]
+
+
+def _time(trial: _Trial, options: _Options, timings: dict[str, Timing], peaks: dict[str, int | None]) -> None:
+    meta = trial.case.sample("meta")
+    nbytes = max(1, sum(t.numel() * t.element_size() for t in meta.tensors()))
+    calls = Calls(trial.case, trial.direction, options.device, sets_of_inputs(nbytes, options.cache))
+    trial.build_calls(calls)
+    reference = calls.of(trial.case.operator.in_place or trial.case.operator.torch_op)
+    freshness = Freshness(calls, reference)
+    trial.check_freshness(freshness)
+    if not trial.calls:
+        return
+    candidates = {name: Candidate(call, provider.scope) for name, (provider, call) in trial.calls.items()}
+    timings |= measure(
+        candidates, options.device, seconds=options.seconds, spread=options.spread, sets=len(calls.samples)
+    )
+    peaks |= {name: peak_memory(candidate, options.device) for name, candidate in candidates.items()}
+    trial.check_freshness(freshness)
+
+
+def _row(
+    trial: _Trial, provider: Provider, timing: Timing | None, peak: int | None, has_base: bool, options: _Options
+) -> Row:
+    case = trial.case
+    least = work(case, trial.direction)
+    what: dict[str, Any] = {
+        "suite": case.suite, "op": case.op, "case": case.label, "dtype": case.dtype_name, "direction": trial.direction,
+        "provider": provider.name, "device": options.device.type, "parameters": case.parameters,
+        "flops": least.flops, "bytes": least.bytes, "error": trial.errors.get(provider.name),
+        "checked": trial.checked if provider.name in trial.errors else None,
+        "sources": provider.sources(case.op, options.device),
+    }  # fmt: skip
+    if provider.name in trial.out or timing is None:
+        status, reason = trial.out.get(provider.name, ("failed", "it was not timed"))
+        return Row(**what, status=status, reason=reason)
+    reached = share(least.flops, least.bytes, timing.p50, case.dtype_name, options.ceilings)
+    ratios = (timing.ratio, timing.ratio_low, timing.ratio_high) if has_base else (None, None, None)
+    return Row(
+        **what, p20=timing.p20, p50=timing.p50, p80=timing.p80, low=timing.low, high=timing.high,
+        repeats=timing.repeats, calls=timing.calls, clock=timing.clock, settled=timing.settled, host=timing.host,
+        peak_memory=peak, ceiling=reached and reached[0], bound=reached and reached[1],
+        ratio=ratios[0], ratio_low=ratios[1], ratio_high=ratios[2],
+    )  # fmt: skip
+
+
+@dataclass
+class _Options:
+    device: torch.device
+    seconds: float
+    spread: float
+    cache: int
+    ceilings: Sequence[Ceiling] = ()
+
+
+def split(providers: Sequence[str | Provider], device: torch.device) -> tuple[list[Provider], dict[str, str]]:
+    """(the providers that can run on `device`, the others' names and why they cannot)."""
+    names = iter(find([p for p in providers if isinstance(p, str)]))
+    found = [p if isinstance(p, Provider) else next(names) for p in providers]
+    reasons = {p.name: p.missing(device) for p in found}
+    missing = {name: reason for name, reason in reasons.items() if reason is not None}
+    return [p for p in found if p.name not in missing], missing
 
 
 def run(
-    cases: Iterable[Case],
+    cases: Sequence[Case],
     *,
     device: torch.device | str = "cpu",
-    providers: Sequence[str] = PROVIDERS,
-    directions: Sequence[str] = DIRECTIONS,
-    compiled_directions: Sequence[str] = DIRECTIONS,
+    providers: Sequence[str | Provider] = DEFAULT_PROVIDERS,
     seconds: float = 0.3,
+    spread: float = 0.01,
+    threads: int | None = None,
+    ceilings: bool = True,
+    done: Collection[tuple[str, ...]] = (),
     on_step: Callable[[str], None] = lambda what: None,
-) -> Rows:
-    """Measures each case, in each direction, with every provider; the first provider is the baseline of the ratios.
+) -> Iterator[Record]:
+    """Measures each case, in each of its directions, with every provider.
 
     Args:
-        cases: from `suite`, or your own.
+        cases: from `load_suite`, or your own.
         device: where.
-        providers: of PROVIDERS.
-        directions: of DIRECTIONS; cases without a backward pass have the first only.
-        compiled_directions: where the "compile" provider takes part; it spends seconds on compiling.
-        seconds: for each provider of each case.
-        on_step: told what comes next, for a progress bar.
+        providers: names or your own; the first that can run is the baseline of the ratios.
+        seconds: time for each provider of each case, at most; less where its spread is small before.
+        spread: the relative width of the confidence intervals at which measuring ends.
+        threads: of the CPU's kernels, each bound to a core; None for as many as torch uses now.
+        ceilings: whether the copy and the large products are measured first, which takes some seconds.
+        done: `Row.key` of rows that are there already; a case whose rows are all there is left out.
+        on_step: told what comes next, once for each case and direction, for a progress bar.
+
+    Yields:
+        The environment, the ceilings, then a row for each provider of each case, as soon as they are known.
+
+    Raises:
+        RuntimeError: an unknown provider, or none that can run on the device.
     """
-    unknown = [p for p in providers if p not in PROVIDERS]
-    if unknown or not providers:
-        raise RuntimeError(f"warpwright: bench: providers must be of {', '.join(PROVIDERS)}, got {list(providers)}")
-    rows = Rows()
-    for case in cases:
-        for direction in directions if case.backward else directions[:1]:
-            on_step(f"{case.op} {str(case.dtype).removeprefix('torch.')} {direction}")
-            taking = [p for p in providers if p != "compile" or direction in compiled_directions]
-            rows += _run_case(case, direction, taking, torch.device(device), seconds)
-    return rows
+    device = torch.device(device)
+    usable, missing = split(providers, device)
+    if not usable:
+        raise RuntimeError(f"warpwright: bench: no provider can run on {device}: {'; '.join(missing.values())}")
+    scope: AbstractContextManager[Any] = pinned(threads) if device.type == "cpu" else nullcontext()
+    with scope as report, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using padding='same'", UserWarning)
+        yield environment(device, threads=report) | {
+            "missing": missing,
+            "options": {"seconds": seconds, "spread": spread, "baseline": usable[0].name},
+        }
+        options = _Options(device, seconds, spread, last_level_cache(device))
+        if ceilings:
+            on_step("ceilings: a copy, large products")
+            options.ceilings = measure_ceilings(device, _dtypes(cases), seconds=max(seconds, 0.5))
+            yield from options.ceilings
+        for case in cases:
+            for direction in case.directions:
+                on_step(f"{case.op} {case.label} {case.dtype_name} {direction}")
+                if _is_done(case, direction, usable, device, done):
+                    continue
+                yield from _trial(case, direction, usable, options)
+                gc.collect()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
 
 
-def compare(functions: Mapping[str, Callable[..., Any]], *args: Any, seconds: float = 0.5, **kwargs: Any) -> Rows:
+def _dtypes(cases: Sequence[Case]) -> list[torch.dtype]:
+    return list(dict.fromkeys(case.dtype for case in cases))
+
+
+def _is_done(
+    case: Case, direction: str, providers: Sequence[Provider], device: torch.device, done: Collection[tuple[str, ...]]
+) -> bool:
+    what = (case.suite, case.op, case.label, case.dtype_name, direction)
+    return bool(done) and all((*what, p.name, device.type) in done for p in providers)
+
+
+def steps(cases: Sequence[Case], ceilings: bool = True) -> int:
+    """How often `run` calls `on_step`."""
+    return sum(len(case.directions) for case in cases) + int(ceilings)
+
+
+def collect(records: Iterator[Record]) -> Results:
+    """All of `run`'s records."""
+    found = Results()
+    for record in records:
+        found.add(record)
+    return found
+
+
+def compare(functions: Mapping[str, Callable[..., Any]], *args: Any, seconds: float = 0.5, **kwargs: Any) -> Results:
     """Times your own functions beside each other on the same inputs, without gradients; the first is the baseline.
 
     Args:
         functions: name -> function(*args, **kwargs).
         *args, **kwargs: the inputs; the device of the first tensor decides which clock is used.
-        seconds: for each function.
+        seconds: for each function, at most.
 
     Returns:
-        A row for each function; `print(rows)` shows them.
+        A row for each function; `print(results)` shows them. Results are not compared with anything: for that, use
+        `warpwright.bench.kernel`.
     """
     sample = Sample("yours", args, kwargs)
     tensors = sample.tensors()
     if not tensors:
         raise RuntimeError("warpwright: bench: compare needs at least one tensor among its inputs")
     device = tensors[0].device
+    frozen = sample.map(torch.Tensor.detach)
+
+    def call(function: Callable[..., Any]) -> Callable[[int], Any]:
+        return lambda i: function(*frozen.args, **frozen.kwargs)
+
+    found = Results(environments=[environment(device)])
     with torch.no_grad():
-        timings = measure({name: _call(f, [sample], False) for name, f in functions.items()}, device, seconds)
-    base = next(iter(timings.values()))
+        timings = measure({n: Candidate(call(f)) for n, f in functions.items()}, device, seconds=seconds)
     shapes = ", ".join(" x ".join(map(str, t.shape)) for t in tensors)
     dtype = str(tensors[0].dtype).removeprefix("torch.")
-    return Rows(
-        Row("yours", shapes, dtype, "forward", name, str(device), t.p20, t.p50, t.p80, t.repeats,
-            ratio=base.p50 / t.p50)
-        for name, t in timings.items()
-    )  # fmt: skip
+    for name, t in timings.items():
+        found.add(
+            Row("yours", "yours", shapes, dtype, "forward", name, device.type, p20=t.p20, p50=t.p50, p80=t.p80,
+                low=t.low, high=t.high, repeats=t.repeats, calls=t.calls, clock=t.clock, settled=t.settled, host=t.host,
+                ratio=t.ratio, ratio_low=t.ratio_low, ratio_high=t.ratio_high)
+        )  # fmt: skip
+    return found
+
+
+def sources_now(row: Row) -> str | None:
+    """The hash that `row.sources` would have if it were measured now; None where that is not known."""
+    provider = PROVIDERS.get(row.provider)
+    return None if provider is None else provider.sources(row.op, torch.device(row.device))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from warpwright import _registry
+from warpwright.bench.rows import Results, Row, read_results
+from warpwright.bench.statistics import geometric_mean
 from warpwright.testing import SPECS, OpSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 import machine_code  # noqa: E402
 import triton_machine_code  # noqa: E402
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "kernels.md")
-RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("performance", "results", "kernels")))
+RECORDED = ROOT / "bench" / "results"
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -62,49 +62,140 @@ def support_table() -> str:
     return "\n".join(lines)
 
 
-def _microseconds(row: dict[str, Any] | None) -> str:
-    return "-" if row is None or row["p50"] is None else f"{row['p50'] * 1e6:.4g}"
+def _results() -> dict[str, list[Results]]:
+    """Machine -> the results of its suites."""
+    found: dict[str, list[Results]] = {}
+    for path in sorted(RECORDED.glob("*/*.jsonl")):
+        found.setdefault(path.parent.name, []).append(read_results(path))
+    return found
 
 
-def _ratio(ours: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
-    if ours is None or other is None or not ours["p50"] or not other["p50"]:
-        return "-"
-    return f"{other['p50'] / ours['p50']:.2f}"
+def _machine(results: Sequence[Results]) -> str:
+    """What was measured on what; several runs of one machine may differ in their commit."""
+    infos = [environment["info"] for r in results for environment in r.environments]
+    info = infos[0]
+    cuda = any(row.device == "cuda" for r in results for row in r.rows)
+    name = ", ".join(gpu["name"] for gpu in info["gpus"]) if cuda else f"{info['cpu']}, {info['threads']} threads"
+    driver = f", driver {info['driver']}" if cuda else f", {info['cpu_isa']}"
+    commits = ", ".join(dict.fromkeys(i["commit"] or "unknown" for i in infos))
+    return f"{name}{driver}; torch {info['torch']}; warpwright {info['version']}, commit {commits}"
 
 
-def results_table(path: Path) -> str:
-    """One recorded run of a suite: what was measured on what, then a line for each case and direction."""
-    report = json.loads(path.read_text())
-    info = report["info"]
-    devices = sorted({row["device"] for row in report["rows"]})
-    machine = ", ".join(gpu["name"] for gpu in info["gpus"]) if "cuda" in devices else info["cpu"]
-    lines = [
-        f"`{path.relative_to(ROOT)}`: {machine}, {info['threads']} threads, {info['cpu_isa']}; torch {info['torch']}, "
-        f"warpwright {info['version']}, commit {info['commit']}.",
-        "",
-        "| op | case | dtype | direction | eager us | compile us | warpwright us | x eager | x compile |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+def _groups(results: Results) -> list[dict[str, Row]]:
+    """For each case and direction, provider -> row."""
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in results.rows:
+        found.setdefault(row.group, {})[row.provider] = row
+    return list(found.values())
+
+
+def _against(other: str, groups: Sequence[dict[str, Row]], direction: str | None = None) -> list[tuple[float, Row]]:
+    """(other's time / ours, our row) wherever both were timed."""
+    pairs = [(g["warpwright"], g[other]) for g in groups if "warpwright" in g and other in g]
+    return [
+        (theirs.p50 / ours.p50, ours)
+        for ours, theirs in pairs
+        if ours.p50 and theirs.p50 and direction in (None, ours.direction)
     ]
-    cases: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
-    for row in report["rows"]:
-        case = tuple(row[key] for key in ("op", "case", "dtype", "direction"))
-        cases.setdefault(case, {})[row["provider"]] = row
-    for (op, case, dtype, direction), rows in cases.items():
-        ours, eager, compiled = (rows.get(name) for name in ("warpwright", "eager", "compile"))
-        times = " | ".join(map(_microseconds, (eager, compiled, ours)))
-        lines.append(
-            f"| `{op}` | {case} | {dtype} | {direction} | {times} | {_ratio(ours, eager)} | {_ratio(ours, compiled)} |"
-        )
-    return "\n".join(lines)
 
 
-def performance_tables() -> str:
-    return "\n\n".join(results_table(path) for path in sorted(RESULTS.glob("*/*.json")))
+def _mean(other: str, groups: Sequence[dict[str, Row]], direction: str) -> str:
+    ratios = [ratio for ratio, _ in _against(other, groups, direction)]
+    return f"{geometric_mean(ratios):.2f}" if ratios else "-"
+
+
+def _worst(groups: Sequence[dict[str, Row]]) -> str:
+    ratios = _against("torch", groups)
+    if not ratios:
+        return "-"
+    ratio, row = min(ratios, key=lambda pair: pair[0])
+    return f"{ratio:.2f}: `{row.op}` {row.case}, {row.dtype}, {row.direction}"
+
+
+def _header(*titles: str) -> str:
+    return f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}"
+
+
+def summary_tables() -> str:
+    """For each machine, a line for each suite."""
+    parts = []
+    for machine, results in _results().items():
+        lines = [
+            f"`bench/results/{machine}/`: {_machine(results)}.",
+            "",
+            _header(
+                "suite",
+                "timed",
+                "vs torch, forward",
+                "vs torch, both",
+                "vs compile, forward",
+                "vs compile, both",
+                "worst vs torch",
+            ),
+        ]
+        for result in results:
+            groups = _groups(result)
+            timed = sum("warpwright" in g and g["warpwright"].status == "timed" for g in groups)
+            means = [_mean(o, groups, d) for o in ("torch", "compile") for d in ("forward", "both")]
+            cells = (result.rows[0].suite, f"{timed} of {len(groups)}", *means, _worst(groups))
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _time(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row.p50 * 1e6:.4g}" if row.p50 else row.status
+
+
+def _number(value: float | None, factor: float = 1.0, form: str = ".2f") -> str:
+    return "-" if value is None else f"{value * factor:{form}}"
+
+
+def _ratio(ours: Row | None, other: Row | None) -> float | None:
+    return other.p50 / ours.p50 if ours and other and ours.p50 and other.p50 else None
+
+
+def detail_tables() -> str:
+    """For each machine and suite, a line for each case and direction."""
+    parts = []
+    for machine, results in _results().items():
+        parts.append(f"## {machine}\n\n{_machine(results)}.")
+        for result in results:
+            lines = [
+                f"### {machine}: {result.rows[0].suite}",
+                "",
+                _header(
+                    "op",
+                    "case",
+                    "dtype",
+                    "direction",
+                    "torch us",
+                    "compile us",
+                    "warpwright us",
+                    "x torch",
+                    "x compile",
+                    "% ceiling",
+                ),
+            ]
+            for group in _groups(result):
+                ours, eager, compiled = (group.get(name) for name in ("warpwright", "torch", "compile"))
+                row = next(iter(group.values()))
+                cells = (
+                    f"`{row.op}`", row.case, row.dtype, row.direction, *map(_time, (eager, compiled, ours)),
+                    _number(_ratio(ours, eager)), _number(_ratio(ours, compiled)),
+                    _number(ours.ceiling if ours else None, 100, ".0f"),
+                )  # fmt: skip
+                lines.append(f"| {' | '.join(cells)} |")
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 PARTS: dict[str, Callable[[], str]] = {
     "support": support_table,
-    "performance": performance_tables,
+    "performance": summary_tables,
+    "results": detail_tables,
     "cuda_kernels": machine_code.table,
     "triton_kernels": triton_machine_code.table,
 }

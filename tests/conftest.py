@@ -6,12 +6,16 @@ cpu, triton (interpreted) and the emulated CUDA kernels need no GPU; cuda and tr
 from __future__ import annotations
 
 import os
+import tempfile
 
 import torch
 
 # Before Triton is imported: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# What a developer has tuned here is none of the tests' business.
+os.environ["WARPWRIGHT_TUNING_DIR"] = tempfile.mkdtemp(prefix="warpwright-tuning-")
 
 import conformance_library
 import emulated

@@ -65,7 +65,7 @@ def record() -> list[Launch]:
 
     import warpwright
     from warpwright import _backend
-    from warpwright.bench.cases import suite
+    from warpwright.bench import Draw, load_suite
     from warpwright.testing import SPECS, Make, Sample, evaluate
 
     backend = make_backend(GPUTarget("cuda", CAPABILITIES[0], WARP))
@@ -87,7 +87,7 @@ def record() -> list[Launch]:
         }
         seen.setdefault(json.dumps(launch), launch)
 
-    class Unset(Make):
+    class Unset(Draw):
         """Tensors of any values: those of a benchmark's size would take long to draw."""
 
         def tensor(self, *shape: int, grad: bool = True, dtype: torch.dtype | None = None, **_: float) -> torch.Tensor:
@@ -97,9 +97,10 @@ def record() -> list[Launch]:
         for spec in SPECS.values():
             for dtype in spec.dtypes:
                 yield from ((spec.op, sample) for sample in spec.samples(Make(dtype)))
-        for case in suite("quick", "cuda"):
-            for dtype in SPECS[case.op].dtypes:
-                yield SPECS[case.op].op, case.sample(Unset(dtype))
+        for case in load_suite("quick", "cuda"):
+            # A whole model's parameters are no other launches than those of the samples.
+            for dtype in () if case.operator.written else SPECS[case.op].dtypes:
+                yield SPECS[case.op].op, case.operator.sample(Unset(dtype), **case.parameters)
 
     JITFunction.run = note
     _backend.triton_missing = lambda: None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -9,6 +11,20 @@ from torch import Tensor
 
 from warpwright.triton_kernels._activation import activate
 from warpwright.triton_kernels._common import interpreted, tl_acc
+from warpwright.tuning import Config, Limits, Tunable, exact, power_of_two
+
+
+@triton.jit
+def _tile(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    # Row by row, or down a band of GROUP_M rows first: the tiles that run at once then share more of what L2 holds.
+    if GROUP_M == 1:
+        tile_m, tile_n = pid // tiles_n, pid % tiles_n
+    else:
+        first = pid // (GROUP_M * tiles_n) * GROUP_M
+        height = tl.minimum(tiles_m - first, GROUP_M)
+        within = pid % (GROUP_M * tiles_n)
+        tile_m, tile_n = first + within % height, within // height
+    return tile_m, tile_n
 
 
 @triton.jit
@@ -17,11 +33,11 @@ def _gemm_kernel(
     output_ptr, preact_ptr, m, n, k,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
     ACC: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    tiles_n = tl.cdiv(n, BLOCK_N)
-    pid = tl.program_id(0)
-    row = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    col = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile_m, tile_n = _tile(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP_M)
+    row = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    col = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for start in range(0, k, BLOCK_K):
         inner = start + tl.arange(0, BLOCK_K).to(tl.int64)
@@ -45,6 +61,60 @@ def _gemm_kernel(
     tl.store(output_ptr + at, activate(acc, ACTIVATION).to(output_ptr.dtype.element_ty), inside)
 
 
+# ---- configurations ----
+
+
+def tile_fits(config: Config, sizes: Mapping[str, int], dtype: torch.dtype, limits: Limits) -> bool:
+    """Whether a product's tile can run and is worth trying: for `Tunable.fits`, here and in conv.py."""
+    block_m, block_n, block_k = (config[f"BLOCK_{name}"] for name in "MNK")
+    # Larger than the matrix: padding. A 128th of it and less: there are more small tiles than any GPU runs at once.
+    rounded = {name: power_of_two(sizes[name]) for name in "mnk"}
+    within = all(config[f"BLOCK_{name.upper()}"] <= max(32, rounded[name]) for name in "mnk")
+    within = within and block_m >= min(64, rounded["m"] // 128) and block_n >= min(64, rounded["n"] // 128)
+    if not limits.warps:
+        return within
+    # Above 128 sums a thread its registers are full; below 4 the loads' addresses outweigh the product.
+    sums = block_m * block_n // (32 * config["num_warps"])
+    stages = config["num_stages"] * (block_m + block_n) * block_k * dtype.itemsize
+    return within and 4 <= sums <= 128 and (limits.shared_memory is None or stages <= limits.shared_memory)
+
+
+def _fits(config: Config, sizes: Mapping[str, int], dtype: torch.dtype, limits: Limits) -> bool:
+    bands = config["GROUP_M"] == 1 or sizes["m"] > config["GROUP_M"] * config["BLOCK_M"]
+    return bands and tile_fits(config, sizes, dtype, limits)
+
+
+def _default(m: int, n: int, k: int) -> Config:
+    block_m, block_n, block_k = (32, 32, 64) if interpreted() else (64, 64, 32)
+    tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 1}
+    return tile | {"num_warps": 4, "num_stages": 3}
+
+
+def _tunable(name: str, grows: str) -> Tunable:
+    """`grows` is the dimension of the product that grows with the batch."""
+    return Tunable(
+        name,
+        files=("_gemm.py", "_activation.py", "_common.py"),
+        buckets={size: power_of_two if size == grows else exact for size in "mnk"},
+        summed=("k",),
+        space={
+            "BLOCK_M": (16, 32, 64, 128, 256),
+            "BLOCK_N": (16, 32, 64, 128, 256),
+            "BLOCK_K": (32, 64, 128),
+            "GROUP_M": (1, 8),
+            "num_warps": (4, 8),
+            "num_stages": (3, 4),
+        },
+        default=_default,
+        fits=_fits,
+    )
+
+
+GEMM = _tunable("gemm", grows="m")
+# linear's weight gradient: the batch is what is summed over.
+GEMM_WEIGHT_GRAD = _tunable("gemm_weight_grad", grows="k")
+
+
 def gemm(
     a: Tensor,
     b: Tensor,
@@ -57,17 +127,23 @@ def gemm(
     (m, k), n = a.shape, b.shape[0]
     output = torch.empty((m, n), dtype=a.dtype, device=a.device)
     preact = torch.empty((m, n) if save_preact else (0,), dtype=a.dtype, device=a.device)
-    block_m, block_n, block_k = (32, 32, 64) if interpreted() else (64, 64, 32)
-    tiles = triton.cdiv(m, block_m) * triton.cdiv(n, block_n)
-    if tiles == 0:
+    if output.numel() == 0:
         return output, preact
     addend = output if residual is None else residual
-    _gemm_kernel[(tiles,)](
-        a, a.stride(0), a.stride(1), b, b.stride(0), b.stride(1),
-        output if bias is None else bias.contiguous(), addend, addend.stride(0), addend.stride(1),
-        output, preact, m, n, k,
-        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, SAVE_PREACT=save_preact, ACTIVATION=activation,
-        ACC=tl_acc(a.dtype), UPCAST=interpreted(), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
-        num_warps=4, num_stages=3,
-    )  # fmt: skip
+    bias_or_any = output if bias is None else bias.contiguous()
+
+    def run(config: Config) -> None:
+        tiles = triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"])
+        _gemm_kernel[(tiles,)](
+            a, a.stride(0), a.stride(1), b, b.stride(0), b.stride(1),
+            bias_or_any, addend, addend.stride(0), addend.stride(1), output, preact, m, n, k,
+            HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, SAVE_PREACT=save_preact,
+            ACTIVATION=activation, ACC=tl_acc(a.dtype), UPCAST=interpreted(), **config,
+        )  # fmt: skip
+
+    # The dimension along which each operand is contiguous: "kk" forward, "kn" for the input's gradient, "mn" for the
+    # weight's, where the batch is the dimension that a's rows do not run along.
+    along_k = a.stride(1) == 1
+    layout = ("k" if along_k else "m") + ("k" if b.stride(1) == 1 else "n")
+    (GEMM if along_k else GEMM_WEIGHT_GRAD).launch(run, a, (m, n, k), (output, preact), layout)
     return output, preact

@@ -14,6 +14,8 @@ from torch import Tensor
 from warpwright.triton_kernels._activation import activate
 from warpwright.triton_kernels._common import interpreted, tl_acc
 from warpwright.triton_kernels._epilogue import epilogue_grads
+from warpwright.triton_kernels._gemm import tile_fits
+from warpwright.tuning import Config, Tunable, exact, power_of_two
 
 
 @triton.jit
@@ -148,13 +150,48 @@ def _shape(x: Tensor, w: Tensor, y: Tensor, stride: list[int], padding: list[int
     return (*sizes, *stride, *padding, *dilation)
 
 
-def _blocks(m: int, n: int, k: int) -> dict[str, int]:
+# ---- configurations ----
+
+
+def _default(m: int, n: int, k: int, taps: int, groups: int) -> Config:
     """Tile sizes: fixed on a GPU; the interpreter takes its time by the call, so there a tile holds what it can."""
     if not interpreted():
         # Eight warps share the addresses: four would spill them.
-        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8}
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}
     names = zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (m, n, k), (256, 64, 256), strict=True)
     return {name: min(limit, max(16, triton.next_power_of_2(size))) for name, size, limit in names}
+
+
+def _tunable(name: str, grows: str, summed: tuple[str, ...]) -> Tunable:
+    """As of a product of m x k and k x n for each tap and group; `grows` is the dimension that holds the pixels."""
+    return Tunable(
+        name,
+        files=("conv.py", "_activation.py", "_common.py"),
+        buckets={size: power_of_two if size == grows else exact for size in ("m", "n", "k", "taps", "groups")},
+        summed=summed,
+        space={
+            "BLOCK_M": (16, 32, 64, 128),
+            "BLOCK_N": (16, 32, 64, 128),
+            "BLOCK_K": (16, 32, 64),
+            "num_warps": (4, 8),
+            "num_stages": (3, 4),
+        },
+        default=_default,
+        fits=tile_fits,
+    )
+
+
+FORWARD = _tunable("conv_forward", "m", ("k", "taps"))
+INPUT_GRAD = _tunable("conv_input_grad", "m", ("k", "taps"))
+WEIGHT_GRAD = _tunable("conv_weight_grad", "k", ("k",))
+
+
+def _tiles(m: int, n: int, config: Config) -> int:
+    return triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"])
+
+
+def _layout(x: Tensor) -> str:
+    return "channels_last" if x.stride(1) == 1 else ""
 
 
 def conv2d(
@@ -182,17 +219,19 @@ def conv2d(
     preact = torch.empty_like(output) if keep else input.new_empty(0)
     if output.numel() == 0:
         return output, preact
-    m, n = shape[0] * sizes[0] * sizes[1], filters // groups
-    blocks = _blocks(m, n, group_channels)
-    grid = (triton.cdiv(m, blocks["BLOCK_M"]) * triton.cdiv(n, blocks["BLOCK_N"]), groups)
+    m, n, taps = shape[0] * sizes[0] * sizes[1], filters // groups, weight.shape[2:].numel()
     addend = output if residual is None else residual
-    _forward_kernel[grid](
-        input, *input.stride(), weight, *weight.stride(), output, *output.stride(), addend, *addend.stride(),
-        output if bias is None else bias.contiguous(), preact,
-        *_shape(input, weight, output, stride, padding, dilation, groups),
-        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, SAVE_PREACT=keep, ACTIVATION=activation,
-        ACC=tl_acc(input.dtype), UPCAST=interpreted(), **blocks,
-    )  # fmt: skip
+    bias_or_any = output if bias is None else bias.contiguous()
+
+    def run(config: Config) -> None:
+        _forward_kernel[(_tiles(m, n, config), groups)](
+            input, *input.stride(), weight, *weight.stride(), output, *output.stride(), addend, *addend.stride(),
+            bias_or_any, preact, *_shape(input, weight, output, stride, padding, dilation, groups),
+            HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, SAVE_PREACT=keep, ACTIVATION=activation,
+            ACC=tl_acc(input.dtype), UPCAST=interpreted(), **config,
+        )  # fmt: skip
+
+    FORWARD.launch(run, input, (m, n, group_channels, taps, groups), (output, preact), _layout(input))
     return output, preact
 
 
@@ -234,21 +273,25 @@ def conv2d_backward(
     grad_weight = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
     grad_weight = grad_weight.contiguous(memory_format=_format(weight))
     m = input.shape[0] * input.shape[2:].numel()
-    filters, n = weight.shape[:2]
+    filters, n, taps = weight.shape[0] // groups, weight.shape[1], weight.shape[2:].numel()
     shape = _shape(input, weight, grad, stride, padding, dilation, groups)
     common = {"ACC": tl_acc(input.dtype), "UPCAST": interpreted()}
+
+    def run_input(config: Config) -> None:
+        _input_grad_kernel[(_tiles(m, n, config), groups)](
+            grad_input, *grad_input.stride(), weight, *weight.stride(), grad, *grad.stride(), *shape, **common, **config
+        )
+
+    def run_weight(config: Config) -> None:
+        _weight_grad_kernel[(taps * _tiles(filters, n, config), groups)](
+            input, *input.stride(), grad_weight, *grad_weight.stride(), grad, *grad.stride(), *shape, **common, **config
+        )
+
     if need_input and grad_input.numel() > 0:
-        blocks = _blocks(m, n, filters // groups)
-        grid = (triton.cdiv(m, blocks["BLOCK_M"]) * triton.cdiv(n, blocks["BLOCK_N"]), groups)
-        _input_grad_kernel[grid](
-            grad_input, *grad_input.stride(), weight, *weight.stride(), grad, *grad.stride(), *shape, **common, **blocks
-        )
+        INPUT_GRAD.launch(run_input, input, (m, n, filters, taps, groups), (grad_input,), _layout(input))
     if need_weight and grad_weight.numel() > 0 and grad.numel() > 0:
-        blocks = _blocks(filters // groups, n, grad.shape[0] * grad.shape[2:].numel())
-        tiles = triton.cdiv(filters // groups, blocks["BLOCK_M"]) * triton.cdiv(n, blocks["BLOCK_N"])
-        _weight_grad_kernel[(weight.shape[2:].numel() * tiles, groups)](
-            input, *input.stride(), grad_weight, *grad_weight.stride(), grad, *grad.stride(), *shape, **common, **blocks
-        )
+        pixels = grad.shape[0] * grad.shape[2:].numel()
+        WEIGHT_GRAD.launch(run_weight, input, (filters, n, pixels, taps, groups), (grad_weight,), _layout(input))
     last = torch.channels_last in (_format(input), _format(weight))
     memory_format = torch.channels_last if last else torch.contiguous_format
     return (

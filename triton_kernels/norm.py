@@ -6,6 +6,8 @@ group of rows, with its sums in registers, then a fixed-order sum over the group
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from warpwright.triton_kernels._common import acc_dtype, num_warps, row_block, rows, tl_acc
 from warpwright.triton_kernels._partials import sum_partials
+from warpwright.tuning import Config, Limits, Tunable, exact, power_of_two
 
 # Row groups of the weight gradients: fixed, so that they are summed in the same order everywhere.
 MAX_PARTIALS = 128
@@ -135,6 +138,34 @@ def _weight_grad_kernel(
         tl.store(bias_partials_ptr + group * cols + col, bias_sum, mask)
 
 
+# ---- configurations ----
+
+
+def _fits(config: Config, sizes: Mapping[str, int], dtype: torch.dtype, limits: Limits) -> bool:
+    # Nothing but padding beyond the next power of two. A thread holds up to three times its share in float32.
+    elements = config["BLOCK"] // (32 * config["num_warps"])
+    return config["BLOCK"] <= max(256, power_of_two(sizes["cols"])) and (not limits.warps or 1 <= elements <= 32)
+
+
+def _default(n_rows: int, cols: int) -> Config:
+    block = row_block(cols)
+    return {"BLOCK": block, "num_warps": num_warps(block)}
+
+
+def _default_weight_grad(n_rows: int, cols: int) -> Config:
+    return {"BLOCK": row_block(cols, 256), "num_warps": 4}
+
+
+_FILES = ("norm.py", "_common.py")
+_BUCKETS = {"rows": power_of_two, "cols": exact}
+_SPACE = {"BLOCK": (256, 512, 1024, 2048, 4096, 8192, 16384), "num_warps": (1, 2, 4, 8, 16)}
+_SPACE_WEIGHT_GRAD = {"BLOCK": (64, 128, 256, 512, 1024), "num_warps": (1, 2, 4, 8)}
+
+FORWARD = Tunable("norm_forward", _FILES, _BUCKETS, ("cols",), _SPACE, _default, _fits)
+INPUT_GRAD = Tunable("norm_input_grad", _FILES, _BUCKETS, ("cols",), _SPACE, _default, _fits)
+WEIGHT_GRAD = Tunable("norm_weight_grad", _FILES, _BUCKETS, ("rows",), _SPACE_WEIGHT_GRAD, _default_weight_grad, _fits)
+
+
 def _forward(
     input: Tensor,
     residual: Tensor | None,
@@ -154,14 +185,18 @@ def _forward(
     n_rows, cols = x.shape
     if n_rows == 0:
         return output, total, mean, rstd
-    block = row_block(cols)
-    _norm_forward_kernel[(n_rows,)](
-        x, x.stride(0), x.stride(1), r, r.stride(0), r.stride(1),
-        x if weight is None else weight.contiguous(), x if bias is None else bias.contiguous(),
-        output, total, mean, rstd, cols, eps,
-        CENTRED=centred, HAS_RESIDUAL=residual is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-        ACC=tl_acc(input.dtype), BLOCK=block, num_warps=num_warps(block),
-    )  # fmt: skip
+    weight_or_any = x if weight is None else weight.contiguous()
+    bias_or_any = x if bias is None else bias.contiguous()
+
+    def run(config: Config) -> None:
+        _norm_forward_kernel[(n_rows,)](
+            x, x.stride(0), x.stride(1), r, r.stride(0), r.stride(1),
+            weight_or_any, bias_or_any, output, total, mean, rstd, cols, eps,
+            CENTRED=centred, HAS_RESIDUAL=residual is not None, HAS_WEIGHT=weight is not None,
+            HAS_BIAS=bias is not None, ACC=tl_acc(input.dtype), **config,
+        )  # fmt: skip
+
+    FORWARD.launch(run, input, (n_rows, cols), (output, total, mean, rstd))
     return output, total, mean, rstd
 
 
@@ -189,22 +224,30 @@ def _backward(
     rstd = rstd.contiguous()
     statistics = (rstd if mean is None else mean.contiguous(), rstd)
     if need_input:
-        block = row_block(cols)
-        _input_grad_kernel[(n_rows,)](
-            dy, dy.stride(0), dy.stride(1), extra, extra.stride(0), extra.stride(1), h, h.stride(0), h.stride(1),
-            h if weight is None else weight.contiguous(), *statistics, grad_input, cols,
-            CENTRED=mean is not None, HAS_EXTRA=grad_sum is not None, HAS_WEIGHT=weight is not None,
-            ACC=tl_acc(sum.dtype), BLOCK=block, num_warps=num_warps(block),
-        )  # fmt: skip
+        weight_or_any = h if weight is None else weight.contiguous()
+
+        def run_input(config: Config) -> None:
+            _input_grad_kernel[(n_rows,)](
+                dy, dy.stride(0), dy.stride(1), extra, extra.stride(0), extra.stride(1), h, h.stride(0), h.stride(1),
+                weight_or_any, *statistics, grad_input, cols,
+                CENTRED=mean is not None, HAS_EXTRA=grad_sum is not None, HAS_WEIGHT=weight is not None,
+                ACC=tl_acc(sum.dtype), **config,
+            )  # fmt: skip
+
+        INPUT_GRAD.launch(run_input, h, (n_rows, cols), (grad_input,))
     if need_weight or need_bias:
-        groups, block = min(n_rows, MAX_PARTIALS), row_block(cols, 256)
+        groups = min(n_rows, MAX_PARTIALS)
         weight_partials = rstd.new_empty((groups, cols) if need_weight else (0, 0))
         bias_partials = rstd.new_empty((groups, cols) if need_bias else (0, 0))
-        _weight_grad_kernel[(groups, triton.cdiv(cols, block))](
-            dy, dy.stride(0), dy.stride(1), h, h.stride(0), h.stride(1), *statistics,
-            weight_partials, bias_partials, n_rows, cols,
-            CENTRED=mean is not None, NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, ACC=tl_acc(sum.dtype), BLOCK=block,
-        )  # fmt: skip
+
+        def run_weight(config: Config) -> None:
+            _weight_grad_kernel[(groups, triton.cdiv(cols, config["BLOCK"]))](
+                dy, dy.stride(0), dy.stride(1), h, h.stride(0), h.stride(1), *statistics,
+                weight_partials, bias_partials, n_rows, cols,
+                CENTRED=mean is not None, NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, ACC=tl_acc(sum.dtype), **config,
+            )  # fmt: skip
+
+        WEIGHT_GRAD.launch(run_weight, h, (n_rows, cols), (weight_partials, bias_partials))
         if need_weight:
             sum_partials(weight_partials, grad_weight)
         if need_bias:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from warpwright import _library, _registry, ops
 from warpwright._backend import backend_for, current_backend
-from warpwright._kernel_choice import copied, kernel_text
+from warpwright._kernel_choice import Configuration, configurations, copied, kernel_text
 from warpwright._peaks import peaks_of
 
 #: Families whose CUDA and Triton kernels multiply on the tensor cores.
@@ -51,6 +51,7 @@ class Explanation:
             once and each output written once.
         roofline: seconds below which no kernel can do that on this device, from datasheet peaks; None where those are
             not known, and `roofline_reason` says where they are from, or why there are none.
+        configurations: tile, warps and stages of the forward pass's Triton kernels, and where they come from.
     """
 
     op: str
@@ -64,6 +65,7 @@ class Explanation:
     bytes: int
     roofline: float | None
     roofline_reason: str
+    configurations: list[Configuration] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """A copy as plain dicts, lists, strings and numbers."""
@@ -73,6 +75,7 @@ class Explanation:
         lines = [
             f"{self.op}: {self.kernel}",
             f"  backend   {self.backend}: {self.backend_reason}",
+            *(f"  tile      {configuration}" for configuration in self.configurations),
         ]
         if self.autocast is not None:
             lines.append(f"  autocast  floating arguments are cast to {self.autocast} first")
@@ -131,6 +134,7 @@ def explain(fn: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanat
         bytes=cost.bytes,
         roofline=roofline,
         roofline_reason=roofline_reason,
+        configurations=configurations(name, backend, function, args, kwargs) if device.type != "meta" else [],
     )
 
 

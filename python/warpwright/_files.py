@@ -60,6 +60,31 @@ def read_json(path: str | Path) -> Any:
         _fail(path, f"is not valid JSON: {error}")
 
 
+def read_json_lines(path: str | Path) -> list[Any]:
+    """The values in a JSON Lines file, one a line; empty lines are skipped.
+
+    A last line without its newline that is not valid is left out: whoever wrote it was interrupted.
+
+    Raises:
+        FileError: see `read`; the message names the line.
+    """
+    path = Path(path)
+    text = _read_text(path, MAX_JSON_BYTES)
+    lines = text.split("\n")
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            found.append(json.loads(line, object_pairs_hook=_unique, parse_constant=_no_constant))
+        except RecursionError:
+            _fail(path, f"line {number} is not valid JSON: nested too deeply")
+        except ValueError as error:
+            if number < len(lines):
+                _fail(path, f"line {number} is not valid JSON: {error}")
+    return found
+
+
 def read_yaml(path: str | Path) -> Any:
     """The data in a YAML file: plain values only; tags that make objects and aliases are refused.
 

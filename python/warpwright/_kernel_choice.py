@@ -5,6 +5,8 @@ Mirrors the choices of csrc/bindings; tests/test_introspection.py compares both 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,6 +56,47 @@ def _cpu_linear(bound: dict[str, Any]) -> str:
     elif product == "oneDNN" and pieces == 1 and not keep:
         return f"{product} with fused post-ops"
     return f"{product}, then one pass for the epilogue in C++, {_library.cpu_isa()}"
+
+
+# ---- configurations ----
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What one kernel of the forward pass is launched with.
+
+    Attributes:
+        kernel, sizes, layout: as tables name them; sizes are those of its bucket.
+        config: tile, warps, stages.
+        source: "tuned here" (by `warpwright tune`), "shipped table" or "default".
+    """
+
+    kernel: str
+    sizes: dict[str, int]
+    layout: str
+    config: dict[str, int]
+    source: str
+
+    def __str__(self) -> str:
+        sizes = " ".join(f"{name}={value}" for name, value in self.sizes.items())
+        config = " ".join(f"{name}={value}" for name, value in self.config.items())
+        return f"{self.kernel} {sizes}: {config} ({self.source})"
+
+
+def configurations(
+    op: str, backend: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Configuration]:
+    """Of the kernels whose configuration is chosen: Triton's; the C++ kernels have one tile each."""
+    if backend != "triton":
+        return []
+    from warpwright.tuning.launches import TUNABLE_OPS, foreseen  # Here: it needs Triton.
+
+    found = []
+    for launch in foreseen(function, args, kwargs) if op in TUNABLE_OPS else ():
+        problem, choice = launch.problem, launch.choice
+        sizes = dict(problem.sizes)
+        found.append(Configuration(problem.kernel, sizes, problem.layout, dict(choice.config), choice.source))
+    return found
 
 
 # ---- copies ----

@@ -18,7 +18,7 @@ import typer
 
 from warpwright._version import __version__
 
-COMMANDS = ("info", "check", "bench", "demo")
+COMMANDS = ("info", "check", "bench", "tune", "demo")
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 #: The option that every command has.
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
@@ -38,13 +38,17 @@ def stdout() -> Console:
 
 
 def progress() -> Progress:
-    """A progress bar on stderr, silent when that is a file; `with progress() as bar: bar.add_task(name, total=n)`."""
+    """A progress bar with the time left on stderr, silent when that is a file.
+
+    `with progress() as bar: bar.add_task(name, total=n)`.
+    """
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,

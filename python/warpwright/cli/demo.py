@@ -57,7 +57,7 @@ def demo(
             f"{'they agree' if t['agree'] else 'THEY DIFFER'}"
         )
     summary["bench"], summary["host"] = _bench(device, bench_seconds, compile)
-    wrong = [r for r in summary["bench"] + summary["host"] if r["provider"] == "warpwright" and r["failure"]]
+    wrong = [r for r in summary["bench"] + summary["host"] if r["provider"] == "warpwright" and r["status"] != "timed"]
     agree = all(t["agree"] and not t["fallbacks"] for t in summary["training"])
     summary["ok"] = agree and not wrong and not summary["check"]["failures"]
     summary["seconds"] = time.perf_counter() - start
@@ -104,26 +104,27 @@ def _train(device: torch.device, steps: int | None) -> list[dict[str, Any]]:
 
 
 def _bench(device: str, seconds: float, compile: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    from warpwright.bench import run, suite
+    from warpwright.bench import collect, load_suite, run, steps
 
-    quick, host = suite("quick", device), suite("host", device)
-    providers = ("eager", "compile", "warpwright") if compile else ("eager", "warpwright")
+    quick, host = load_suite("quick", device), load_suite("host", device)
+    providers = ("torch", "compile", "warpwright") if compile else ("torch", "warpwright")
     with progress() as bar:
-        total = sum(2 if case.backward else 1 for case in quick) + len(host)
-        task = bar.add_task("bench", total=total)
+        task = bar.add_task("bench", total=steps(quick) + steps(host, ceilings=False))
 
         def step(what: str) -> None:
             bar.update(task, description=f"bench {what}")
             bar.advance(task)
 
-        rows = run(quick, device=device, providers=providers, seconds=seconds, on_step=step)
-        tiny = run(host, device=device, providers=("eager", "warpwright"), seconds=seconds, on_step=step)
+        rows = collect(run(quick, device=device, providers=providers, seconds=seconds, on_step=step)).rows
+        tiny = collect(
+            run(host, device=device, providers=("torch", "warpwright"), seconds=seconds, ceilings=False, on_step=step)
+        ).rows
     return [row.as_dict() for row in rows], [row.as_dict() for row in tiny]
 
 
 def _say_speed(rows: list[dict[str, Any]]) -> None:
     """Geometric means over the quick suite, the only figure that one line can hold."""
-    for direction in ("forward", "forward+backward"):
+    for direction in ("forward", "both"):
         ratios = [
             r["ratio"] for r in rows if r["direction"] == direction and r["provider"] == "warpwright" and r["ratio"]
         ]

@@ -9,8 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-#: Colours that are told apart by everyone, in light and in dark (Okabe and Ito).
-COLOURS = {"torch": "#0072B2", "eager": "#0072B2", "compile": "#009E73", "warpwright": "#D55E00"}
+from warpwright.bench.report.style import DIRECTIONS, FOLDER, looks
 
 
 def _picture(figure: Any) -> str:
@@ -28,8 +27,9 @@ def _curves(training: dict[str, Any]) -> str:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.4))
+    styles = looks(("torch", "warpwright"))
     for name, style in (("torch", "-"), ("warpwright", "--")):
-        axes.plot(training["losses"][name], style, color=COLOURS[name], label=name, linewidth=1.4)
+        axes.plot(training["losses"][name], style, color=styles[name].colour, label=name, linewidth=1.4)
     axes.set(xlabel="step", ylabel="training loss")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -40,23 +40,24 @@ def _speed_ups(rows: list[dict[str, Any]], direction: str) -> str | None:
     """Bars: the baseline's time over each provider's, one group a case; None without rows."""
     import matplotlib.pyplot as plt
 
-    chosen = [r for r in rows if r["direction"] == direction and r["ratio"] and r["provider"] != "eager"]
+    chosen = [r for r in rows if r["direction"] == direction and r["ratio"] and r["provider"] != "torch"]
     if not chosen:
         return None
     cases = list(dict.fromkeys((r["op"], r["dtype"], r["case"]) for r in chosen))
-    providers = [p for p in ("compile", "warpwright") if any(r["provider"] == p for r in chosen)]
+    providers = list(dict.fromkeys(r["provider"] for r in chosen))
+    styles = looks(providers)
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.42 * len(cases)))
     height = 0.8 / len(providers)
     for k, provider in enumerate(providers):
         found = {(r["op"], r["dtype"], r["case"]): r["ratio"] for r in chosen if r["provider"] == provider}
         places = [i + (k - (len(providers) - 1) / 2) * height for i in range(len(cases))]
         values = [found.get(case, 0.0) for case in cases]
-        bars = axes.barh(places, values, height, color=COLOURS[provider], label=f"{provider} vs eager")
+        bars = axes.barh(places, values, height, color=styles[provider].colour, label=f"{provider} vs torch")
         axes.bar_label(bars, [f"{v:.2f}" if v else "" for v in values], padding=2, fontsize=7)
     axes.set_yticks(range(len(cases)), [f"{op} {dtype}" for op, dtype, _ in cases], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="grey", linewidth=1)
-    axes.set(xlabel="times as fast as eager PyTorch", title=direction)
+    axes.set(xlabel="times as fast as eager PyTorch", title=DIRECTIONS[direction])
     axes.legend(frameon=False, fontsize=8)
     return _picture(figure)
 
@@ -82,9 +83,11 @@ def write_report(summary: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(_plain(summary), indent=1, allow_nan=False) + "\n")
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader((Path(__file__).parent, FOLDER)),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
-    bars = [_speed_ups(summary["bench"], direction) for direction in ("forward", "forward+backward")]
+    bars = [_speed_ups(summary["bench"], direction) for direction in DIRECTIONS]
     page = environment.get_template("report.html.j2").render(
         s=summary,
         curves={training["task"]: _curves(training) for training in summary["training"]},

@@ -3,7 +3,15 @@
 `SPECS` maps an op's name to its OpSpec. `check` runs samples on a backend and compares them with float64.
 """
 
-from warpwright.testing.compare import ERROR_FACTOR, Comparison, compare, evaluate, evaluate_in_place, to_float64
+from warpwright.testing.compare import (
+    ERROR_FACTOR,
+    Comparison,
+    Expected,
+    compare,
+    evaluate,
+    evaluate_in_place,
+    to_float64,
+)
 from warpwright.testing.layouts import LAYOUTS, relayout
 from warpwright.testing.spec import SPECS, BadInput, Cost, Make, OpSpec, Sample
 
@@ -16,6 +24,7 @@ __all__ = [
     "BadInput",
     "Comparison",
     "Cost",
+    "Expected",
     "Make",
     "OpSpec",
     "Sample",

@@ -94,6 +94,36 @@ def to_float64(sample: Sample) -> Sample:
     return sample.map(upcast)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What one call should give: the truth, the truth of nudged inputs, and PyTorch's own result, values by name."""
+
+    truth: dict[str, Tensor]
+    nudged: dict[str, Tensor]
+    theirs: dict[str, Tensor]
+
+    @staticmethod
+    def of(torch_op: Callable[..., Any], sample: Sample) -> Expected:
+        """Evaluates `torch_op` in float64, on nudged inputs in float64, and in the sample's own dtype."""
+        exact = to_float64(sample)
+        double = any(t.dtype == torch.float64 for t in sample.tensors())
+        eps = torch.finfo(torch.float64 if double else torch.float32).eps
+        return Expected(evaluate(torch_op, exact), evaluate(torch_op, _nudged(exact, eps)), evaluate(torch_op, sample))
+
+    def compare(self, ours: dict[str, Tensor]) -> list[Comparison]:
+        """Each of our values against its bound. Raises AssertionError where values are missing, or of another shape."""
+        if set(ours) != set(self.truth):
+            raise AssertionError(f"returned {sorted(ours)}, expected {sorted(self.truth)}")
+        return [self._one(name, name, ours) for name in sorted(self.truth)]
+
+    def compare_inference(self, ours: dict[str, Tensor]) -> list[Comparison]:
+        """The same for the outputs of a call without gradients."""
+        return [self._one(f"{name} (no grad)", name, ours) for name in sorted(ours)]
+
+    def _one(self, title: str, name: str, ours: dict[str, Tensor]) -> Comparison:
+        return _compare_one(title, ours[name], self.theirs[name], self.truth[name], self.nudged[name])
+
+
 def compare(spec: OpSpec, sample: Sample, ours: dict[str, Tensor] | None = None) -> list[Comparison]:
     """Our outputs and gradients (of the current backend, unless given) against float64, forward and backward.
 
@@ -105,21 +135,14 @@ def compare(spec: OpSpec, sample: Sample, ours: dict[str, Tensor] | None = None)
         ours = evaluate(spec.op, sample)
         if any(t.requires_grad for t in sample.tensors()):
             inference = evaluate(spec.op, sample.map(torch.Tensor.detach))
-    exact = to_float64(sample)
-    truth = evaluate(spec.torch_op, exact)
-    double = any(t.dtype == torch.float64 for t in sample.tensors())
-    nudged = evaluate(spec.torch_op, _nudged(exact, torch.finfo(torch.float64 if double else torch.float32).eps))
-    theirs = evaluate(spec.torch_op, sample)
-    if set(ours) != set(truth):
-        raise AssertionError(f"{spec.name}: {sample.name}: returned {sorted(ours)}, expected {sorted(truth)}")
-    found = [_compare_one(name, name, ours, theirs, truth, nudged) for name in sorted(truth)]
-    found += [_compare_one(f"{n} (no grad)", n, inference, theirs, truth, nudged) for n in sorted(inference)]
-    return found
+    expected = Expected.of(spec.torch_op, sample)
+    try:
+        return expected.compare(ours) + expected.compare_inference(inference)
+    except AssertionError as error:
+        raise AssertionError(f"{spec.name}: {sample.name}: {error}") from None
 
 
-def _compare_one(title: str, name: str, *evaluations: dict[str, Tensor]) -> Comparison:
-    """One value of (ours, PyTorch's, the truth, the truth of nudged inputs)."""
-    ours, theirs, truth, nudged = (evaluation[name] for evaluation in evaluations)
+def _compare_one(title: str, ours: Tensor, theirs: Tensor, truth: Tensor, nudged: Tensor) -> Comparison:
     if ours.shape != truth.shape:
         raise AssertionError(f"{title}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}")
     torch_error = _max_error(theirs, truth)

@@ -1,0 +1,12 @@
+"""How the sizes of a case become tensors: one file a family, one function an op."""
+
+from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
+    activation,
+    conv,
+    loss,
+    matmul,
+    norm,
+    optim,
+    quantize,
+    rotary,
+)

@@ -1,0 +1,321 @@
+"""Convolutions of one, two and three dimensions.
+
+`size`, `kernel`, `stride`, `padding` and `dilation` are one number for all dimensions, or a list with one for each.
+Labels read as "N32 64->128 3x3 s2 @56": batch, channels, filters, kernel, stride, size; what is as usual is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from warpwright.bench.case import Draw, halve, operator
+from warpwright.bench.operators._common import draw_weight, suffix
+from warpwright.testing import Cost, Sample
+from warpwright.testing.spec import FLOAT_TYPES, nbytes
+from warpwright.testing.specs.matmul import TORCH_ACTIVATIONS
+
+Sizes = int | list[int]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _each(value: Sizes, dims: int) -> list[int]:
+    found = [value] * dims if isinstance(value, int) else value
+    if len(found) != dims:
+        raise RuntimeError(f"warpwright: bench: a {dims}d convolution takes 1 or {dims} numbers, got {value}")
+    return found
+
+
+def _alike(values: Sequence[int]) -> bool:
+    return len(set(values)) == 1
+
+
+def _short(values: Sequence[int]) -> Any:
+    """One number where all are alike: kernels of users should not have to take lists apart."""
+    return values[0] if _alike(values) else list(values)
+
+
+def _text(values: Sequence[int]) -> str:
+    """ "56" for a square or a cube, else "161x700"."""
+    return str(values[0]) if _alike(values) else "x".join(map(str, values))
+
+
+def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
+    """The same leaf in the wanted memory format."""
+    layout = _LAST[tensor.dim()] if channels_last else torch.contiguous_format
+    return tensor.detach().contiguous(memory_format=layout).requires_grad_(tensor.requires_grad)
+
+
+def _smaller(parameters: dict[str, Any]) -> dict[str, Any] | None:
+    """Fewer images, then smaller ones, which stay twice as large as what the kernel reaches over."""
+    fewer = halve("batch")(parameters)
+    if fewer is not None:
+        return fewer
+    size, kernel, dilation = parameters["size"], parameters["kernel"], parameters.get("dilation", 1)
+    largest = [value if isinstance(value, int) else max(value) for value in (kernel, dilation)]
+    reach = 2 * largest[0] * largest[1]
+    sizes = [size] if isinstance(size, int) else size
+    halved = [max(s // 2, min(s, reach)) for s in sizes]
+    if halved == sizes:
+        return None
+    return parameters | {"size": halved[0] if isinstance(size, int) else halved}
+
+
+# ---- conv2d and conv3d ----
+
+
+def _draw_conv(
+    draw: Draw,
+    dims: int,
+    *,
+    batch: int,
+    channels: int,
+    filters: int | None,
+    size: Sizes,
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes | None,
+    dilation: Sizes,
+    groups: int,
+    depthwise: bool,
+    bias: bool,
+    activation: Activation | None,
+    residual: bool,
+    channels_last: bool,
+) -> Sample:
+    sizes, kernels, strides, dilations = (_each(v, dims) for v in (size, kernel, stride, dilation))
+    usual = [d * (k - 1) // 2 for k, d in zip(kernels, dilations, strict=True)]
+    paddings = usual if padding is None else _each(padding, dims)
+    filters = channels if filters is None else filters
+    groups = channels if depthwise else groups
+    if groups < 1 or channels % groups or filters % groups:
+        raise RuntimeError(
+            f"warpwright: bench: groups must divide {channels} channels and {filters} filters, got {groups}"
+        )
+    x = _laid_out(draw.tensor(batch, channels, *sizes), channels_last)
+    weight = draw_weight(draw, filters, channels // groups, *kernels, fan_in=channels // groups * prod(kernels))
+    args = (x, _laid_out(weight, channels_last), draw.tensor(filters) if bias else None)
+    kwargs: dict[str, Any] = {"activation": activation} if activation else {}
+    if residual:
+        reach = [d * (k - 1) + 1 for k, d in zip(kernels, dilations, strict=True)]
+        out = [(s + 2 * p - r) // t + 1 for s, p, r, t in zip(sizes, paddings, reach, strides, strict=True)]
+        kwargs["residual"] = _laid_out(draw.tensor(batch, filters, *out), channels_last)
+    label = f"N{batch} {channels}->{filters} {'x'.join(map(str, kernels))}"
+    label += "" if _text(strides) == "1" else f" s{_text(strides)}"
+    label += "" if paddings == usual else f" p{_text(paddings)}"
+    label += "" if _text(dilations) == "1" else f" d{_text(dilations)}"
+    label += " dw" if depthwise else f" g{groups}" if groups > 1 else ""
+    label += f" @{_text(sizes)}{' NHWC' if channels_last else ''}"
+    label += suffix(bias=bias, residual=residual, activation=activation)
+    return Sample(label, (*args, _short(strides), _short(paddings), _short(dilations), groups), kwargs)
+
+
+@operator("conv2d", smaller=_smaller)
+def conv2d(
+    draw: Draw,
+    *,
+    batch: int,
+    channels: int,
+    filters: int | None = None,
+    size: Sizes,
+    kernel: Sizes,
+    stride: Sizes = 1,
+    padding: Sizes | None = None,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    depthwise: bool = False,
+    bias: bool = False,
+    activation: Activation | None = None,
+    residual: bool = False,
+    channels_last: bool = False,
+) -> Sample:
+    """As many filters as channels, and the padding that keeps the size at stride 1, unless they are given."""
+    return _draw_conv(
+        draw, 2, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
+        padding=padding, dilation=dilation, groups=groups, depthwise=depthwise, bias=bias, activation=activation,
+        residual=residual, channels_last=channels_last,
+    )  # fmt: skip
+
+
+def _torch_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    product = F.conv3d(input, weight, bias, stride, padding, dilation, groups)
+    return TORCH_ACTIVATIONS[activation](product if residual is None else product + residual)
+
+
+def _conv3d_cost(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Cost:
+    shape = F.conv3d(input.to("meta"), weight.to("meta"), None, stride, padding, dilation, groups).shape
+    flops = 2 * shape.numel() * weight.shape[1:].numel()
+    return Cost(flops, nbytes(input, weight, bias, residual) + shape.numel() * input.element_size())
+
+
+@operator(
+    "conv3d",
+    smaller=_smaller,
+    family="conv",
+    torch_op=_torch_conv3d,
+    cost=_conv3d_cost,
+    dtypes=FLOAT_TYPES,
+    gradient=True,
+)
+def conv3d(
+    draw: Draw,
+    *,
+    batch: int,
+    channels: int,
+    filters: int | None = None,
+    size: Sizes,
+    kernel: Sizes,
+    stride: Sizes = 1,
+    padding: Sizes | None = None,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    depthwise: bool = False,
+    bias: bool = False,
+    channels_last: bool = False,
+) -> Sample:
+    """Sizes are (depth, height, width)."""
+    return _draw_conv(
+        draw, 3, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
+        padding=padding, dilation=dilation, groups=groups, depthwise=depthwise, bias=bias, activation=None,
+        residual=False, channels_last=channels_last,
+    )  # fmt: skip
+
+
+# ---- conv_transpose2d ----
+
+
+def _torch_conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def _conv_transpose2d_cost(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Cost:
+    """Each input meets each weight of its channel, also those whose products padding cuts off."""
+    meta = (input.to("meta"), weight.to("meta"))
+    shape = F.conv_transpose2d(*meta, None, stride, padding, output_padding, groups, dilation).shape
+    flops = 2 * input.numel() * weight.shape[1:].numel()
+    return Cost(flops, nbytes(input, weight, bias) + shape.numel() * input.element_size())
+
+
+@operator(
+    "conv_transpose2d",
+    smaller=_smaller,
+    family="conv",
+    torch_op=_torch_conv_transpose2d,
+    cost=_conv_transpose2d_cost,
+    dtypes=FLOAT_TYPES,
+    gradient=True,
+)
+def conv_transpose2d(
+    draw: Draw,
+    *,
+    batch: int,
+    channels: int,
+    filters: int,
+    size: Sizes,
+    kernel: Sizes,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    output_padding: Sizes = 0,
+    bias: bool = False,
+    channels_last: bool = False,
+) -> Sample:
+    sizes, kernels, strides, paddings, ends = (_each(v, 2) for v in (size, kernel, stride, padding, output_padding))
+    x = _laid_out(draw.tensor(batch, channels, *sizes), channels_last)
+    # Each output sums over the kernel's elements that one stride brings past it.
+    weight = draw_weight(draw, channels, filters, *kernels, fan_in=max(1, channels * prod(kernels) // prod(strides)))
+    label = f"N{batch} {channels}->{filters} {'x'.join(map(str, kernels))} s{_text(strides)} p{_text(paddings)}"
+    label += f" op{_text(ends)}" if any(ends) else ""
+    label += f" @{_text(sizes)}{' NHWC' if channels_last else ''}{suffix(bias=bias)}"
+    args = (x, _laid_out(weight, channels_last), draw.tensor(filters) if bias else None)
+    return Sample(label, (*args, _short(strides), _short(paddings), _short(ends)))
+
+
+# ---- causal_conv1d ----
+
+
+def _torch_causal_conv1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
+) -> Tensor:
+    """input (batch, channels, length), weight (channels, kernel): each output sees its own and earlier inputs."""
+    channels, kernel = weight.shape
+    product = F.conv1d(input, weight.unsqueeze(1), bias, padding=kernel - 1, groups=channels)
+    return TORCH_ACTIVATIONS[activation](product[..., : input.shape[-1]])
+
+
+def _causal_conv1d_cost(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
+) -> Cost:
+    return Cost(2 * input.numel() * weight.shape[1], 2 * nbytes(input) + nbytes(weight, bias))
+
+
+@operator(
+    "causal_conv1d",
+    smaller=halve("batch", "channels"),
+    family="conv",
+    torch_op=_torch_causal_conv1d,
+    cost=_causal_conv1d_cost,
+    dtypes=FLOAT_TYPES,
+    gradient=True,
+)
+def causal_conv1d(
+    draw: Draw,
+    *,
+    batch: int,
+    channels: int,
+    length: int,
+    kernel: int,
+    bias: bool = True,
+    activation: Literal["silu"] | None = None,
+) -> Sample:
+    """Depthwise, as in Mamba."""
+    args = (draw.tensor(batch, channels, length), draw_weight(draw, channels, kernel, fan_in=kernel))
+    label = f"{batch} x {channels} x {length}, k{kernel}{suffix(bias=bias, activation=activation)}"
+    kwargs = {"activation": activation} if activation else {}
+    return Sample(label, (*args, draw.tensor(channels) if bias else None), kwargs)
