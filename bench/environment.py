@@ -89,24 +89,15 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "cuda_runtime": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "l2_cache": getattr(properties, "L2_cache_size", None),
-        **read_nvml(_bus_id(properties)),
+        **read_nvml(str(getattr(properties, "uuid", ""))),
     }
 
 
-def _bus_id(properties: Any) -> str | None:
-    """As NVML spells it; CUDA_VISIBLE_DEVICES renumbers torch's GPUs, but not NVML's."""
-    parts = [getattr(properties, name, None) for name in ("pci_domain_id", "pci_bus_id", "pci_device_id")]
-    if any(part is None for part in parts):
-        return None
-    domain, bus, slot = parts
-    return f"{domain:08X}:{bus:02X}:{slot:02X}.0"
-
-
-def read_nvml(bus_id: str | None, load: Callable[[str], Any] = ctypes.CDLL) -> dict[str, Any]:
-    """What NVML knows of the GPU at this address (of the first, where it is None); every value may be None."""
+def read_nvml(uuid: str, load: Callable[[str], Any] = ctypes.CDLL) -> dict[str, Any]:
+    """What NVML knows of the GPU that torch gives this UUID; every value may be None."""
     reader = _Nvml(load)
     try:
-        gpu = reader.find(bus_id)
+        gpu = reader.find(uuid)
         reasons = reader.number("nvmlDeviceGetCurrentClocksThrottleReasons", gpu, kind=ctypes.c_ulonglong)
         throttled = None if reasons is None else [text for bit, text in THROTTLE_REASONS.items() if reasons & bit]
         return {
@@ -161,13 +152,15 @@ class _Nvml:
         function = getattr(self._library, name, None)
         return function is not None and function(*arguments) == 0
 
-    def find(self, bus_id: str | None) -> ctypes.c_void_p | None:
-        handle = ctypes.c_void_p()
-        if bus_id is not None:
-            known = self._call("nvmlDeviceGetHandleByPciBusId_v2", bus_id.encode(), ctypes.byref(handle))
-        else:
-            known = self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(0), ctypes.byref(handle))
-        return handle if known else None
+    def find(self, uuid: str) -> ctypes.c_void_p | None:
+        """By its UUID, because CUDA_VISIBLE_DEVICES renumbers torch's GPUs, but not NVML's; or as the only one."""
+        gpu, count = ctypes.c_void_p(), ctypes.c_uint()
+        if self._call("nvmlDeviceGetHandleByUUID", f"GPU-{uuid}".encode(), ctypes.byref(gpu)):
+            return gpu
+        alone = self._call("nvmlDeviceGetCount_v2", ctypes.byref(count)) and count.value == 1
+        return (
+            gpu if alone and self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(0), ctypes.byref(gpu)) else None
+        )
 
     def text(self, name: str) -> str | None:
         value = ctypes.create_string_buffer(96)

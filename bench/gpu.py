@@ -44,6 +44,8 @@ _MAX_CUTS = 2
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 BACKENDS = ("native", "triton", "reference")
+#: Pytest's exit code where no test was chosen.
+_NO_TESTS = 5
 #: A fixture that gives a test a GPU, where there is one.
 _GPU_FIXTURE = re.compile(r"def test_\w+\([^)]*\b(matrix|conformance|hopper)\b")
 
@@ -60,6 +62,7 @@ class Step:
         needs: a step that must be done before.
         after: steps that must be over before, however they ended.
         skip: why it cannot be done on this machine, or None.
+        nothing: the exit code with which it says that this machine has nothing for it.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Step:
     needs: str | None = None
     after: tuple[str, ...] = ()
     skip: str | None = None
+    nothing: int | None = None
 
 
 @dataclass
@@ -120,7 +124,8 @@ def plan(out: Path, tune: bool) -> list[Step]:
     for path in gpu_tests():
         # The parameters of fixtures name the device.
         command = (sys.executable, "-m", "pytest", "-q", "-k", "cuda", "-p", "no:cacheprovider", str(path))
-        steps.append(Step(f"tests-{path.stem.removeprefix('test_')}", command, 240, needs="build", skip=without_pytest))
+        name = f"tests-{path.stem.removeprefix('test_')}"
+        steps.append(Step(name, command, 240, needs="build", skip=without_pytest, nothing=_NO_TESTS))
     for tool in SANITIZERS:
         found = find_tool("compute-sanitizer")
         command = worker("sanitize", found or "", tool, str(out / f"sanitize-{tool}.jsonl"))
@@ -271,6 +276,8 @@ class Runner:
         outcome.rc, outcome.reason = rc, None
         if rc == 0:
             outcome.status = "done"
+        elif rc is not None and rc == step.nothing:
+            outcome.status, outcome.reason = "skipped", f"nothing to do here, see {step.name}.log"
         elif rc is None and not step.resumable:
             outcome.cuts += 1
             if outcome.cuts >= _MAX_CUTS:

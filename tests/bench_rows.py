@@ -7,6 +7,9 @@ import random
 
 from warpwright.bench.rows import Ceiling, Results, Row
 
+#: Markup that must be shown, never run.
+EVIL = '</script><script>window.evil = 1</script><img src="http://evil.invalid/x" onerror="window.evil = 2"><b>x</b>'
+
 BYTES_PER_SECOND = 4.2e12
 FLOPS = {"float32": 50e12, "bfloat16": 760e12}
 SIZE = {"float32": 4, "bfloat16": 2}
@@ -121,3 +124,35 @@ def results(**options) -> Results:
     for row in rows(**options):
         found.add(row)
     return found
+
+
+def row(case="a", provider="mine", **fields) -> Row:
+    """A timed one, unless `fields` say other."""
+    values = {"p50": 1e-3, "ratio": 1.0, "parameters": {"rows": 1}} | fields
+    return Row(values.pop("suite", "s"), values.pop("op", "op"), case, "float32", "forward", provider, "cpu", **values)
+
+
+def results_of(*rows: Row, **fields) -> Results:
+    """One run with these rows; `fields` are the environment's."""
+    found = Results()
+    found.add(environment() | fields)
+    for one in rows:
+        found.add(one)
+    return found
+
+
+def demo_summary() -> dict:
+    """What `warpwright demo` hands to its report, with the rows of one suite."""
+    info = environment()["info"]
+    rows = [r.as_dict() for r in results().rows if r.suite == "activation"]
+    training = {
+        "task": "gpt", "title": EVIL, "steps": 2, "accuracy": {"torch": 0.5, "warpwright": 0.5}, "agree": True,
+        "seconds": {"torch": 1.0, "warpwright": 1.0}, "losses": {"torch": [2.0, 1.0], "warpwright": [2.0, 1.0]},
+        "largest_gap": 0.0, "replaced": {}, "skipped": {}, "fallbacks": {},
+    }  # fmt: skip
+    check = {"op": "gelu", "backend": "cpu", "dtype": "float32", "samples": 1, "bad_inputs": 1, "worst_ratio": 0.1}
+    return {
+        "info": info | {"cpu_isa": "avx2"}, "info_text": EVIL, "device": "cuda", "ok": True, "seconds": 1.0,
+        "training": [training], "bench": rows, "host": rows[:4],
+        "check": {"samples": 1, "failures": 0, "results": [check | {"failures": []}]},
+    }  # fmt: skip

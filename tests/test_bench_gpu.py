@@ -101,7 +101,7 @@ def test_a_resumable_step_goes_on(tmp_path):
 
 @pytest.mark.parametrize(("resumable", "second"), [(True, "unfinished"), (False, "failed")])
 def test_a_step_is_ended_with_all_that_it_started(tmp_path, resumable, second):
-    child = "import time, os; open('{0}', 'w').write(str(os.getpid())); time.sleep(600)".format(tmp_path / "pid")
+    child = "import time, os; open('{}', 'w').write(str(os.getpid())); time.sleep(600)".format(tmp_path / "pid")
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {child!r}])"
     slow = step("slow", code, estimate=0.1, resumable=resumable)
     runner = Runner(tmp_path, 0.7, say=lambda line: None, reserve=0)  # The real clock: only a limit is waited for.
@@ -124,6 +124,12 @@ def test_what_a_machine_lacks_is_skipped_with_its_reason(tmp_path):
     assert lines[1].split()[:2] == ["two", "skipped"]
     assert lines[1].endswith("ncu not found")
     assert lines[-1] == "1 done, 1 skipped"
+
+
+def test_a_step_may_find_nothing_to_do(tmp_path):
+    code, runner, _ = start(tmp_path, [step("tests", "raise SystemExit(5)", nothing=5)])
+    assert code == DONE
+    assert runner.outcomes["tests"].reason == "nothing to do here, see tests.log"
 
 
 def test_without_a_gpu_there_is_one_line(tmp_path, capsys):

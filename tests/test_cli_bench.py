@@ -17,7 +17,7 @@ FAST = ("--device", "cpu", "--seconds", "0.001")
 
 @pytest.fixture
 def cli(capsys, monkeypatch):
-    """Runs `warpwright bench ...` in this process: (exit code, stdout, stderr). Ceilings are planted: they take long."""
+    """Runs `warpwright bench ...` in this process: (exit code, stdout, stderr). Ceilings are planted."""
     from warpwright.bench import runner
 
     planted = [bench.Ceiling("copy", "", 1e10, "planted", "cpu"), bench.Ceiling("matmul", "float32", 1e11, "p", "cpu")]

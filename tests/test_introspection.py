@@ -165,9 +165,12 @@ def test_explain_tells_of_copies_and_autocast():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("size", [8, 128])
-def test_explain_knows_what_linear_runs_on_the_cpu(dtype, size):
-    x, w = torch.zeros(size, size, dtype=dtype), torch.zeros(size, size, dtype=dtype)
+@pytest.mark.parametrize(
+    ("rows", "inner", "spread"), [(8, 8, 1), (128, 128, 1), (128, 128, 2), (128, 800, 1)],
+    ids=["small", "large", "a weight with gaps", "a long sum"],
+)  # fmt: skip
+def test_explain_knows_what_linear_runs_on_the_cpu(dtype, rows, inner, spread):
+    x, w = torch.zeros(rows, inner, dtype=dtype), torch.zeros(rows, inner * spread, dtype=dtype)[:, :inner]
     with torch.profiler.profile() as profile:
         warpwright.ops.linear(x, w)
     # Both are called below the profiler; aten's product is known by its check for conjugated operands.

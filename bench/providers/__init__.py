@@ -3,8 +3,8 @@
     @bench.kernel("rms_norm")
     def mine(input, normalized_shape, weight=None, eps=None, *, residual=None): ...
 
-makes "mine" a provider beside the others. `warpwright bench run --kernel my_file.py --providers torch,mine` finds it, and
-`--kernel rms_norm=my_package.my_module:function` a function without the decorator.
+makes "mine" a provider beside the others. `warpwright bench run --kernel my_file.py --providers torch,mine` finds it,
+and `--kernel rms_norm=my_package.my_module:function` a function without the decorator.
 """
 
 from __future__ import annotations

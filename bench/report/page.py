@@ -134,7 +134,7 @@ def _each_machine(
 
 
 def _standings(data: Data) -> list[dict[str, Any]]:
-    """A line for each suite, direction and provider other than the baseline."""
+    """A line for each machine, suite and provider."""
     lines = []
     for (machine, suite), entries in split(data.current, lambda e: (e.machine, e.row.suite)).items():
         for provider in data.providers:

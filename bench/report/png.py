@@ -123,6 +123,10 @@ def _speedups(data: Data, suite: str, machine: str, entries: Sequence[Entry]) ->
         own = [e for e in entries if e.row.direction == direction]
         _bars(axes, data, labels, providers, own)
         axes.set_title(DIRECTIONS[direction], fontsize=9)
+    ratios = [e.row.ratio for e in entries if e.row.ratio]
+    low, high = min(0.95, *ratios), max(1.05, *ratios)
+    # Shared by all columns; on the right there is room for the numbers.
+    columns[0].set_xlim(low / 1.03, high * (high / low) ** 0.4)
     columns[0].invert_yaxis()
     figure.suptitle(f"{suite}: times as fast as {data.baseline}, {machine}", fontsize=10, parse_math=False)
     _legend(figure, data, providers)
@@ -151,9 +155,6 @@ def _bars(axes: Any, data: Data, labels: Sequence[str], providers: Sequence[str]
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    ratios = [e.row.ratio for e in entries if e.row.ratio] or [1.0]
-    low, high = min(0.95, *ratios), max(1.05, *ratios)
-    axes.set_xlim(low / 1.03, high * (high / low) ** 0.4)
     axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{exact(value)}×"))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -16,8 +16,8 @@ from warpwright import _library
 from warpwright._backend import triton_interpreted
 from warpwright.ops.matmul import needs_preact, wants_grad
 
-#: kOneDnnWork of csrc/bindings/onednn/matmul.cpp.
-_ONEDNN_WORK = 1 << 18
+#: kOneDnnWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
+_ONEDNN_WORK, _ONEDNN_LONGEST_SUM = 1 << 18, 768
 
 
 def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, Any]) -> str:
@@ -45,9 +45,12 @@ def _cpu_linear(bound: dict[str, Any]) -> str:
     residual = bound.get("residual")
     activation = bound.get("activation") or "none"
     keep = needs_preact(activation) and wants_grad(input, weight, bound.get("bias"), residual)
-    known = input.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    # float16 is multiplied in float32, on copies.
+    wide = input.dtype in (torch.float32, torch.float16)
+    known = input.dtype == torch.bfloat16 or (wide and input.shape[-1] <= _ONEDNN_LONGEST_SUM)
+    dense = weight.is_contiguous() or weight.t().is_contiguous() or input.dtype == torch.float16
     work = input.shape[:-1].numel() * weight.numel()
-    product = "oneDNN" if known and work >= _ONEDNN_WORK else "aten's product"
+    product = "oneDNN" if known and dense and work >= _ONEDNN_WORK else "aten's product"
     pieces = sum((activation != "none", residual is not None))
     if input.dtype == torch.float16:
         product += " in float32"

@@ -29,6 +29,10 @@ namespace {
 // Multiplications under which aten's shorter way in beats oneDNN's faster product.
 constexpr int64_t kOneDnnWork = int64_t{1} << 18;
 
+// oneDNN adds up a float32 product in one chain, whose error past so many terms is more than twice that of aten's
+// blocks. What is rounded to 16 bits afterwards does not notice.
+constexpr int64_t kOneDnnLongestSum = 768;
+
 AtenTensorHandle handle_of(const OptionalTensor& tensor) { return tensor.has_value() ? tensor->get() : nullptr; }
 
 Tensor fused_unary(const Tensor& a, const Tensor& b, const OptionalTensor& bias, Activation activation) {
@@ -47,10 +51,19 @@ Tensor fused_add(const Tensor& a, const Tensor& other, const Tensor& b, const Op
   return Tensor(result);
 }
 
+// Whether rows or columns lie one after the other without gaps. With gaps in its weight oneDNN is a thousand times
+// slower; of its input torch makes a copy.
+bool dense(const Tensor& matrix) {
+  const bool by_rows = matrix.stride(1) == 1 && matrix.stride(0) == matrix.size(1);
+  const bool by_columns = matrix.stride(0) == 1 && matrix.stride(1) == matrix.size(0);
+  return by_rows || by_columns;
+}
+
 bool onednn_takes(const Tensor& a, const Tensor& b) {
   const ScalarType dtype = a.scalar_type();
-  const bool known = dtype == ScalarType::Float || dtype == ScalarType::BFloat16;
-  return known && &aoti_torch_cpu__linear_pointwise != nullptr && a.size(0) * a.size(1) * b.size(0) >= kOneDnnWork;
+  const bool exact = dtype == ScalarType::BFloat16 || (dtype == ScalarType::Float && a.size(1) <= kOneDnnLongestSum);
+  const bool worth = a.size(0) * a.size(1) * b.size(0) >= kOneDnnWork;
+  return exact && worth && dense(b) && &aoti_torch_cpu__linear_pointwise != nullptr;
 }
 
 // A matrix seen as its transpose.

@@ -142,8 +142,8 @@ def run_suites(
     ] = None,
     kernel: KernelOption = None,
     device: DeviceOption = None,
-    seconds: Annotated[float, typer.Option(min=0.001, help="At most this long for each provider of each case.")] = 0.3,
-    spread: Annotated[float, typer.Option(min=1e-4, help="Enough once confidence intervals are this narrow.")] = 0.01,
+    seconds: Annotated[float, typer.Option(min=0.001, help="At most this long for each provider of each case.")] = 0.4,
+    spread: Annotated[float, typer.Option(min=1e-4, help="Enough once confidence intervals are this narrow.")] = 0.03,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the CPU's kernels, each bound to a core.")
     ] = None,
@@ -399,15 +399,17 @@ def register(app: typer.Typer) -> None:
         help="Time the ops beside PyTorch, peers and kernels of your own; compare runs; write a report.",
         epilog="Examples:\n\n  warpwright bench run\n\n  warpwright bench list",
     )
-    examples = {
-        "list": "warpwright bench list --suite norm",
-        "run": "warpwright bench run --suite norm --suite mine.yaml --providers torch,warpwright --out rows.jsonl\n\n"
-        "  warpwright bench run --suite norm --kernel rms_norm=mine.py:my_rms_norm",
-        "compare": "warpwright bench compare before.jsonl after.jsonl --fail-on-regression",
-        "report": "warpwright bench report rows.jsonl --out report.html",
-        "selftest": "warpwright bench selftest",
+    commands: dict[str, tuple[Callable[..., None], str]] = {
+        "list": (list_suites, "warpwright bench list --suite norm"),
+        "run": (
+            run_suites,
+            "warpwright bench run --suite norm --suite mine.yaml --providers torch,warpwright --out rows.jsonl\n\n"
+            "  warpwright bench run --suite norm --kernel rms_norm=mine.py:my_rms_norm",
+        ),
+        "compare": (compare_runs, "warpwright bench compare before.jsonl after.jsonl --fail-on-regression"),
+        "report": (write_page, "warpwright bench report rows.jsonl --out report.html"),
+        "selftest": (self_test, "warpwright bench selftest"),
     }
-    functions = (list_suites, run_suites, compare_runs, write_page, self_test)
-    for (name, example), function in zip(examples.items(), functions, strict=True):
+    for name, (function, example) in commands.items():
         group.command(name, epilog=f"Examples:\n\n  {example}")(function)
     app.add_typer(group, name="bench")
