@@ -5,8 +5,8 @@ that are found, and reads the counters of the slowest rows. It works until every
 used, notes in OUT/state.json what became of each step, and goes on from there the next time. Steps that were cut off
 keep what they have measured; one that fails does not stop the others.
 
-It runs on the machine's own python3 with the torch that is there, and installs nothing; beside torch it needs Triton,
-platformdirs and PyYAML. A machine without nvcc takes libraries that were built elsewhere, from python/warpwright/lib or
+It runs on the machine's own python3 with the torch that is there, and installs nothing; beside torch it needs Triton
+and PyYAML. A machine without nvcc takes libraries that were built elsewhere, from python/warpwright/lib or
 the folder that WARPWRIGHT_LIBRARY_DIR names, and for the tests of single instructions the one that
 `python tests/conformance_library.py OUT.so` builds, named by WARPWRIGHT_CONFORMANCE_LIBRARY. Libraries that load are
 not built again: remove them when their sources have changed.
@@ -389,7 +389,10 @@ def main(
     print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
     tree = package_tree(out / "tree")
     path = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
-    code = runner.run(steps, {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"})
+    # Tables come back with the rest; winners that a user of this machine has tuned are not what is measured.
+    code = runner.run(
+        steps, {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "WARPWRIGHT_TUNING_DIR": str(out / "tuning")}
+    )
     print("\n".join(summary(steps, runner.outcomes)))
     if code == AGAIN:
         print("warpwright: gpu: time is up; run it again to go on")

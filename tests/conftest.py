@@ -38,6 +38,18 @@ def backends() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.fixture
+def own_providers(monkeypatch):
+    """Benchmark kernels that a test registers are forgotten after it."""
+    from warpwright.bench import PROVIDERS, providers
+
+    monkeypatch.setattr(providers, "_FUNCTIONS", {})
+    before = dict(PROVIDERS)
+    yield
+    PROVIDERS.clear()
+    PROVIDERS.update(before)
+
+
 def pytest_report_header() -> str:
     absent = [f"triton: {reason}"] if (reason := triton_missing()) else []
     absent += [f"emulated: {reason}"] if (reason := emulated.missing()) else []

@@ -279,17 +279,6 @@ def test_done_rows_are_left_out():
 # ---- your own kernels ----
 
 
-@pytest.fixture
-def own_providers(monkeypatch):
-    from warpwright.bench import providers
-
-    monkeypatch.setattr(providers, "_FUNCTIONS", {})
-    before = dict(bench.PROVIDERS)
-    yield
-    bench.PROVIDERS.clear()
-    bench.PROVIDERS.update(before)
-
-
 def test_a_decorator_makes_a_provider(own_providers):
     @bench.kernel("swiglu")
     def mine(gate, up=None):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,11 +161,7 @@ def test_csv_and_markdown(cli, suite, tmp_path):
     assert "| 5 x 16 | float32 | both | warpwright | timed |" in markdown.read_text()
 
 
-def test_a_kernel_of_ones_own(cli, suite, tmp_path, monkeypatch):
-    from warpwright.bench import providers
-
-    monkeypatch.setattr(providers, "_FUNCTIONS", {})
-    before = dict(bench.PROVIDERS)
+def test_a_kernel_of_ones_own(cli, suite, tmp_path, own_providers):
     file = tmp_path / "own_kernel.py"
     file.write_text(
         "import torch\ndef quick_swiglu(gate, up=None):\n    return torch.nn.functional.silu(gate) * up\n"
@@ -175,8 +173,17 @@ def test_a_kernel_of_ones_own(cli, suite, tmp_path, monkeypatch):
     assert [r["status"] for r in json.loads(out)["rows"]] == ["timed"] * 4
     code, out, _ = cli(*arguments, "-p", "bad", "--kernel", f"swiglu={file}:bad")
     assert code == 1
-    bench.PROVIDERS.clear()
-    bench.PROVIDERS.update(before)
+
+
+def test_the_documents_kernel_runs(cli, tmp_path, own_providers):
+    text = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text()
+    (code,) = re.findall(r"```python\n# mine.py\n(.*?)```", text, re.DOTALL)
+    file, suite = tmp_path / "mine_of_the_documents.py", tmp_path / "suite.yaml"
+    file.write_text(code)
+    suite.write_text("about: x\ndtypes: [float32]\nmeasure:\n  - op: rms_norm\n    sweep: {rows: 3, width: 64}\n")
+    status, out, _ = cli("run", "--suite", suite, "--kernel", file, "-p", "torch,my_rms_norm", *FAST, "--json")
+    assert status == 0
+    assert [r["status"] for r in json.loads(out)["rows"]] == ["timed"] * 4
 
 
 @pytest.mark.parametrize(

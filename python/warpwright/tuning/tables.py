@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import platformdirs
-
 from warpwright._files import FileError, check_fields, check_kind, read_json
 
 FORMAT = 1
@@ -97,7 +95,11 @@ _ENTRY: dict[str, Any] = _PROBLEM | {
 def folder() -> Path:
     """Where the user's tables lie: WARPWRIGHT_TUNING_DIR, or "tuning" in the platform's folder for a user's data."""
     named = os.environ.get("WARPWRIGHT_TUNING_DIR")
-    return Path(named).expanduser() if named else platformdirs.user_data_path("warpwright", appauthor=False) / "tuning"
+    if named:
+        return Path(named).expanduser()
+    import platformdirs  # Only here: kernels must run where a bare checkout is used without it.
+
+    return platformdirs.user_data_path("warpwright", appauthor=False) / "tuning"
 
 
 def file_name(gpu: str) -> str:
