@@ -172,8 +172,8 @@ class Provider:
         function: function(op, device) is a callable with the signature of the op's torch_op, or None where the
             provider has no such op. For an op that writes to its arguments the callable writes to them too.
         scope: entered around each batch of calls, for what must be set while they run.
-        judged: whether a result outside the bound is wrong, so that it is not timed. Compiled code may fuse roundings
-            away, and PyTorch's own error is what the bound is made of: their error is shown, not judged.
+        limit: how many times the allowed error a result may have and still be timed.
+        peer: someone else's: that it is wrong or fails is shown, and is no failure of the run.
         sources: sources(op, device) is a hash of the kernel's source files, or None where they are not ours or not at
             hand.
         accepts: accepts(op, sample) is None, or why this provider does not take these arguments.
@@ -184,7 +184,8 @@ class Provider:
     missing: Callable[[torch.device], str | None]
     function: Callable[[str, torch.device], Callable[..., Any] | None]
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
-    judged: bool = True
+    limit: float = 1.0
+    peer: bool = False
     sources: Callable[[str, torch.device], str | None] = lambda op, device: None
     accepts: Callable[[str, Sample], str | None] = lambda op, sample: None
 

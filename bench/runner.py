@@ -101,19 +101,19 @@ class _Trial:
 
     def check_accuracy(self) -> None:
         """Leaves out who fails, and who is wrong; only then are the inputs drawn that are timed."""
-        judged = {n: f for n, f in self.functions.items() if n != "torch"}
-        if not judged:
+        compared = {n: f for n, f in self.functions.items() if n != "torch"}  # Whose own error sets the bound.
+        if not compared:
             return
         accuracy = Accuracy.of(self.case, self.direction, self.device)
         self.checked = accuracy.checked
-        for name, (provider, function) in judged.items():
+        for name, (provider, function) in compared.items():
             try:
                 error = accuracy.error(provider, function)
             except Exception as failure:
                 self.fail(name, failure)
                 continue
             self.errors[name] = error
-            if provider.judged and not error <= 1.0:
+            if not error <= provider.limit:
                 self.drop(name, "wrong", f"its error is {error:.3g} times the allowed one")
 
     def build_calls(self, calls: Calls) -> None:

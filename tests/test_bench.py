@@ -413,3 +413,19 @@ def test_csv_and_markdown_hold_the_same_cells():
     assert csv_lines[0].split(",")[:3] == ["suite", "op", "case"]
     assert markdown[0].count("|") == markdown[-1].count("|")
     assert "wrong" in csv_lines[2]
+
+
+def test_compiled_code_may_round_otherwise_but_not_be_wrong():
+    def scaled(error):
+        return lambda gate, up: torch_swiglu(gate, up) * (1 + error)
+
+    near, far = (provider(scaled(e), name=f"{e}", limit=8.0) for e in (2e-7, 1e-3))
+    strict = provider(scaled(2e-7), name="strict", limit=0.5)
+    _, fused, wrong_one, refused = rows_of(near, far, strict)
+    assert (fused.status, wrong_one.status, refused.status) == ("timed", "wrong", "wrong")
+
+
+def test_peers_that_fail_do_not_fail_a_run():
+    assert {n for n, p in bench.PROVIDERS.items() if not p.peer} == {
+        "warpwright", "warpwright-cpu", "warpwright-cuda", "warpwright-triton"
+    }  # fmt: skip

@@ -92,6 +92,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     roots = {n.split("/")[0] for n in names}
     assert [r for r in roots if not r.endswith(".dist-info")] == ["warpwright"]
     needed = ["lib/libwarpwright.so", "lib/build_info.json", "py.typed", "triton_kernels/norm.py", "bench/__init__.py"]
+    needed += ["bench/suites/quick.yaml", "bench/report/page.html.j2", "bench/report/style.css", "demo/report.html.j2"]
     assert {f"warpwright/{n}" for n in needed} <= set(names)
     assert not [n for n in names if n.endswith((".cpp", ".cu", ".o"))]
     shipped = {Path(n).name for n in names if n.endswith(".so")}
@@ -105,6 +106,16 @@ def test_clean_environment_checks(clean_python):
 
 def test_clean_environment_trains(clean_python):
     assert _run_clean(clean_python, "-c", TRAIN).strip().endswith("trained")
+
+
+def test_clean_environment_measures(clean_python, tmp_path):
+    run = ("bench", "run", "--suite", "host", "--op", "swiglu", "--providers", "torch,warpwright", "--seconds", "0.001")
+    rows, page = tmp_path / "rows.jsonl", tmp_path / "page.html"
+    report = json.loads(_run_clean(clean_python, "-m", "warpwright.cli", *run, "--out", str(rows), "--json"))
+    assert [row["status"] for row in report["rows"]] == ["timed", "timed"]
+    assert report["rows"][1]["sources"] is None  # They are not in a wheel.
+    _run_clean(clean_python, "-m", "warpwright.cli", "bench", "report", str(rows), "--out", str(page))
+    assert "swiglu" in page.read_text()
 
 
 def test_import_without_a_gpu_says_why(clean_python):

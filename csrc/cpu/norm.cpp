@@ -9,6 +9,9 @@ WARPWRIGHT_ISA_BEGIN
 
 namespace {
 
+// A block has at least so many rows, where there are as many: its sums are written, read and added up once more.
+constexpr int64_t kBlockRows = 8;
+
 // sum = input + residual, rounded to T as the unfused addition would round it.
 template <class T>
 void add_rows(const T* a, const T* b, T* sum, int64_t cols) {
@@ -18,9 +21,7 @@ void add_rows(const T* a, const T* b, T* sum, int64_t cols) {
 template <class T>
 acc_t<T> row_mean(const T* x, int64_t cols) {
   using A = acc_t<T>;
-  Vec<A> total{};
-  for_each_vector<A>(cols, [&](int64_t i, auto n) { total += load(x + i, n); });
-  return reduce_add<A>(total) / A(cols);
+  return sum_vectors<A>(cols, [&](int64_t i, auto n) { return load(x + i, n); }) / A(cols);
 }
 
 // Of the differences, in a second pass: the mean of squares less the square of the mean loses every digit when the
@@ -28,12 +29,11 @@ acc_t<T> row_mean(const T* x, int64_t cols) {
 template <class T>
 acc_t<T> mean_square(const T* x, int64_t cols, acc_t<T> mean) {
   using A = acc_t<T>;
-  Vec<A> total{};
-  for_each_vector<A>(cols, [&](int64_t i, auto n) {
+  const A sum = sum_vectors<A>(cols, [&](int64_t i, auto n) {
     const Vec<A> d = load(x + i, n, mean) - mean;  // Lanes past the end hold the mean: they add nothing.
-    total += d * d;
+    return d * d;
   });
-  return reduce_add<A>(total) / A(cols);
+  return sum / A(cols);
 }
 
 template <class T>
@@ -124,7 +124,7 @@ void norm_backward(const NormBackwardParams& p) {
   visit_float(p.dtype, [&](auto tag) {
     using T = decltype(tag);
     using A = acc_t<T>;
-    const int64_t blocks = norm_partials(p.rows);
+    const int64_t blocks = norm_partials((p.rows + kBlockRows - 1) / kBlockRows);
     const int64_t grain = row_grain(p.cols * (p.rows / (blocks < 1 ? 1 : blocks)));
     parallel_for(0, blocks, grain, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {

@@ -246,6 +246,20 @@ inline void for_each_vector(int64_t n, const Body& body) {
   if (i < n) body(i, n - i);
 }
 
+// The sum of term(offset, count), a vector each, over [0, n). Four sums take turns: a single one would wait for each of
+// its additions. Lanes of the last vector that lie past the end must be zero.
+template <class A, class Term>
+inline A sum_vectors(int64_t n, const Term& term) {
+  constexpr int kSums = 4;
+  Vec<A> sums[kSums]{};
+  int64_t i = 0;
+  for (; i + kSums * kLanes<A> <= n; i += kSums * kLanes<A>) {
+    for (int k = 0; k < kSums; ++k) sums[k] += term(i + k * kLanes<A>, Whole{});
+  }
+  for_each_vector<A>(n - i, [&](int64_t rest, auto count) { sums[0] += term(i + rest, count); });
+  return reduce_add<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 // Memory that a kernel needs for itself, a row or so, freed with it. (std::vector would be shared code: see isa.h.)
 template <class T>
 class Scratch {

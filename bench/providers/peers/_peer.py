@@ -80,7 +80,7 @@ def peer(
         reason = import_failure(adapter.module)
         return adapter.accepts(sample) if reason is None else f"{name} has no {op} here: {reason}"
 
-    return Provider(name, about, missing, function, accepts=accepts)
+    return Provider(name, about, missing, function, peer=True, accepts=accepts)
 
 
 def _is_installed(package: str) -> bool:

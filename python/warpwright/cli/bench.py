@@ -180,7 +180,7 @@ def run_suites(
     for path, text in ((csv, bench.to_csv), (markdown, bench.to_markdown)):
         if path is not None:
             path.write_text(text(results.rows))
-    bad = [row for row in results.rows if bench.PROVIDERS[row.provider].judged and row.status in ("wrong", "failed")]
+    bad = [row for row in results.rows if not bench.PROVIDERS[row.provider].peer and row.status in ("wrong", "failed")]
     if json:
         print_json({"ok": not bad, "environment": results.environments[0], "rows": [r.as_dict() for r in results.rows]})
     else:
