@@ -166,11 +166,15 @@ def test_explain_tells_of_copies_and_autocast():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(
-    ("rows", "inner", "spread"), [(8, 8, 1), (128, 128, 1), (128, 128, 2), (128, 800, 1)],
-    ids=["small", "large", "a weight with gaps", "a long sum"],
-)  # fmt: skip
-def test_explain_knows_what_linear_runs_on_the_cpu(dtype, rows, inner, spread):
-    x, w = torch.zeros(rows, inner, dtype=dtype), torch.zeros(rows, inner * spread, dtype=dtype)[:, :inner]
+    ("rows", "inner", "layout"),
+    [(8, 8, ""), (192, 192, ""), (192, 192, "gaps"), (192, 192, "input.t"), (192, 192, "weight.t"), (192, 800, "")],
+)
+def test_explain_knows_what_linear_runs_on_the_cpu(dtype, rows, inner, layout):
+    x, w = torch.zeros(rows, inner, dtype=dtype), torch.zeros(rows, inner, dtype=dtype)
+    if layout == "gaps":
+        w = torch.zeros(rows, 2 * inner, dtype=dtype)[:, :inner]
+    x = x.t() if layout == "input.t" else x
+    w = w.t() if layout == "weight.t" else w
     with torch.profiler.profile() as profile:
         warpwright.ops.linear(x, w)
     # Both are called below the profiler; aten's product is known by its check for conjugated operands.
@@ -181,7 +185,7 @@ def test_explain_knows_what_linear_runs_on_the_cpu(dtype, rows, inner, spread):
 
 
 def test_explain_tells_which_epilogues_are_fused():
-    x = torch.zeros(128, 128)
+    x = torch.zeros(192, 192)
 
     def kernel(**kwargs):
         return warpwright.explain("linear", x, x, **kwargs).kernel
@@ -191,7 +195,7 @@ def test_explain_tells_which_epilogues_are_fused():
     assert fused in kernel(activation="gelu")
     assert fused in kernel(residual=x)
     assert separate in kernel(residual=x, activation="relu")
-    x = torch.zeros(128, 128, requires_grad=True)
+    x = torch.zeros(192, 192, requires_grad=True)
     assert fused in kernel(activation="relu")
     assert separate in kernel(activation="gelu")  # Its gradient needs the pre-activation.
 

@@ -16,8 +16,8 @@ from warpwright import _library
 from warpwright._backend import triton_interpreted
 from warpwright.ops.matmul import needs_preact, wants_grad
 
-#: kOneDnnWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
-_ONEDNN_WORK, _ONEDNN_LONGEST_SUM = 1 << 18, 768
+#: kPlainWork, kFusedWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
+_PLAIN_WORK, _FUSED_WORK, _ONEDNN_LONGEST_SUM = 1 << 22, 1 << 18, 768
 
 
 def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, Any]) -> str:
@@ -45,20 +45,29 @@ def _cpu_linear(bound: dict[str, Any]) -> str:
     residual = bound.get("residual")
     activation = bound.get("activation") or "none"
     keep = needs_preact(activation) and wants_grad(input, weight, bound.get("bias"), residual)
+    pieces = sum((activation != "none", residual is not None))
+    fused = pieces == 1 and not keep and input.dtype != torch.float16
     # float16 is multiplied in float32, on copies.
     wide = input.dtype in (torch.float32, torch.float16)
-    known = input.dtype == torch.bfloat16 or (wide and input.shape[-1] <= _ONEDNN_LONGEST_SUM)
-    dense = weight.is_contiguous() or weight.t().is_contiguous() or input.dtype == torch.float16
+    exact = input.dtype == torch.bfloat16 or (wide and input.shape[-1] <= _ONEDNN_LONGEST_SUM)
+    a, b = _multiplied(input), _multiplied(weight)
+    in_order = (a.is_contiguous() or not _views(input, 1)) and (b.is_contiguous() or b.t().is_contiguous())
     work = input.shape[:-1].numel() * weight.numel()
-    product = "oneDNN" if known and dense and work >= _ONEDNN_WORK else "aten's product"
-    pieces = sum((activation != "none", residual is not None))
+    takes = exact and in_order and work >= (_FUSED_WORK if fused else _PLAIN_WORK)
+    product = "oneDNN" if takes else "aten's product"
     if input.dtype == torch.float16:
         product += " in float32"
     elif pieces == 0:
         return product
-    elif product == "oneDNN" and pieces == 1 and not keep:
+    elif takes and fused:
         return f"{product} with fused post-ops"
     return f"{product}, then one pass for the epilogue in C++, {_library.cpu_isa()}"
+
+
+def _multiplied(tensor: Tensor) -> Tensor:
+    """The operand that is multiplied, without its data."""
+    meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return meta.to(torch.float32) if tensor.dtype == torch.float16 else meta
 
 
 # ---- configurations ----

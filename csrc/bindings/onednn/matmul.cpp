@@ -26,8 +26,9 @@ AOTITorchError aoti_torch_cpu_mm_out(AtenTensorHandle out, AtenTensorHandle a, A
 namespace warpwright {
 namespace {
 
-// Multiplications under which aten's shorter way in beats oneDNN's faster product.
-constexpr int64_t kOneDnnWork = int64_t{1} << 18;
+// Multiplications under which aten's shorter way in beats oneDNN's faster product; a fused epilogue saves a pass, and
+// pays earlier.
+constexpr int64_t kPlainWork = int64_t{1} << 22, kFusedWork = int64_t{1} << 18;
 
 // oneDNN adds up a float32 product in one chain, whose error past so many terms is more than twice that of aten's
 // blocks. What is rounded to 16 bits afterwards does not notice.
@@ -51,19 +52,18 @@ Tensor fused_add(const Tensor& a, const Tensor& other, const Tensor& b, const Op
   return Tensor(result);
 }
 
-// Whether rows or columns lie one after the other without gaps. With gaps in its weight oneDNN is a thousand times
-// slower; of its input torch makes a copy.
-bool dense(const Tensor& matrix) {
-  const bool by_rows = matrix.stride(1) == 1 && matrix.stride(0) == matrix.size(1);
-  const bool by_columns = matrix.stride(0) == 1 && matrix.stride(1) == matrix.size(0);
-  return by_rows || by_columns;
-}
+// Whether rows (or columns) lie one after the other without gaps.
+bool by_rows(const Tensor& m) { return m.stride(1) == 1 && m.stride(0) == m.size(1); }
+bool by_columns(const Tensor& m) { return m.stride(0) == 1 && m.stride(1) == m.size(0); }
 
-bool onednn_takes(const Tensor& a, const Tensor& b) {
+// With gaps in its weight oneDNN is a thousand times slower. Of an input in any other order torch makes a copy, which
+// takes longer than oneDNN saves; aten reads both where they lie.
+bool onednn_takes(const Tensor& a, const Tensor& b, int64_t least_work) {
   const ScalarType dtype = a.scalar_type();
   const bool exact = dtype == ScalarType::BFloat16 || (dtype == ScalarType::Float && a.size(1) <= kOneDnnLongestSum);
-  const bool worth = a.size(0) * a.size(1) * b.size(0) >= kOneDnnWork;
-  return exact && worth && dense(b) && &aoti_torch_cpu__linear_pointwise != nullptr;
+  const bool worth = a.size(0) * a.size(1) * b.size(0) >= least_work;
+  const bool in_order = by_rows(a) && (by_rows(b) || by_columns(b));
+  return exact && worth && in_order && &aoti_torch_cpu__linear_pointwise != nullptr;
 }
 
 // A matrix seen as its transpose.
@@ -85,7 +85,7 @@ Tensor product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
   if (a.scalar_type() == ScalarType::Half) {
     return product(torch::stable::to(a, ScalarType::Float), torch::stable::to(b, ScalarType::Float), std::nullopt);
   }
-  if (onednn_takes(a, b)) return fused_unary(a, b, bias, Activation::kNone);
+  if (onednn_takes(a, b, kPlainWork)) return fused_unary(a, b, bias, Activation::kNone);
   Tensor result = empty({a.size(0), b.size(0)}, a.scalar_type(), a);
   const Tensor b_t = transposed(b);
   if (bias.has_value()) {
@@ -105,7 +105,7 @@ LinearOutput gemm(const Tensor& a, const Tensor& b, const OptionalTensor& bias, 
   const bool keep = save_preact && needs_preact(activation);
   const bool plain = activation == Activation::kNone && !residual.has_value();
   const OptionalTensor bias_row = contiguous(bias);  // oneDNN's fused calls read a strided bias as if it were not.
-  if (onednn_takes(a, b)) {
+  if (onednn_takes(a, b, plain ? kPlainWork : kFusedWork)) {
     if (!residual.has_value() && !keep) return {fused_unary(a, b, bias_row, activation), nothing(dtype, a)};
     if (activation == Activation::kNone && residual.has_value()) {
       return {fused_add(a, torch::stable::contiguous(*residual), b, bias_row), nothing(dtype, a)};
