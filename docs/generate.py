@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from warpwright import _registry
+from warpwright.bench.report import png_hash, rows_hash, write_pngs
 from warpwright.bench.rows import Results, Row, read_results
 from warpwright.bench.statistics import geometric_mean
 from warpwright.testing import SPECS, OpSpec
@@ -23,6 +26,7 @@ import triton_machine_code  # noqa: E402
 
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("performance", "results", "kernels")))
 RECORDED = ROOT / "bench" / "results"
+IMAGES = ROOT / "docs" / "images"
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -224,6 +228,31 @@ def rendered(text: str, by_others: bool = True) -> str:
     return re.sub(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", replace, text, flags=re.DOTALL)
 
 
+def pictures() -> dict[Path, Results]:
+    """The README's charts, and the results that each is drawn from: the quick suite of every machine."""
+    found = {}
+    for path in sorted(RECORDED.glob("*/quick.jsonl")):
+        for chart in ("speedup", "roofline"):
+            found[IMAGES / f"{chart}-{path.parent.name}.png"] = read_results(path)
+    return found
+
+
+def draw_pictures() -> None:
+    """Only those whose rows have changed: other versions of Matplotlib draw other pixels."""
+    for path, results in pictures().items():
+        if path.exists() and png_hash(path) == rows_hash([results]):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            made = write_pngs([results], Path(folder))
+            IMAGES.mkdir(exist_ok=True)
+            shutil.copyfile(next(p for p in made if p.name.startswith(path.name.split("-")[0])), path)
+
+
+def outdated_pictures() -> list[str]:
+    """Those that show other rows than the recorded ones."""
+    return [p.name for p, r in pictures().items() if not p.exists() or png_hash(p) != rows_hash([r])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
@@ -235,6 +264,10 @@ def main() -> None:
             document.write_text(new)
         elif old != new:
             sys.exit(f"{document.name} is out of date: run `make docs`")
+    if not check:
+        draw_pictures()
+    elif found := outdated_pictures():
+        sys.exit(f"{', '.join(found)}: out of date: run `make docs`")
 
 
 if __name__ == "__main__":

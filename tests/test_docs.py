@@ -23,6 +23,8 @@ def test_generated_parts_are_up_to_date():
         text = document.read_text()
         assert "<!-- generated: " in text
         assert generate.rendered(text, by_others=False) == text, f"{document.name}: run `make docs`"
+    assert generate.pictures()
+    assert not generate.outdated_pictures(), "run `make docs`"
 
 
 @pytest.mark.parametrize("number", range(3))
