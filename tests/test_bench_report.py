@@ -350,3 +350,14 @@ def test_the_demo_shows_every_row_and_is_written_with_the_same_style(demo_page, 
     assert text.count("data:image/svg+xml") == 1 + 3
     assert "<script>window.evil" not in text
     assert all(head.get("scope") == "col" for head in page.all("th"))
+
+
+def test_runs_with_the_same_machine_and_versions_are_one_line_at_the_top(tmp_path):
+    days = ("2026-03-01T10:00:00+00:00", "2026-03-02T10:00:00+00:00")
+    runs = [results_of(row(case=day), time=day) for day in days]
+    runs.append(results_of(dataclasses.replace(row(case="other"), device="cuda")))
+    header = write_report(runs, tmp_path / "page.html").read_text().partition("<header>")[2].partition("</header>")[0]
+    lines = re.findall(r'<p class="soft">(.*?)</p>', header)
+    assert len(lines) == 2
+    assert f"{days[0]} to {days[1]} (2 runs, 2 rows)" in lines[0]
+    assert lines[1].startswith("NVIDIA H200")

@@ -153,7 +153,7 @@ def _troubles(data: Data) -> dict[str, int]:
     return found
 
 
-def _machine(environment: Mapping[str, Any], entries: Sequence[Entry]) -> str:
+def _with_what(environment: Mapping[str, Any], entries: Sequence[Entry]) -> str:
     """One line: where and with what these rows were measured."""
     words = chosen(e.machine for e in entries)
     for label, path in (
@@ -162,8 +162,31 @@ def _machine(environment: Mapping[str, Any], entries: Sequence[Entry]) -> str:
     ):  # fmt: skip
         value = dig(environment, *path)
         words += [f"{label} {value}"] if value else []
-    when = dig(environment, "time")
-    return ", ".join(words) + (f"; {when}" if when else "")
+    return ", ".join(words)
+
+
+def _when(environment: Mapping[str, Any]) -> str:
+    return str(dig(environment, "time") or "")
+
+
+def _run(environment: Mapping[str, Any], entries: Sequence[Entry]) -> str:
+    return "; ".join(filter(None, (_with_what(environment, entries), _when(environment))))
+
+
+def _heads(data: Data, by_run: Mapping[int, Sequence[Entry]]) -> list[str]:
+    """The runs in short: those with the same machine and versions in one line."""
+    alike: dict[str, list[int]] = {}
+    for run, entries in sorted(by_run.items()):
+        if run >= 0:
+            alike.setdefault(_with_what(data.environments[run], entries), []).append(run)
+    lines = []
+    for words, runs in alike.items():
+        times = sorted(filter(None, (_when(data.environments[run]) for run in runs)))
+        span = " to ".join(dict.fromkeys((times[0], times[-1]))) if times else ""
+        rows = exact(sum(len(by_run[run]) for run in runs))
+        count = f" ({len(runs)} run{'s' if len(runs) > 1 else ''}, {rows} rows)" if len(by_run) > 1 else ""
+        lines.append("; ".join(filter(None, (words, span))) + count)
+    return lines
 
 
 def write_report(
@@ -219,7 +242,8 @@ def write_report(
         troubles=_troubles(data),
         columns=COLUMNS,
         choices=[(i, c, chosen(map(c.text, data.entries))) for i, c in enumerate(COLUMNS) if c.key in CHOICES],
-        runs=[(_machine(e, by_run.get(i, [])), len(by_run.get(i, [])), e) for i, e in enumerate(data.environments)],
+        heads=_heads(data, by_run),
+        runs=[(_run(e, by_run.get(i, [])), len(by_run.get(i, [])), e) for i, e in enumerate(data.environments)],
         plotly=get_plotlyjs(),
     )
     path = Path(path)
