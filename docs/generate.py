@@ -137,12 +137,17 @@ def summary_tables() -> str:
                 "worst vs torch",
             ),
         ]
+        without: list[str] = []
         for result in results:
             groups = _groups(result)
             timed = sum("warpwright" in g and g["warpwright"].status == "timed" for g in groups)
+            if not timed:
+                without.append(result.rows[0].suite)
+                continue
             means = [_mean(o, groups, d) for o in ("torch", "compile") for d in ("forward", "both")]
             cells = (result.rows[0].suite, f"{timed} of {len(groups)}", *means, _worst(groups))
             lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", f"PyTorch alone, as there is no kernel of ours yet: {', '.join(without)}."] if without else []
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
