@@ -94,7 +94,9 @@ def select(
     dtypes: Sequence[str] | None = None,
     directions: Sequence[str] | None = None,
 ) -> list[Case]:
-    """Those of the cases that have one of these ops and dtypes, with those of their directions; None or () is all.
+    """Those of the cases that have one of these ops and dtypes, in these directions; None or () is what the suite has.
+
+    A direction that is asked for is had wherever the op has it, whatever the suite lists.
 
     Raises:
         RuntimeError: naming an op, dtype or direction that there is not, or when nothing is left.
@@ -110,7 +112,7 @@ def select(
                 raise RuntimeError(f"warpwright: bench: {what} must be one of {', '.join(names)}, got {name!r}")
     found = []
     for case in cases:
-        kept = tuple(d for d in case.directions if not directions or d in directions)
+        kept = tuple(d for d in case.operator.directions if d in directions) if directions else case.directions
         if kept and (not ops or case.op in ops) and (not dtypes or case.dtype_name in dtypes):
             found.append(replace(case, directions=kept))
     if not found:

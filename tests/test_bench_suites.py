@@ -123,6 +123,7 @@ def test_select_filters_by_op_dtype_and_direction():
     assert {c.op for c in select(cases, ops=["swiglu", "linear"])} == {"swiglu", "linear"}
     assert {c.directions for c in select(cases, directions=["both"])} == {("both",)}
     assert not {c.op for c in select(cases, directions=["both"])} & {"quantize_fp8", "adamw_"}
+    assert {c.directions for c in select(cases, directions=["backward"])} == {("backward",)}  # No suite lists it.
     norms = load_suite("norm", "cpu")
     assert {c.dtype for c in select(norms, dtypes=["bfloat16"])} == {torch.bfloat16}
 
