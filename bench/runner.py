@@ -139,13 +139,23 @@ def _trial(case: Case, direction: str, providers: Sequence[Provider], options: _
     peaks: dict[str, int | None] = {}
     if trial.functions:
         try:
-            trial.check_accuracy()
-            _time(trial, options, timings, peaks)
+            with _kept_graphs(direction):
+                trial.check_accuracy()
+                _time(trial, options, timings, peaks)
         except Exception as error:  # PyTorch itself cannot run the case: out of memory, say.
             for name in list(trial.functions):
                 trial.fail(name, error)
     base = providers[0].name
     return [_row(trial, p, timings.get(p.name), peaks.get(p.name), base in timings, options) for p in providers]
+
+
+def _kept_graphs(direction: str) -> AbstractContextManager[Any]:
+    """A backward pass by itself is run again and again; compiled ones otherwise hand out what the forward has saved."""
+    if direction != "backward":
+        return nullcontext()
+    import torch._functorch.config as config
+
+    return config.patch(donated_buffer=False)
 
 
 def _time(trial: _Trial, options: _Options, timings: dict[str, Timing], peaks: dict[str, int | None]) -> None:

@@ -429,3 +429,8 @@ def test_peers_that_fail_do_not_fail_a_run():
     assert {n for n, p in bench.PROVIDERS.items() if not p.peer} == {
         "warpwright", "warpwright-cpu", "warpwright-cuda", "warpwright-triton"
     }  # fmt: skip
+
+
+def test_a_compiled_backward_pass_can_be_run_again():
+    rows = rows_of("compile", cases=[case("rms_norm", ("backward",), rows=5, width=64)])
+    assert [r.status for r in rows] == ["timed", "timed"], rows
