@@ -132,7 +132,7 @@ class Accuracy:
             small = smaller
         sample = small.sample(device)
         if direction == "forward":
-            sample = detached(sample)
+            sample = detached(sample)  # Without gradients a provider may take other kernels than with them.
         return Accuracy(
             small, sample, Expected.of(case.operator.torch_op, sample), None if small is case else small.label
         )
@@ -141,7 +141,6 @@ class Accuracy:
         """Largest error / allowed error of any output or gradient. Raises whatever the function raises."""
         with provider.scope():
             ours = evaluate(_functional(function, self.case), self.sample)
-        # Without gradients a provider may take other kernels than with them.
         return max((c.ratio if c.ratio == c.ratio else float("inf") for c in self.expected.compare(ours)), default=0.0)
 
 
@@ -177,37 +176,50 @@ class Freshness:
         self.calls, self.reference = calls, reference
         self._seed = 1 << 20
 
-    def stale(self, candidates: dict[str, tuple[Provider, Callable[[int], Any]]]) -> dict[str, str]:
-        """Candidate name -> what is wrong with it; runs every candidate on the inputs of before, then on new ones."""
+    def stale(self, candidates: dict[str, tuple[Provider, Callable[[int], Any]]]) -> dict[str, str | Exception]:
+        """Candidate name -> what is wrong with it, or what it raised; runs all on the inputs of before, then on new."""
         if self.calls.case.operator.written is not None:
             return self._unwritten(candidates)
+        found: dict[str, str | Exception] = {}
         before = self.calls.results(self.reference)
-        for provider, call in candidates.values():
-            with provider.scope():
-                call(0)
+        for name, (provider, call) in candidates.items():
+            try:
+                with provider.scope():
+                    call(0)
+            except Exception as error:
+                found[name] = error
         self._seed += 1
         self.calls.overwrite(self._seed)
         after = self.calls.results(self.reference)
-        found = {}
         for name, (provider, call) in candidates.items():
+            if name in found:
+                continue
             _poison(after)
-            with provider.scope():
-                ours = self.calls.results(call)
+            try:
+                with provider.scope():
+                    ours = self.calls.results(call)
+            except Exception as error:
+                found[name] = error
+                continue
             if not _follows(ours, before, after):
                 found[name] = "its result did not follow when its inputs changed"
         return found
 
-    def _unwritten(self, candidates: dict[str, tuple[Provider, Callable[[int], Any]]]) -> dict[str, str]:
+    def _unwritten(self, candidates: dict[str, tuple[Provider, Callable[[int], Any]]]) -> dict[str, str | Exception]:
         """For ops that write to their arguments: a call must change them (a small tensor may round to what it was)."""
-        found = {}
+        found: dict[str, str | Exception] = {}
         written = self.calls.case.operator.written
         assert written is not None
         for name, (provider, call) in candidates.items():
             self._seed += 1
             self.calls.overwrite(self._seed)
             before = [t.clone() for t in written(self.calls.samples[0])]
-            with provider.scope():
-                after = self.calls.results(call)
+            try:
+                with provider.scope():
+                    after = self.calls.results(call)
+            except Exception as error:
+                found[name] = error
+                continue
             if all(torch.equal(t, old) for t, old in zip(after, before, strict=True)):
                 found[name] = "it left unwritten what it should have updated"
         return found

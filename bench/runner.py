@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,35 @@ class _Trial:
                 self.fail(name, error)
 
     def check_freshness(self, freshness: Freshness) -> None:
-        for name, reason in freshness.stale(dict(self.calls)).items():
-            self.drop(name, "wrong", reason)
+        for name, found in freshness.stale(dict(self.calls)).items():
+            if isinstance(found, Exception):
+                self.fail(name, found)
+            else:
+                self.drop(name, "wrong", found)
+
+    def measure(self, options: _Options, sets: int) -> dict[str, Timing]:
+        """Times who is still in; who raises meanwhile is left out, and the others are timed without it."""
+        raised: list[str] = []
+
+        @contextmanager
+        def noting(provider: Provider) -> Iterator[None]:
+            # Around a batch, where it costs the timed calls nothing.
+            try:
+                with provider.scope():
+                    yield
+            except Exception:
+                raised.append(provider.name)
+                raise
+
+        while self.calls:
+            candidates = {n: Candidate(call, partial(noting, provider)) for n, (provider, call) in self.calls.items()}
+            try:
+                return measure(candidates, self.device, seconds=options.seconds, spread=options.spread, sets=sets)
+            except Exception as error:
+                if not raised:
+                    raise
+                self.fail(raised[-1], error)  # Before it, captures of CUDA graphs may have failed, which is no harm.
+        return {}
 
 
 def _trial(case: Case, direction: str, providers: Sequence[Provider], options: _Options) -> list[Row]:
@@ -146,7 +174,8 @@ def _trial(case: Case, direction: str, providers: Sequence[Provider], options: _
             for name in list(trial.functions):
                 trial.fail(name, error)
     base = providers[0].name
-    return [_row(trial, p, timings.get(p.name), peaks.get(p.name), base in timings, options) for p in providers]
+    has_base = base in timings and base not in trial.out
+    return [_row(trial, p, timings.get(p.name), peaks.get(p.name), has_base, options) for p in providers]
 
 
 def _kept_graphs(direction: str) -> AbstractContextManager[Any]:
@@ -166,14 +195,10 @@ def _time(trial: _Trial, options: _Options, timings: dict[str, Timing], peaks: d
     reference = calls.of(trial.case.operator.in_place or trial.case.operator.torch_op)
     freshness = Freshness(calls, reference)
     trial.check_freshness(freshness)
-    if not trial.calls:
-        return
-    candidates = {name: Candidate(call, provider.scope) for name, (provider, call) in trial.calls.items()}
-    timings |= measure(
-        candidates, options.device, seconds=options.seconds, spread=options.spread, sets=len(calls.samples)
-    )
-    peaks |= {name: peak_memory(candidate, options.device) for name, candidate in candidates.items()}
+    timings |= trial.measure(options, len(calls.samples))
     trial.check_freshness(freshness)
+    for name, (provider, call) in trial.calls.items():
+        peaks[name] = peak_memory(Candidate(call, provider.scope), options.device)
 
 
 def _row(

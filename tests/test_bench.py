@@ -98,7 +98,8 @@ def test_a_kernel_that_is_wrong_or_cheats_is_not_timed(planted):
 @pytest.mark.parametrize("direction", ["forward", "both"])
 def test_a_kernel_that_stops_working_while_it_is_timed_is_caught_afterwards(direction):
     warm = 12  # Past the checks and the first calls.
-    _, bad = rows_of(WritesOnce(calls=warm), cases=[case(directions=(direction,))])
+    baseline, bad = rows_of(WritesOnce(calls=warm), cases=[case(directions=(direction,))])
+    assert baseline.status == "timed"
     assert bad.status in ("wrong", "failed")
     assert bad.p50 is None
 
@@ -434,3 +435,33 @@ def test_peers_that_fail_do_not_fail_a_run():
 def test_a_compiled_backward_pass_can_be_run_again():
     rows = rows_of("compile", cases=[case("rms_norm", ("backward",), rows=5, width=64)])
     assert [r.status for r in rows] == ["timed", "timed"], rows
+
+
+class RaisesLater:
+    """Is honest for some calls, and then raises in every one."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, gate, up):
+        self.calls -= 1
+        if self.calls < 0:
+            raise ValueError("worn out")
+        return torch_swiglu(gate, up)
+
+
+@pytest.mark.parametrize("calls", [2, 3, 12, 60])
+def test_a_kernel_that_raises_later_fails_alone(calls):
+    """While its freshness is checked, while it is timed, or after it."""
+    baseline, bad, ours = rows_of(RaisesLater(calls), "warpwright")
+    assert (baseline.status, bad.status, ours.status) == ("timed", "failed", "timed")
+    assert bad.reason == "ValueError: worn out"
+    assert ours.ratio is not None
+
+
+def test_a_baseline_that_cheats_gives_no_ratios():
+    cheats = provider(WritesOnce(calls=12), name="cheats")
+    found = bench.collect(bench.run([case()], providers=[cheats, "warpwright"], seconds=0.001, ceilings=False))
+    bad, ours = found.rows
+    assert bad.status == "wrong"
+    assert (ours.status, ours.ratio) == ("timed", None)
