@@ -14,6 +14,7 @@
 #include "cuda/ptx/setmaxnreg.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/ptx/wgmma.cuh"
+#include "cuda/ptx/wgmma_sp.cuh"
 
 namespace {
 
@@ -237,6 +238,48 @@ void product_kernel(const __grid_constant__ Params p) {
   p.out[t] = sums[0];  // line: sums
 }
 
+// The same of bytes, whose sums are integers.
+template <bool kWait>
+void integers_kernel(const __grid_constant__ Params p) {
+  WARPWRIGHT_DYNAMIC_SHARED(shared);
+  const auto t = threadIdx.x;
+  for (unsigned i = t; i < 2 * 64 * 32; i += blockDim.x) shared[i] = 1;
+  ptx::fence_proxy_async();
+  __syncthreads();
+  int32_t sums[32] = {};
+  const uint64_t a = ptx::wgmma_descriptor(shared, 128, 256, ptx::Swizzle::kNone);
+  const uint64_t b = ptx::wgmma_descriptor(shared + 2048, 128, 256, ptx::Swizzle::kNone);
+  ptx::wgmma_fence();
+  ptx::wgmma<int8_t, uint8_t, 64>(sums, a, b, true);
+  ptx::wgmma_commit();
+  if (kWait) ptx::wgmma_wait<0>();
+  p.out[t] = static_cast<float>(sums[0]);  // line: integers
+}
+
+enum class Sparse { kRight, kUnordered, kNarrowSwizzle, kMetadataWritten };
+
+// One product of a (64, 32) matrix, half of which are ones, by a (32, 64) matrix of ones.
+template <Sparse kHow>
+void sparse_kernel(const __grid_constant__ Params p) {
+  WARPWRIGHT_DYNAMIC_SHARED(shared);
+  const auto t = threadIdx.x;
+  auto* const halves = reinterpret_cast<__half*>(shared);
+  for (unsigned i = t; i < 64 * 16 + 64 * 32; i += blockDim.x) halves[i] = __float2half_rn(1.0f);
+  ptx::fence_proxy_async();
+  __syncthreads();
+  float sums[32] = {};
+  uint32_t metadata[1] = {kHow == Sparse::kUnordered ? 0x44444414 : 0x44444444};
+  const auto swizzle = kHow == Sparse::kNarrowSwizzle ? ptx::Swizzle::k32Bytes : ptx::Swizzle::kNone;
+  const uint64_t a = ptx::wgmma_descriptor(shared, 128, 256, ptx::Swizzle::kNone);
+  const uint64_t b = ptx::wgmma_descriptor(shared + 2048, 128, 512, swizzle);
+  ptx::wgmma_fence();
+  ptx::wgmma_sp<__half, 64, 0, true, true>(sums, a, b, metadata[0], false);  // line: sparse
+  ptx::wgmma_commit();
+  if (kHow == Sparse::kMetadataWritten) metadata[t / 128] = 0x88888888;  // line: metadata
+  ptx::wgmma_wait<0>();
+  p.out[t] = sums[0] + static_cast<float>(metadata[t / 128] & 1);
+}
+
 // ---- atomics ----
 
 enum class Atomic { kRight, kWrite, kRead };
@@ -318,6 +361,12 @@ const std::map<std::string, Case>& cases() {
       {"product_one_differs", {product_kernel<Product::kOneDiffers>, 1, 128, 4096}},
       {"product_outside", {product_kernel<Product::kOutside>, 1, 128, 4096}},
       {"product_not_waited_for", {product_kernel<Product::kNotWaitedFor>, 1, 128, 4096}},
+      {"integers", {integers_kernel<true>, 1, 128, 4096}},
+      {"integers_no_wait", {integers_kernel<false>, 1, 128, 4096}},
+      {"sparse", {sparse_kernel<Sparse::kRight>, 1, 128, 6144}},
+      {"sparse_unordered", {sparse_kernel<Sparse::kUnordered>, 1, 128, 6144}},
+      {"sparse_narrow_swizzle", {sparse_kernel<Sparse::kNarrowSwizzle>, 1, 128, 6144}},
+      {"sparse_metadata_written", {sparse_kernel<Sparse::kMetadataWritten>, 1, 128, 6144}},
       {"product_part_of_a_warpgroup", {product_kernel<Product::kRight>, 1, 160, 4096}},
       {"atomic", {atomic_kernel<Atomic::kRight>, 3}},
       {"atomic_and_write", {atomic_kernel<Atomic::kWrite>}},

@@ -76,6 +76,17 @@ def test_setmaxnreg_moves_registers_from_producers_to_consumers(hopper, stages, 
     assert np.array_equal(out, consumed(given, 256))
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3, 7, 9])
+def test_warpgroups_take_turns(hopper, turns, emulator_seed):
+    """cuda/tile/turns.cuh: each turn sees what the turn before wrote, whichever groups have none left."""
+    given = words(emulator_seed, turns, 128)
+    out = hopper.run("turns", given, np.zeros((3, 128), dtype=np.uint32), [384, turns])
+    expected = np.ones(128, dtype=np.uint32)
+    for cells in given:
+        expected = 3 * expected + cells
+    assert (out == expected).all()
+
+
 CLUSTERS = [1, 2, 4, 8]
 
 

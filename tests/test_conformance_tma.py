@@ -21,7 +21,10 @@ DTYPES = {
     "float8_e5m2": (5, 1),
     "int64": (6, 8),
     "int32": (7, 4),
+    "int8": (8, 1),
+    "uint8": (9, 1),
 }
+TO_TF32 = {"tf32": (-1, 4)}  # float32 whose loads are rounded.
 SWIZZLES = {"none": 0, "32": 1, "64": 2, "128": 3}  # CUtensorMapSwizzle.
 MOST_BOXES = 8
 
@@ -46,7 +49,7 @@ class Tensor:
 
     @property
     def bytes(self) -> int:
-        return DTYPES[self.dtype][1]
+        return (DTYPES | TO_TF32)[self.dtype][1]
 
     def view(self, memory: np.ndarray) -> np.ndarray:
         """The elements that `memory` has as unsigned integers, outermost dimension first."""
@@ -55,7 +58,7 @@ class Tensor:
         return np.lib.stride_tricks.as_strided(words, tuple(reversed(self.size)), strides)
 
     def numbers(self) -> list[int]:
-        return [DTYPES[self.dtype][0], len(self.size), *self.size, *self.stride]
+        return [(DTYPES | TO_TF32)[self.dtype][0], len(self.size), *self.size, *self.stride]
 
 
 def where(size: int, start: int, count: int, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,6 +164,30 @@ def test_tiled_loads(hopper, rank, dtype, swizzle, emulator_seed):
     hopper.run("tma_load", tensor.memory, out, numbers)
     for got, wanted in zip(out, expected, strict=True):
         assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("swizzle", SWIZZLES)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_loads_round_to_tf32(hopper, rank, swizzle, emulator_seed):
+    """CUDA driver API, CU_TENSOR_MAP_DATA_TYPE_TFLOAT32. How it rounds is not documented: assumed is to nearest, to
+    even."""
+    random = np.random.default_rng([emulator_seed, rank, SWIZZLES[swizzle]])
+    box, step = draw_box(random, rank, 4, swizzle)
+    tensor = Tensor("tf32", draw_size(random, box, step), random)
+    bits = tensor.memory.view(np.uint32)
+    bits[::3] = bits[::3] & 0xFFFFE000 | 0x1000  # Ties.
+    bits[1::7] |= 0x7F800000  # Mostly NaN.
+    corners = draw_corners(random, tensor.size, box, step)
+    out = np.zeros((len(corners), int(np.prod(box)) * 4), dtype=np.uint8)
+    hopper.run("tma_load", tensor.memory, out, numbers_of(tensor, swizzle, [*box, *step], out.shape[1], 0, corners))
+    for got, at in zip(out, corners, strict=True):
+        raw = loaded(tensor, at, box, step)
+        with np.errstate(invalid="ignore", over="ignore"):
+            number = raw.view(np.float32).astype(np.float64)
+            step_size = 2.0 ** (np.maximum(np.frexp(number)[1] - 1, -126) - 10)
+            rounded = (np.rint(number / step_size) * step_size).astype(np.float32).view(np.uint32)
+        expected = np.where(np.isfinite(number), rounded, raw)
+        assert np.array_equal(got, in_shared_memory(expected, swizzle))
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2], ids=["before", "after", "piecewise"])

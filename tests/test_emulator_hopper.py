@@ -58,6 +58,8 @@ def test_right_kernels_are_right(library, seed):
     assert run(library, "named")[1][:32].tolist() == list(range(31, -1, -1))
     assert run(library, "cluster")[1][:64].tolist() == [*range(32, 64), *range(32)]
     assert run(library, "product")[1][:128].tolist() == [16] * 128
+    assert run(library, "integers")[1][:128].tolist() == [32] * 128
+    assert run(library, "sparse")[1][:128].tolist() == [16] * 128
     assert run(library, "atomic")[1][0] == 96
     # PTX ISA 8.9, "Causality order": a proxy fence anywhere between the write and the asynchronous read will do.
     for name in ("fence_by_reader", "read_stored", "named", "cluster", "product", "registers", "remote_arrive"):
@@ -121,6 +123,10 @@ STOPPED = {
     "product_one_differs": f"{line_of('wgmma')}: wgmma: differs from what other threads of the warpgroup have started",
     "product_outside": f"{line_of('wgmma')}: wgmma: the descriptor of B leads out of shared memory",
     "product_not_waited_for": "ends with 1 products on the tensor cores that it has not waited for",
+    "integers_no_wait": f"{line_of('integers')}: read of a register that a wgmma may still be writing",
+    "sparse_unordered": f"{line_of('sparse')}: the metadata of four elements of a sparse matrix must name two of them",
+    "sparse_narrow_swizzle": f"{line_of('sparse')}: wgmma.sp: 64 bytes of B's k do not fit into a swizzle of 32",
+    "sparse_metadata_written": f"{line_of('metadata')}: write of a register that a wgmma may still be reading",
     "product_part_of_a_warpgroup": f"{ANY}: wgmma: the block does not consist of whole warpgroups",
     "atomic_and_write": rf"{ANY}: race in global memory: this (read|write) and the (read|write) of thread \d+ at {ANY}",
     "atomic_and_read": rf"{ANY}: race in global memory: this (read|write) and the (read|write) of thread \d+ at {ANY}",

@@ -27,7 +27,7 @@ std::string known_line(const void* code) {
       std::string line = text.data();
       line = line.substr(0, line.find_first_of(" \n"));
       const auto within = [&](const char* folder) { return line.find(folder) != std::string::npos; };
-      if (line.empty() || line[0] == '?' || within("/emulator/") || within("/ptx/") || within("/c++/"))
+      if (line.empty() || line[0] == '?' || within("csrc/emulator/") || within("cuda/ptx/") || within("/c++/"))
         continue;  // Inlined into the kernel: its caller follows.
       found = line.substr(line.rfind('/') + 1);
       break;

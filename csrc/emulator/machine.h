@@ -61,18 +61,18 @@ struct TensorStores {
 
 // Registers that products on the tensor cores own: the thread finds NaN there, until it has waited.
 struct HeldRegisters {
-  float* at;
-  std::vector<float> values;
+  void* at;
+  std::vector<uint32_t> words;
   int64_t last_product;
 };
 
 struct Products {
-  int64_t started = 0;                                    // Products of the warpgroup that this thread has joined.
-  std::vector<int64_t> groups;                            // Of each commit, how many it had started.
-  bool fenced = false;                                    // wgmma.fence, and nothing that undoes it since.
-  std::vector<HeldRegisters> held;                        // Accumulators.
-  std::vector<std::pair<const void*, int64_t>> operands;  // Registers of A, and the product that reads them.
-  std::vector<Range> touched;                             // Accumulators of products that are over.
+  int64_t started = 0;                              // Products of the warpgroup that this thread has joined.
+  std::vector<int64_t> groups;                      // Of each commit, how many it had started.
+  bool fenced = false;                              // wgmma.fence, and nothing that undoes it since.
+  std::vector<HeldRegisters> held;                  // Accumulators.
+  std::vector<std::pair<Range, int64_t>> operands;  // Registers that are read, and the product that reads them.
+  std::vector<Range> touched;                       // Accumulators of products that are over.
 };
 
 enum class State { kReady, kBarrier, kWarp, kMbarrier, kCluster, kRegisters, kProducts, kDone };
@@ -133,8 +133,8 @@ struct Product {
   WarpgroupProduct kind;
   uint64_t a, b;
   bool a_in_registers, accumulate, done = false;
-  float* d[kWarpgroupSize];
-  uint32_t a_registers[kWarpgroupSize][4];
+  void* d[kWarpgroupSize];
+  uint32_t a_registers[kWarpgroupSize][4], metadata[kWarpgroupSize];
   int joined = 0;
   int lanes[4] = {};  // Of each warp, how many have joined.
   const void* code;

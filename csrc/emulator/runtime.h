@@ -57,9 +57,16 @@ void sync_block();
 // A named barrier: returns when `threads` have arrived, or at once if the caller only arrives.
 void named_barrier(int id, int threads, bool wait);
 
+// A sum of the tensor cores and the products of one instruction, which float32 holds exactly where they are integers;
+// int32 wraps around.
+inline float add_products(float sum, float products) { return sum + products; }
+inline int32_t add_products(int32_t sum, float products) {
+  return static_cast<int32_t>(static_cast<uint32_t>(sum) + static_cast<uint32_t>(static_cast<int32_t>(products)));
+}
+
 // Up to kExchangeWords words from each lane of the calling warp, given to all of them. Every lane in `mask` must call.
 // What is returned stays as it is until the warp's next exchange but one. Only __syncwarp orders accesses to memory.
-inline constexpr int kExchangeWords = 8;
+inline constexpr int kExchangeWords = 9;
 struct WarpWords {
   uint32_t lane[kWarpSize][kExchangeWords];
 };
@@ -110,6 +117,7 @@ struct Boxes {
   // Not inline: its accesses are not the kernel's.
   void add(const Piece& piece);
   int alignment = 128;  // Of the box in shared memory.
+  bool to_tf32 = false;
 };
 // sum += value, `bytes` of them.
 using AddFunction = std::function<void(unsigned char* sum, const unsigned char* value, int bytes)>;
@@ -119,19 +127,28 @@ void tensor_store(const void* shared, const Boxes& boxes, const AddFunction& add
 void commit_stores();
 void wait_for_stores(int pending, bool reads);
 
+// Stops the launch where the calling lane has metadata of a sparse matrix that do not name two of each four elements,
+// in their order.
+void check_metadata(uint32_t metadata, int selector);
+
 // wgmma, see cuda/ptx/wgmma.cuh.
 struct WarpgroupProduct {
   int n, k;
+  int bytes;      // Of an element of A, and of B.
+  bool integers;  // Sums are int32, not float32.
+  bool sparse;    // Half of A's elements are kept, and `selector` says which lanes have the metadata.
+  int selector;
   bool a_along_k, b_along_k;
   uint32_t (*element)(uint64_t descriptor, bool along_k, int row, int k);  // Its offset in shared memory.
-  float (*value)(uint16_t bits);
+  float (*a_value)(uint32_t bits), (*b_value)(uint32_t bits);
+  bool operator==(const WarpgroupProduct&) const = default;
 };
 // An address of the block's dynamic shared memory as the hardware counts, from the start of its window.
 uint32_t shared_offset(const void* address);
 void fence_products();
-// `d` has n / 2 registers; `a_registers` is null when A is in shared memory.
-void start_product(const WarpgroupProduct& kind, float* d, uint64_t a, const uint32_t* a_registers, uint64_t b,
-                   bool accumulate);
+// `d` has n / 2 registers; `a_registers` is null when A is in shared memory, `metadata` when it is not sparse.
+void start_product(const WarpgroupProduct& kind, void* d, uint64_t a, const uint32_t* a_registers, uint64_t b,
+                   bool accumulate, const uint32_t* metadata = nullptr);
 void commit_products();
 void wait_for_products(int pending);
 
@@ -197,6 +214,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 
 template <class To, class From>
 inline To warpwright_bits_as(From from) {

@@ -33,6 +33,17 @@ void check_global(Machine& m, const Boxes& boxes, bool write, const Actor& actor
   }
 }
 
+// Rounds the float32 numbers of a chunk to TF32, to the nearest even one; infinities and NaN stay.
+void round_to_tf32(unsigned char* chunk) {
+  for (size_t at = 0; at < kChunk; at += sizeof(uint32_t)) {
+    uint32_t bits;
+    std::memcpy(&bits, chunk + at, sizeof(bits));
+    const bool finite = (bits & 0x7f800000) != 0x7f800000;
+    if (finite) bits = (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
+    std::memcpy(chunk + at, &bits, sizeof(bits));
+  }
+}
+
 void load_to(Machine& m, unsigned char* shared, uintptr_t mbarrier, const Boxes& boxes, const void* code) {
   const Agent self = m.index(*m.running);
   MbarrierState& object = usable_mbarrier(m, reinterpret_cast<const void*>(mbarrier), self, true);
@@ -44,13 +55,14 @@ void load_to(Machine& m, unsigned char* shared, uintptr_t mbarrier, const Boxes&
   if (!wrong.empty()) stop("TMA: " + wrong);
   std::memset(shared, kPoison, bytes);
   object.in_flight += static_cast<int64_t>(bytes);
-  const auto happen = [&m, shared, mbarrier, pieces = boxes.pieces, bytes, phase, self, code] {
-    for (const Piece& piece : pieces) {
+  const auto happen = [&m, shared, mbarrier, boxes, bytes, phase, self, code] {
+    for (const Piece& piece : boxes.pieces) {
       unsigned char* const to = shared + piece.offset;
       std::memset(to, 0, kChunk);
       if (piece.first < piece.last) {
         std::memcpy(to + piece.first, piece.global + piece.first, static_cast<size_t>(piece.last - piece.first));
       }
+      if (boxes.to_tf32) round_to_tf32(to);
     }
     complete_bytes(m, mbarrier, static_cast<int64_t>(bytes), phase, self, code);
   };
@@ -111,6 +123,7 @@ void tensor_store(const void* shared, const Boxes& boxes, const AddFunction& add
   Thread& self = *m.running;
   const void* const code = __builtin_return_address(0);
   TensorStores& stores = self.stores;
+  if (boxes.to_tf32) stop("TMA: a map that rounds to TF32 is for loads");
   check_box(m, shared, boxes, self.block);
   if (stores.reader == kNobody) {
     stores.reader = m.clocks().add_agent("TMA store");

@@ -3,6 +3,7 @@
 #include "cuda/ptx/barrier.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/setmaxnreg.cuh"
+#include "cuda/tile/turns.cuh"
 #include "harness.h"
 
 namespace warpwright::conformance {
@@ -143,6 +144,32 @@ __global__ void __launch_bounds__(384, 1) setmaxnreg_kernel(Params p) {
 #endif
 }
 
+// Three warpgroups hand an accumulator round, numbers[0] turns in all: no barrier but the turns orders them. A group of
+// which no turn is left has gone when the last ones are passed to it.
+__global__ void turns_kernel(Params p) {
+#if WARPWRIGHT_SM90A
+  constexpr int kGroups = 3;
+  __shared__ ptx::Mbarrier passed[kGroups];
+  __shared__ uint32_t cells[128];
+  const int group = static_cast<int>(threadIdx.x) / 128;
+  const unsigned t = threadIdx.x % 128;
+  if (threadIdx.x == 0) {
+    Turns<kGroups>::init(passed);
+    for (uint32_t& cell : cells) cell = 1;
+  }
+  __syncthreads();
+  Turns<kGroups> turns(passed, group);
+  for (int turn = group; turn < p.numbers[0]; turn += kGroups) {
+    turns.wait();
+    cells[t] = 3 * cells[t] + p.input[turn * 128 + static_cast<int>(t)];
+    turns.pass();
+  }
+  turns.wait();
+  p.output[group * 128 + static_cast<int>(t)] = cells[t];
+  turns.pass();
+#endif
+}
+
 // numbers[0] threads of the block, then those of the kernel.
 template <void (*kKernel)(Params), int kNumbers>
 void barrier_case(Case c) {
@@ -159,6 +186,7 @@ std::span<const NamedCase> barrier_cases() {
       {"mbarrier_trace", barrier_case<mbarrier_trace_kernel, 2>},
       {"mbarrier_ring", barrier_case<mbarrier_ring_kernel, 3>},
       {"setmaxnreg", barrier_case<setmaxnreg_kernel, 2>},
+      {"turns", barrier_case<turns_kernel, 1>},
   };
   return kCases;
 }

@@ -175,13 +175,15 @@ struct TmaCase {
   int rank;
 };
 
-// numbers: dtype, rank, size[rank], stride[rank], swizzle, then of im2col: channels, pixels, lower, upper[rank - 2], of
-// others: box[rank]; step[rank]; bytes, mode, boxes, then of each: coordinates[rank], of im2col offsets[rank - 2],
-// mask.
+// numbers: dtype (-1: float32 that is rounded to TF32), rank, size[rank], stride[rank], swizzle, then of im2col:
+// channels, pixels, lower, upper[rank - 2], of others: box[rank]; step[rank]; bytes, mode, boxes, then of each:
+// coordinates[rank], of im2col offsets[rank - 2], mask.
 TmaCase make_case(Case& c, const void* tensor, bool im2col) {
   ptx::TensorLayout layout{};
   layout.data = tensor;
-  layout.dtype = static_cast<DType>(c.next());
+  const int dtype = c.next();
+  layout.to_tf32 = dtype < 0;
+  layout.dtype = layout.to_tf32 ? DType::kFloat32 : static_cast<DType>(dtype);
   layout.rank = c.next();
   const int rank = layout.rank;
   for (int d = 0; d < rank; ++d) layout.size[d] = c.next();

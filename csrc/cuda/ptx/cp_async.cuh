@@ -12,14 +12,21 @@ namespace warpwright::cuda::ptx {
 
 inline constexpr int kCopyBytes = 16;
 
-// Copies `bytes` (0 to 16) from `global` to `shared` and fills up to 16 with zeros. Both must be 16-byte aligned;
-// `global` is not read when `bytes` is 0.
+// Copies `bytes` (0 to kSize) from `global` to `shared` and fills up to kSize with zeros. Both must be multiples of
+// kSize; `global` is not read when `bytes` is 0. Copies of 16 bytes pass the first-level cache by.
+template <int kSize = kCopyBytes>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, int bytes) {
+  static_assert(kSize == 4 || kSize == 8 || kSize == 16, "sizes of the instruction");
 #if defined(WARPWRIGHT_BACKEND_EMULATED)
-  emulator::start_copy(shared, global, kCopyBytes, bytes);
+  emulator::start_copy(shared, global, kSize, bytes);
 #else
   const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+  if constexpr (kSize == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;\n" ::"r"(to), "l"(global), "r"(bytes), "n"(kSize)
+                 : "memory");
+  }
 #endif
 }
 

@@ -2,7 +2,8 @@
 //
 // PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions: ldmatrix". Lane 8 j + r gives the address of row r of
 // matrix j, 16 bytes that lie together. Lane l receives in register j elements (l / 4, 2 (l % 4)) and the next one of
-// matrix j; with .trans, of its transpose.
+// matrix j; with .trans, of its transpose. Elements of 8 and 32 bits load like those of 16 that they are made of,
+// 4 bytes of a row to a lane, which is what mma wants of them; .trans would take them apart.
 
 #pragma once
 

@@ -56,7 +56,9 @@ __device__ __forceinline__ void mbarrier_arrive(Mbarrier* barrier) {
 #endif
 }
 
-// One arrival at the object that block `rank` of the cluster has where `barrier` is here.
+// One arrival at the object that block `rank` of the cluster has where `barrier` is here. What this thread wrote itself
+// is published in its own block alone: at cluster scope each arrival would be a fence of the whole device
+// (MEMBAR.ALL.GPU). It says that shared memory which copies filled and products have read may be filled again.
 __device__ __forceinline__ void mbarrier_arrive_remote(Mbarrier* barrier, unsigned rank) {
 #if defined(WARPWRIGHT_BACKEND_EMULATED)
   emulator::mbarrier_arrive(emulator::map_shared(barrier, rank), 1, 0);
@@ -65,7 +67,7 @@ __device__ __forceinline__ void mbarrier_arrive_remote(Mbarrier* barrier, unsign
       "{\n"
       ".reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "mbarrier.arrive.release.cta.shared::cluster.b64 _, [there];\n"
       "}\n" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");

@@ -30,6 +30,8 @@ struct TensorLayout {
   int rank;
   int64_t size[kMaxTensorRank];
   int64_t stride[kMaxTensorRank];  // In elements; stride[0] is 1.
+  // Loads round float32 to TF32, to the nearest even number: what wgmma, which cuts bits off, wants in shared memory.
+  bool to_tf32 = false;
 };
 
 inline int element_bytes(DType dtype) {
@@ -41,7 +43,9 @@ inline int element_bytes(DType dtype) {
     case DType::kFloat16:
     case DType::kBFloat16: return 2;
     case DType::kFloat8E4M3:
-    case DType::kFloat8E5M2: return 1;
+    case DType::kFloat8E5M2:
+    case DType::kInt8:
+    case DType::kUInt8: return 1;
   }
   return 0;
 }
@@ -52,6 +56,7 @@ inline std::string tensor_map_fault(const TensorLayout& layout) {
     return what + " is " + std::to_string(is) + ", expected " + expected;
   };
   const int64_t bytes = element_bytes(layout.dtype);
+  if (layout.to_tf32 && layout.dtype != DType::kFloat32) return "only float32 is rounded to TF32";
   if (layout.rank < 1 || layout.rank > kMaxTensorRank) return not_as("the rank", layout.rank, "1 to 5");
   if (layout.stride[0] != 1) return not_as("the innermost stride", layout.stride[0], "1");
   const auto off = static_cast<int64_t>(reinterpret_cast<uintptr_t>(layout.data) % 16);
@@ -89,7 +94,7 @@ struct Im2colBox {
 struct EmulatedTensorMap {
   static constexpr uint32_t kMagic = 0x54414d45;
   uint32_t magic;
-  uint8_t rank, swizzle, im2col, element;  // `element` is a DType.
+  uint8_t rank, swizzle, im2col, element, to_tf32;  // `element` is a DType.
   unsigned char* data;
   uint32_t size[kMaxTensorRank];
   int64_t stride[kMaxTensorRank];  // In bytes.
@@ -107,6 +112,7 @@ inline TensorMap pack_map(const TensorLayout& layout, Swizzle swizzle, bool im2c
   to->swizzle = static_cast<uint8_t>(swizzle);
   to->im2col = im2col;
   to->element = static_cast<uint8_t>(layout.dtype);
+  to->to_tf32 = layout.to_tf32;
   to->data = static_cast<unsigned char*>(const_cast<void*>(layout.data));
   for (int d = 0; d < layout.rank; ++d) {
     to->size[d] = static_cast<uint32_t>(layout.size[d]);
@@ -118,8 +124,9 @@ inline TensorMap pack_map(const TensorLayout& layout, Swizzle swizzle, bool im2c
 
 #else
 
-inline CUtensorMapDataType map_dtype(DType dtype) {
-  switch (dtype) {
+inline CUtensorMapDataType map_dtype(const TensorLayout& layout) {
+  if (layout.to_tf32) return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
+  switch (layout.dtype) {
     case DType::kFloat64: return CU_TENSOR_MAP_DATA_TYPE_FLOAT64;
     case DType::kInt64: return CU_TENSOR_MAP_DATA_TYPE_INT64;
     case DType::kFloat32: return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
@@ -127,7 +134,9 @@ inline CUtensorMapDataType map_dtype(DType dtype) {
     case DType::kFloat16: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
     case DType::kBFloat16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     case DType::kFloat8E4M3:
-    case DType::kFloat8E5M2: return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+    case DType::kFloat8E5M2:
+    case DType::kInt8:
+    case DType::kUInt8: return CU_TENSOR_MAP_DATA_TYPE_UINT8;
   }
   throw std::logic_error("warpwright: no tensor map of this dtype");
 }
@@ -212,9 +221,9 @@ inline TensorMap encode_tiled(const TensorLayout& layout, const TiledBox& box, S
   static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
   static const auto encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   TensorMap map;
-  check_driver(encode(reinterpret_cast<CUtensorMap*>(&map), map_dtype(layout.dtype),
-                      static_cast<cuuint32_t>(layout.rank), const_cast<void*>(layout.data), driver.size, driver.stride,
-                      sizes, driver.step, CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(swizzle),
+  check_driver(encode(reinterpret_cast<CUtensorMap*>(&map), map_dtype(layout), static_cast<cuuint32_t>(layout.rank),
+                      const_cast<void*>(layout.data), driver.size, driver.stride, sizes, driver.step,
+                      CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(swizzle),
                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
                "cuTensorMapEncodeTiled");
 #endif
@@ -251,10 +260,10 @@ inline TensorMap encode_im2col(const TensorLayout& layout, const Im2colBox& box,
   const DriverLayout driver = driver_layout(layout, box.step);
   static const auto encode = driver_function<decltype(&cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
   TensorMap map;
-  check_driver(encode(reinterpret_cast<CUtensorMap*>(&map), map_dtype(layout.dtype),
-                      static_cast<cuuint32_t>(layout.rank), const_cast<void*>(layout.data), driver.size, driver.stride,
-                      box.lower, box.upper, static_cast<cuuint32_t>(box.channels), static_cast<cuuint32_t>(box.pixels),
-                      driver.step, CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(swizzle),
+  check_driver(encode(reinterpret_cast<CUtensorMap*>(&map), map_dtype(layout), static_cast<cuuint32_t>(layout.rank),
+                      const_cast<void*>(layout.data), driver.size, driver.stride, box.lower, box.upper,
+                      static_cast<cuuint32_t>(box.channels), static_cast<cuuint32_t>(box.pixels), driver.step,
+                      CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(swizzle),
                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
                "cuTensorMapEncodeIm2col");
 #endif

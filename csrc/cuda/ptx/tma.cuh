@@ -109,6 +109,7 @@ emulator::Boxes emulated_boxes(const TensorMap* tensor_map, const int (&coordina
   if (offsets != nullptr) check_im2col(map, coordinates, offsets);
   emulator::Boxes boxes;
   boxes.alignment = map.swizzle == 0 ? 128 : 128 << map.swizzle;
+  boxes.to_tf32 = map.to_tf32 != 0;
   const auto piece = [&](int64_t offset, unsigned char* global, int first, int last) {
     boxes.add({swizzled(offset, static_cast<Swizzle>(map.swizzle)), global, first, last});
   };
