@@ -5,15 +5,17 @@ One compilation serves all mutants: site N is left out while `dropped_site` is N
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 #: Calls that order something. What they return, if anything, is not used.
 ORDERS = (
-    r"__syncthreads|__syncwarp|"
-    r"ptx::(?:cp_async_commit|cp_async_wait<[^;()]*>|mbarrier_\w+|fence_\w+|named_barrier_\w+|cluster_\w+|"
-    r"wgmma_fence|wgmma_commit|wgmma_wait<[^;()]*>|tma_store_commit|tma_store_wait\w*<[^;()]*>)"
+    r"__syncthreads|__syncwarp|turns\.(?:wait|pass)|"
+    r"ptx::(?:cp_async_commit|cp_async_wait<[^;()]*>|mbarrier_\w+|fence_\w+|named_barrier_\w+|cluster_(?:sync|arrive|wait)|"
+    r"wgmma_fence|wgmma_commit|wgmma_wait<[^;()]*>|tma_store_commit|tma_store_wait\w*<[^;()]*>|"
+    r"release_registers<[^;()]*>)"
 )
 _CALL = re.compile(rf"(?<![\w:])(?:{ORDERS})\(")
 _CONDITION = re.compile(r"\bif \(|\bconst bool \w+ = ")
@@ -89,3 +91,12 @@ def rewrite(path: Path, first: int) -> tuple[str, list[Site]]:
     after = text.index("\n", include) + 1
     rewritten = "".join([*out, text[at:]])
     return rewritten[:after] + f'#include "{SWITCH}"\n' + rewritten[after:], sites
+
+
+def write(path: Path, text: str) -> None:
+    """At once, and not at all where it is there: other test processes may be compiling it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(text)
+        new.replace(path)

@@ -4,14 +4,13 @@ one of them some seed ends in an error or in wrong numbers."""
 from __future__ import annotations
 
 import ctypes
-import os
 from pathlib import Path
-from types import ModuleType
 
 import dropped_statements
 import emulated
-import numpy as np
 import pytest
+import torch
+from gemm_entry import Gemm, Product, WgmmaConfig, erase, loaded, make, truth
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
@@ -20,8 +19,11 @@ pytestmark = pytest.mark.skipif(emulated.missing() is not None, reason=str(emula
 
 #: The files whose statements are dropped, by kernel.
 FILES = {
-    "mma": [CUDA / "matmul" / "gemm_mma.cu", CUDA / "tile" / "mma_operand.cuh"],
-    "wgmma": [CUDA / "matmul" / "gemm_wgmma.cu"],
+    "mma": [CUDA / "matmul" / "gemm_mma.cu", *(CUDA / "tile" / f"mma_{part}.cuh" for part in ("operand", "tile"))],
+    "wgmma": [
+        *(CUDA / "tile" / f"wgmma_{part}.cuh" for part in ("walk", "pipeline", "operand", "mainloop")),
+        *(CUDA / "matmul" / name for name in ("gemm_wgmma_epilogue.cuh", "gemm_wgmma_kernel.cuh", "split_k.cu")),
+    ],
 }
 SEEDS = 8
 
@@ -37,108 +39,87 @@ def _rewritten() -> tuple[dict[Path, str], list[tuple[str, dropped_statements.Si
 
 SOURCES, SITES = _rewritten()
 
-
-class GemmParams(ctypes.Structure):
-    """csrc/kernels/matmul.h."""
-
-    _fields_ = (
-        ("a", ctypes.c_void_p), ("a_row", ctypes.c_int64), ("a_col", ctypes.c_int64),
-        ("b", ctypes.c_void_p), ("b_row", ctypes.c_int64), ("b_col", ctypes.c_int64),
-        ("bias", ctypes.c_void_p),
-        ("residual", ctypes.c_void_p), ("residual_row", ctypes.c_int64), ("residual_col", ctypes.c_int64),
-        ("output", ctypes.c_void_p), ("preact", ctypes.c_void_p),
-        ("m", ctypes.c_int64), ("n", ctypes.c_int64), ("k", ctypes.c_int64),
-        ("activation", ctypes.c_int32), ("dtype", ctypes.c_int32),
-    )  # fmt: skip
-
-
-RELU, FLOAT16 = 1, 2  # Of the enums of csrc/kernels/common.h.
-
-
-#: Elements around each array that belong to no other one: more than 256 lines.
-GUARD = 1 << 18
-
-
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Random float16 numbers at a multiple of 16 bytes."""
-    count = int(np.prod(shape))
-    raw = np.empty(GUARD + count + GUARD, dtype=np.float16)
-    first = GUARD + -raw.ctypes.data % 16 // 2
-    values = raw[first : first + count].reshape(shape)
-    values[...] = np.random.default_rng(count).standard_normal(shape) / 4
-    return values
+#: Products of whose tiles each block has several, the last ones cut at both edges, and how they are computed. By wgmma
+#: every way out, every kind of operand and both schedules occur.
+EPILOGUE = {"bias": True, "residual": "rows", "activation": "hardswish"}
+CASES: dict[str, list[tuple[dict[str, object], WgmmaConfig | None]]] = {
+    "mma": [
+        ({"m": 136, "n": 520, "k": 72, **EPILOGUE}, None),
+        ({"m": 136, "n": 520, "k": 72, **EPILOGUE, "keep": True}, None),
+    ],
+    "wgmma": [
+        ({"m": 136, "n": 200, "k": 72, "bias": True, "activation": "relu"}, WgmmaConfig(128, 64, True, False, 1, 1, 2)),
+        ({"m": 136, "n": 104, "k": 200, **EPILOGUE, "keep": True}, WgmmaConfig(128, 64, True, False, 2, 1, 8)),
+        ({"m": 13, "n": 261, "k": 72, "bias": True, "residual": "offset"}, WgmmaConfig(128, 16, False, True, 1, 1, 8)),
+        ({"m": 13, "n": 133, "k": 136, **EPILOGUE, "keep": True}, WgmmaConfig(128, 16, False, True, 1, 2, 8)),
+        (
+            {"m": 24, "n": 72, "k": 136, "activation": "tanh", "batch": (2, 2)},
+            WgmmaConfig(128, 64, True, False, 1, 1, 8),
+        ),
+        ({"m": 24, "n": 72, "k": 136, **EPILOGUE, "batch": (2, 2)}, WgmmaConfig(128, 64, True, False, 1, 2, 8)),
+        # More steps than there are stages.
+        (
+            {"m": 136, "n": 72, "k": 560, "layout": "tn", "dtype": "bfloat16", "activation": "relu"},
+            WgmmaConfig(128, 64, True, False, 2, 1, 8),
+        ),
+        ({"m": 200, "n": 200, "k": 264}, WgmmaConfig(128, 192, False, False, 1, 1, 8)),
+    ],
+}
 
 
-class Product:
-    """A product of whose tiles each block has several, the last ones cut at both edges."""
-
-    m, n, k = 136, 520, 72
-
-    def __init__(self, library: ctypes.CDLL, emulator: ModuleType):
-        self.library = library
-        self.a, self.b, self.residual = (
-            _aligned((self.m, self.k)),
-            _aligned((self.n, self.k)),
-            _aligned((self.m, self.n)),
-        )
-        self.bias, self.output = _aligned((self.n,)), _aligned((self.m, self.n))
-        self.preact = _aligned((self.m, self.n))
-        truth = self.a.astype(np.float64) @ self.b.astype(np.float64).T + self.bias + self.residual
-        self.truth = truth, np.maximum(truth, 0)
-        for array in (self.a, self.b, self.residual, self.bias, self.output, self.preact):
-            emulator.allow(array)
-
-    def wrong(self, kernel: str, keep: bool) -> str:
-        """What is wrong with a run, if anything. `keep`: it stores the values before the activation too."""
-        params = GemmParams(
-            self.a.ctypes.data, self.k, 1, self.b.ctypes.data, self.k, 1, self.bias.ctypes.data,
-            self.residual.ctypes.data, self.n, 1, self.output.ctypes.data, self.preact.ctypes.data if keep else None,
-            self.m, self.n, self.k, RELU, FLOAT16,
-        )  # fmt: skip
-        self.output[...] = self.preact[...] = np.nan
-        message = self.library.run_gemm(int(kernel == "wgmma"), ctypes.byref(params)).decode()
-        results = [(self.output, self.truth[1]), *([(self.preact, self.truth[0])] if keep else [])]
-        # Half a unit in the last place of float16 each for the sum and for what it is stored as.
-        close = all(np.allclose(ours, truth, rtol=2**-10, atol=2**-10) for ours, truth in results)
-        return message or ("" if close else "wrong numbers")
-
-
-def _write(path: Path, text: str) -> None:
-    """At once, and not at all where it is there: other test processes may be compiling it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text() != text:
-        new = path.with_suffix(f".{os.getpid()}")
-        new.write_text(text)
-        new.replace(path)
+def wrong(gemm: Gemm, product: Product, config: WgmmaConfig | None) -> str:
+    """What is wrong with a run, if anything."""
+    erase(product)
+    if message := gemm.run(product, config):
+        return message
+    output, kept = truth(product)
+    results = [(product.output, product.output_dtype, output)]
+    if product.preact is not None:
+        results.append((product.preact, product.dtype, kept))
+    for ours, dtype, expected in results:
+        # Half a unit in the last place each for the sum and for what it is stored as.
+        unit = 2 * torch.finfo(getattr(torch, dtype)).eps
+        if not torch.allclose(loaded(ours, dtype), expected, rtol=unit, atol=unit):
+            return "wrong numbers"
+    return ""
 
 
 @pytest.fixture(scope="module")
-def product():
+def gemm() -> Gemm:
     folder = ROOT / "build" / "dropped_statements"
-    _write(folder / dropped_statements.SWITCH, dropped_statements.SWITCH_TEXT)
+    dropped_statements.write(folder / dropped_statements.SWITCH, dropped_statements.SWITCH_TEXT)
     for path, text in SOURCES.items():
-        _write(folder / path.relative_to(ROOT / "csrc"), text)
-    sources = [folder / path.relative_to(ROOT / "csrc") for path in SOURCES if path.suffix == ".cu"]
+        dropped_statements.write(folder / path.relative_to(ROOT / "csrc"), text)
+    kernels = [*(CUDA / "matmul" / name for name in ("gemm_mma.cu", "split_k.cu"))]
+    kernels += [*sorted((CUDA / "matmul").glob("gemm_wgmma*.cu"))]
+    sources = [folder / path.relative_to(ROOT / "csrc") if path in SOURCES else path for path in kernels]
     built = emulated.build_cases([*sources, ROOT / "tests" / "gemm_entry.cu"], "dropped_statements", include=folder)
-    library = ctypes.CDLL(str(built))
-    library.run_gemm.restype = ctypes.c_char_p
-    return Product(library, emulated.load(built))
+    return Gemm(ctypes.CDLL(str(built)), emulated.load(built))
 
 
-def _first_error(product, monkeypatch, kernel: str, site: int) -> str:
-    product.library.drop_site(site)
+@pytest.fixture(scope="module")
+def products() -> dict[str, list[tuple[Product, WgmmaConfig | None]]]:
+    return {
+        kernel: [(make(integers=False, **arguments), config) for arguments, config in cases]
+        for kernel, cases in CASES.items()
+    }
+
+
+def _first_error(gemm, products, monkeypatch, kernel: str, site: int) -> str:
+    gemm.library.drop_site(site)
     for seed in range(SEEDS):
         monkeypatch.setenv("WARPWRIGHT_EMULATOR_SEED", str(seed))
-        if wrong := product.wrong(kernel, keep=seed % 2 == 0):
-            return wrong
+        for product, config in products[kernel]:
+            if found := wrong(gemm, product, config):
+                return found
     return ""
 
 
 @pytest.mark.parametrize("kernel", FILES)
-def test_nothing_dropped_nothing_wrong(product, monkeypatch, kernel):
-    assert _first_error(product, monkeypatch, kernel, 0) == ""
+def test_nothing_dropped_nothing_wrong(gemm, products, monkeypatch, kernel):
+    assert _first_error(gemm, products, monkeypatch, kernel, 0) == ""
 
 
 @pytest.mark.parametrize(("kernel", "site"), [pytest.param(k, s, id=f"{s.number}-{s}") for k, s in SITES])
-def test_what_is_dropped_is_missed(product, monkeypatch, kernel, site):
-    assert _first_error(product, monkeypatch, kernel, site.number) != "", f"nobody misses {site}"
+def test_what_is_dropped_is_missed(gemm, products, monkeypatch, kernel, site):
+    assert _first_error(gemm, products, monkeypatch, kernel, site.number) != "", f"nobody misses {site}"

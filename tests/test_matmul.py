@@ -28,3 +28,57 @@ def test_operands_in_another_order_do_not_go_to_onednn():
     for weight in (torch.zeros(192, 192), torch.zeros(192, 192).t()):
         assert "oneDNN" in warpwright.explain("linear", x, weight).kernel
         assert "aten" in warpwright.explain("linear", x.t(), weight).kernel
+
+
+# ---- batch_invariant ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_batch_invariant_rows_are_those_that_they_have_alone(dtype):
+    """BLAS and oneDNN choose kernels by the number of rows, and so the order of a sum."""
+    make = Make(dtype)
+    x, w, b = make.tensor(150, 700, grad=False), make.tensor(77, 700, grad=False), make.tensor(77, grad=False)
+    with warpwright.batch_invariant():
+        full = warpwright.ops.linear(x, w, b, activation="silu")
+        for rows in (1, 2, 3, 63, 65):
+            assert torch.equal(warpwright.ops.linear(x[:rows], w, b, activation="silu"), full[:rows])
+        assert torch.equal(warpwright.ops.linear(x[40:41], w, b, activation="silu"), full[40:41])
+    assert not warpwright._arithmetic._batch_invariant
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_invariant_products_are_right(dtype):
+    make = Make(dtype)
+    long = Sample("long", (make.tensor(70, 1100), make.tensor(1100, 45)), {"activation": "gelu", "alpha": 0.5})
+    heads = Sample("heads", (make.tensor(2, 5, 3, 8).transpose(1, 2), make.tensor(2, 6, 3, 8).permute(0, 2, 3, 1)))
+    with warpwright.batch_invariant():
+        for sample in (long, heads, Sample("empty", (make.tensor(0, 4), make.tensor(4, 3)))):
+            compared = compare(SPECS["matmul"], sample)
+            assert all(c.ok for c in compared), compared
+
+
+# ---- settings ----
+
+
+def test_float32_precision_is_checked_and_restored():
+    with pytest.raises(RuntimeError, match="mode must be None or one of ieee, tf32, tf32x3, got 'bf16'"):
+        warpwright.float32_precision("bf16")
+    with warpwright.float32_precision("tf32x3"):
+        assert warpwright._arithmetic.arithmetic_of(torch.zeros(1)) == ("tf32x3", False)
+        assert warpwright._arithmetic.arithmetic_of(torch.zeros(1, dtype=torch.float16)) == ("ieee", False)
+    assert warpwright._arithmetic.arithmetic_of(torch.zeros(1)) == ("ieee", False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_outputs_saturate(dtype):
+    x = torch.full((3, 4), 1e4)
+    result = warpwright.ops.matmul(x, x.mT, output_scale=0.5, out_dtype=dtype)
+    assert torch.equal(result.float(), torch.full((3, 3), torch.finfo(dtype).max))
+    small = warpwright.ops.matmul(torch.eye(4), torch.full((4, 4), 0.3), out_dtype=dtype)
+    assert torch.equal(small.float(), torch.full((4, 4), 0.3).to(dtype).float())
+
+
+def test_small_integers_are_exact():
+    make = Make(torch.float32)
+    a, b = (make.integers(*shape, low=-8, high=9).float() for shape in ((65, 300), (300, 70)))
+    assert torch.equal(warpwright.ops.matmul(a, b), (a.double() @ b.double()).float())

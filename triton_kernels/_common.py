@@ -41,3 +41,14 @@ def interpreted() -> bool:
     return (
         bool(triton.knobs.runtime.interpret) if hasattr(triton, "knobs") else os.environ.get("TRITON_INTERPRET") == "1"
     )
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """x, in float32 or float64, as a result is stored. The interpreter cuts float32 to bfloat16 where compiled code
+    rounds, and results of several roundings would drift: there the cut is of what is rounded already."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        x = tl.where(x != x, x, bits.to(tl.float32, bitcast=True))
+    return x.to(dtype)

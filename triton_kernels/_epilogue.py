@@ -17,7 +17,7 @@ MAX_PARTIALS = 128
 
 @triton.jit
 def _epilogue_backward_kernel(
-    grad_ptr, grad_row, grad_col, saved_ptr, saved_row, saved_col, output_ptr, partials_ptr, n_rows, cols,
+    grad_ptr, grad_row, grad_col, saved_ptr, saved_row, saved_col, output_ptr, partials_ptr, n_rows, cols, scale,
     ACTIVATION: tl.constexpr, WRITE: tl.constexpr, SUM: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(0).to(tl.int64)
@@ -26,7 +26,7 @@ def _epilogue_backward_kernel(
     mask = col < cols
     total = tl.zeros((BLOCK,), ACC)
     for row in range(n_rows * group // groups, n_rows * (group + 1) // groups):
-        g = tl.load(grad_ptr + row * grad_row + col * grad_col, mask, 0.0).to(ACC)
+        g = tl.load(grad_ptr + row * grad_row + col * grad_col, mask, 0.0).to(ACC) * scale
         if ACTIVATION != "none":
             saved = tl.load(saved_ptr + row * saved_row + col * saved_col, mask, 0.0).to(ACC)
             g *= activation_grad(saved, ACTIVATION)
@@ -38,11 +38,17 @@ def _epilogue_backward_kernel(
 
 
 def epilogue_grads(
-    grad: Tensor, saved: Tensor | None, activation: str, need_preact: bool, need_bias: bool
+    grad: Tensor,
+    saved: Tensor | None,
+    activation: str,
+    need_preact: bool,
+    need_bias: bool,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """(grad_preact, grad_bias) of a (rows, channels) gradient; grad_preact is `grad` itself without an activation."""
+    """(grad_preact, grad_bias) of a (rows, channels) gradient; grad_preact is `grad` itself without an activation and a
+    scale, which multiplies both."""
     n_rows, cols = grad.shape
-    write = need_preact and activation != "none"
+    write = need_preact and (activation != "none" or scale != 1)
     grad_preact = torch.empty((n_rows, cols), dtype=grad.dtype, device=grad.device) if write else grad
     grad_bias = torch.zeros(cols if need_bias else 0, dtype=grad.dtype, device=grad.device)
     if not (write or need_bias) or grad.numel() == 0:
@@ -53,7 +59,7 @@ def epilogue_grads(
     block = min(triton.next_power_of_2(cols), 256)
     _epilogue_backward_kernel[(groups, triton.cdiv(cols, block))](
         grad, grad.stride(0), grad.stride(1), saved, saved.stride(0), saved.stride(1), grad_preact, partials,
-        n_rows, cols, ACTIVATION=activation, WRITE=write, SUM=need_bias, ACC=tl_acc(grad.dtype), BLOCK=block,
+        n_rows, cols, scale, ACTIVATION=activation, WRITE=write, SUM=need_bias, ACC=tl_acc(grad.dtype), BLOCK=block,
     )  # fmt: skip
     if need_bias:
         sum_partials(partials, grad_bias)

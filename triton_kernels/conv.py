@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from warpwright._check import needs_preact
 from warpwright.triton_kernels._activation import activate
 from warpwright.triton_kernels._common import interpreted, tl_acc
 from warpwright.triton_kernels._epilogue import epilogue_grads
@@ -215,7 +216,7 @@ def conv2d(
     shape = (input.shape[0], filters, *sizes)
     memory_format = torch.channels_last if last else torch.contiguous_format
     output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format)
-    keep = save_preact and activation not in ("none", "relu")
+    keep = save_preact and needs_preact(activation)
     preact = torch.empty_like(output) if keep else input.new_empty(0)
     if output.numel() == 0:
         return output, preact

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from warpwright._check import needs_preact
+from warpwright.ops.matmul import keeps_preact
 from warpwright.triton_kernels._epilogue import epilogue_grads
 from warpwright.triton_kernels._gemm import gemm
 
 
 def linear(
-    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, save_preact: bool
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    precision: str,
+    batch_invariant: bool,
+    save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     sizes = (*input.shape[:-1], weight.shape[0])
-    keep = save_preact and activation not in ("none", "relu")
+    keep = save_preact and needs_preact(activation)
     output, preact = gemm(
-        _matrix(input), weight, bias, None if residual is None else _matrix(residual), activation, keep
-    )
+        _matrix(input), weight, bias, None if residual is None else _matrix(residual), activation, keep,
+        precision=precision, batch_invariant=batch_invariant,
+    )  # fmt: skip
     return output.view(sizes), preact.view(sizes) if keep else preact
 
 
@@ -30,21 +41,95 @@ def linear_backward(
     weight: Tensor,
     saved: Tensor | None,
     activation: str,
-    need_input: bool,
-    need_weight: bool,
-    need_bias: bool,
-    need_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    need_preact = need_input or need_weight or need_residual
-    saved_rows = None if saved is None else _matrix(saved)
-    grad, grad_bias = epilogue_grads(_matrix(grad_output), saved_rows, activation, need_preact, need_bias)
-    grad_input = grad_weight = grad_residual = None
+    precision: str,
+    batch_invariant: bool,
+    *needs: bool,
+) -> tuple[Tensor, ...]:
+    # The weight is `matmul`'s other, transposed; so is its gradient.
+    grads = _grads(
+        _matrix(grad_output), _matrix(input), weight.t(), saved, 1.0, 1.0, activation, 1.0, precision, batch_invariant,
+        needs, transpose_other=True,
+    )  # fmt: skip
+    shapes = (input.shape, weight.shape, weight.shape[:1], grad_output.shape)
+    return tuple(g.view(s) if need else g for g, s, need in zip(grads, shapes, needs, strict=True))
+
+
+def matmul(
+    input: Tensor,
+    other: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    alpha: float,
+    beta: float,
+    activation: str,
+    output_scale: float,
+    out_dtype: torch.dtype | None,
+    precision: str,
+    batch_invariant: bool,
+    save_preact: bool,
+) -> tuple[Tensor, Tensor]:
+    keep = keeps_preact(input.dtype, activation, output_scale, out_dtype, save_preact)
+    return gemm(
+        input, other.mT, bias, residual, activation, keep, alpha=alpha, beta=beta, output_scale=output_scale,
+        out_dtype=out_dtype, precision=precision, batch_invariant=batch_invariant,
+    )  # fmt: skip
+
+
+def matmul_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    other: Tensor,
+    saved: Tensor | None,
+    alpha: float,
+    beta: float,
+    activation: str,
+    output_scale: float,
+    precision: str,
+    batch_invariant: bool,
+    *needs: bool,
+) -> tuple[Tensor, ...]:
+    return _grads(
+        grad_output.to(input.dtype), input, other, saved, alpha, beta, activation, output_scale, precision,
+        batch_invariant, needs,
+    )  # fmt: skip
+
+
+def _grads(
+    grad_output: Tensor,
+    input: Tensor,
+    other: Tensor,
+    saved: Tensor | None,
+    alpha: float,
+    beta: float,
+    activation: str,
+    output_scale: float,
+    precision: str,
+    batch_invariant: bool,
+    needs: tuple[bool, ...],
+    transpose_other: bool = False,
+) -> tuple[Tensor, ...]:
+    need_input, need_other, need_bias, need_residual = needs
+    shape = grad_output.shape
+    rows = _matrix(grad_output)
+    saved = None if saved is None else _matrix(saved)
+    need_preact = need_input or need_other
+    preact_rows, grad_bias = epilogue_grads(rows, saved, activation, need_preact, need_bias, output_scale)
+    grad = grad_output if preact_rows is rows else preact_rows.view(shape)
+    settings = {"alpha": alpha, "precision": precision, "batch_invariant": batch_invariant}
+    grad_input = grad_other = grad_residual = None
     if need_input:
-        grad_input = gemm(grad, weight.t())[0].view(input.shape)
-    if need_weight:
-        grad_weight = gemm(grad.t(), _matrix(input).t())[0]
+        grad_input = gemm(grad, other, **settings)[0]
+    if need_other:
+        # The gradient of (k, n), or of the (n, k) that it is a transpose of.
+        pair = (grad.mT, input.mT) if transpose_other else (input.mT, grad.mT)
+        grad_other = gemm(*pair, **settings)[0]
     if need_residual:
-        # An output may not be an input: without an activation the gradient is copied.
-        grad_residual = (grad if activation != "none" else grad.contiguous().clone()).view(grad_output.shape)
-    outputs = (grad_input, grad_weight, grad_bias, grad_residual)
+        scale = output_scale * beta
+        grad_residual = preact_rows
+        if not need_preact or beta != 1:
+            grad_residual = epilogue_grads(rows, saved, activation, True, False, scale)[0]
+        if grad_residual is rows:  # An output may not be an input: with nothing to do the gradient is copied.
+            grad_residual = torch.clone(rows, memory_format=torch.contiguous_format)
+        grad_residual = grad_residual.view(shape)
+    outputs = (grad_input, grad_other, grad_bias if need_bias else None, grad_residual)
     return tuple(input.new_empty(0) if t is None else t for t in outputs)

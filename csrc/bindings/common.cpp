@@ -96,6 +96,8 @@ DType to_dtype(ScalarType dtype) {
     case ScalarType::Float8_e5m2: return DType::kFloat8E5M2;
     case ScalarType::Long: return DType::kInt64;
     case ScalarType::Int: return DType::kInt32;
+    case ScalarType::Char: return DType::kInt8;
+    case ScalarType::Byte: return DType::kUInt8;
     default: throw std::logic_error("warpwright: unchecked dtype " + dtype_name(dtype));
   }
 }
@@ -106,7 +108,12 @@ Activation to_activation(const char* op, const std::string& name) {
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
   if (name == "silu") return Activation::kSilu;
-  fail(op, "activation must be one of none, relu, gelu, gelu_tanh, silu, got '", name, "'");
+  if (name == "sigmoid") return Activation::kSigmoid;
+  if (name == "tanh") return Activation::kTanh;
+  if (name == "leaky_relu") return Activation::kLeakyRelu;
+  if (name == "hardswish") return Activation::kHardswish;
+  fail(op, "activation must be one of none, relu, gelu, gelu_tanh, silu, sigmoid, tanh, leaky_relu, hardswish, got '",
+       name, "'");
 }
 
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype,
@@ -181,6 +188,14 @@ Rows rows_of(const Tensor& tensor, int64_t row_ndim, Tensor& holder) {
 
 Rows rows_of(const OptionalTensor& tensor, int64_t row_ndim, Tensor& holder) {
   return tensor.has_value() ? rows_of(*tensor, row_ndim, holder) : Rows{};
+}
+
+Tensor seen_as(const Tensor& tensor, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+               int64_t offset) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(sizes.size()),
+                                                               sizes.data(), strides.data(), offset, &handle));
+  return Tensor(handle);
 }
 
 OptionalTensor contiguous(const OptionalTensor& tensor) {

@@ -85,6 +85,10 @@ Rows rows_of(const Tensor& tensor, int64_t row_ndim, Tensor& holder);
 // The same for an optional tensor: data is null without one.
 Rows rows_of(const OptionalTensor& tensor, int64_t row_ndim, Tensor& holder);
 
+// The tensor's elements seen with other sizes and strides, from `offset` elements after its first one on.
+Tensor seen_as(const Tensor& tensor, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+               int64_t offset = 0);
+
 // `tensor` in one contiguous piece, itself where it is so already; none for none.
 OptionalTensor contiguous(const OptionalTensor& tensor);
 

@@ -70,10 +70,10 @@ Conv2dParams params_of(const ConvCall& call, const Tensor& input, const Tensor& 
 
 }  // namespace
 
-LinearOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
-                          Activation activation, bool keep) {
+ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
+                           Activation activation, bool keep) {
   const ScalarType dtype = call.input.scalar_type();
-  LinearOutput result{
+  ProductOutput result{
       empty4(call.output_sizes, call.channels_last, dtype, call.input),
       keep ? empty4(call.output_sizes, call.channels_last, dtype, call.input) : nothing(dtype, call.input)};
   const OptionalTensor bias_row = contiguous(bias);
@@ -167,7 +167,7 @@ std::tuple<Tensor, Tensor> conv2d(Tensor input, Tensor weight, OptionalTensor bi
                      ",), got ", shape_text(bias->sizes()));
   }
   if (residual.has_value()) check_output_like(op, "residual", *residual, call);
-  LinearOutput result = conv_product(call, bias, residual, activation, save_preact && needs_preact(activation));
+  ProductOutput result = conv_product(call, bias, residual, activation, save_preact && needs_preact(activation));
   return {result.output, result.preact};
 }
 

@@ -16,8 +16,8 @@ struct ConvCall {
 };
 
 // activation(conv2d(input, weight) + bias + residual), and the pre-activation if `keep`.
-LinearOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
-                          Activation activation, bool keep);
+ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
+                           Activation activation, bool keep);
 
 struct ConvGrads {
   Tensor grad_input, grad_weight;

@@ -13,18 +13,19 @@ void check_saved(const char* op, const OptionalTensor& saved, Activation activat
 }
 
 EpilogueGrads epilogue_grads(const Tensor& grad_output, const OptionalTensor& saved, Activation activation,
-                             int64_t channels, bool channels_in_rows, bool need_preact, bool need_bias) {
+                             int64_t channels, bool channels_in_rows, bool need_preact, bool need_bias, double scale) {
   const ScalarType dtype = grad_output.scalar_type();
-  const bool write_preact = need_preact && activation != Activation::kNone;
+  const bool write_preact = need_preact && (activation != Activation::kNone || scale != 1);
   EpilogueGrads grads{write_preact ? empty(sizes_of(grad_output), dtype, grad_output) : grad_output,
                       need_bias ? empty({channels}, dtype, grad_output) : nothing(dtype, grad_output)};
   if (!write_preact && !need_bias) return grads;
   Tensor grad_holder, saved_holder;
   EpilogueBackwardParams params{};
-  params.rows = grad_output.size(0);
-  params.cols = grad_output.size(1);
+  params.cols = grad_output.size(grad_output.dim() - 1);
+  params.rows = params.cols == 0 ? 0 : grad_output.numel() / params.cols;
   params.channels = channels;
   params.channels_in_rows = channels_in_rows;
+  params.scale = scale;
   params.activation = activation;
   params.dtype = to_dtype(dtype);
   params.grad_output = rows_of(grad_output, 1, grad_holder);

@@ -23,11 +23,19 @@ inline Vec<A> activate(Activation activation, Vec<A> x) {
       return A(0.5) * x * (A(1) + vtanh(inner));
     }
     case Activation::kSilu: return x * vsigmoid(x);
+    case Activation::kSigmoid: return vsigmoid(x);
+    case Activation::kTanh: return vtanh(x);
+    case Activation::kLeakyRelu: return x > A(0) ? x : x * A(kLeakySlope);
+    case Activation::kHardswish: {
+      const Vec<A> shifted = x + A(3);
+      return x * (shifted < A(0) ? Vec<A>{} : (shifted > A(6) ? splat(A(6)) : shifted)) * A(1.0 / 6);
+    }
     default: return x;
   }
 }
 
-// d activation / d x. `saved` is the output for relu (the same sign, and it is there anyway), x for the others.
+// d activation / d x. `saved` is the output where that says enough (relu, leaky_relu, sigmoid, tanh), as it is there
+// anyway; x for the others. See needs_preact of csrc/bindings/gemm.h.
 template <class A>
 inline Vec<A> activation_grad(Activation activation, Vec<A> saved) {
   const Vec<A> x = saved;
@@ -45,6 +53,13 @@ inline Vec<A> activation_grad(Activation activation, Vec<A> saved) {
     case Activation::kSilu: {
       const Vec<A> s = vsigmoid(x);
       return s * (A(1) + x * (A(1) - s));
+    }
+    case Activation::kSigmoid: return saved * (A(1) - saved);
+    case Activation::kTanh: return A(1) - saved * saved;
+    case Activation::kLeakyRelu: return saved > A(0) ? splat(A(1)) : splat(A(kLeakySlope));
+    case Activation::kHardswish: {
+      const Vec<A> middle = x * A(1.0 / 3) + A(0.5);
+      return x <= A(-3) ? Vec<A>{} : (x >= A(3) ? splat(A(1)) : middle);
     }
     default: return splat(A(1));
   }

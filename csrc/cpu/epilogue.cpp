@@ -2,7 +2,10 @@
 
 #include "kernels/epilogue.h"
 
+#include <type_traits>
+
 #include "cpu/activation.h"
+#include "cpu/float8.h"
 #include "cpu/partials.h"
 
 WARPWRIGHT_ISA_BEGIN
@@ -10,23 +13,26 @@ WARPWRIGHT_ISA_BEGIN
 namespace {
 
 // `count` elements from `offset`, whose bias is one row of channels (channels last) or one value (channels first).
-template <class P, class T>
+template <class P, class T, class O>
 void epilogue_span(const EpilogueParams& p, int64_t offset, int64_t count, const T* bias_row, acc_t<T> bias_value) {
   using A = acc_t<T>;
+  const A alpha = static_cast<A>(p.alpha), beta = static_cast<A>(p.beta), scale = static_cast<A>(p.output_scale);
+  const bool before = needs_preact(p.activation);
   const P* product = static_cast<const P*>(p.product) + offset;
   const T* residual = p.residual == nullptr ? nullptr : static_cast<const T*>(p.residual) + offset;
-  T* output = static_cast<T*>(p.output) + offset;
+  O* output = static_cast<O*>(p.output) + offset;
   T* preact = p.preact == nullptr ? nullptr : static_cast<T*>(p.preact) + offset;
   for_each_vector<A>(count, [&](int64_t i, auto n) {
-    Vec<A> x = load(product + i, n) + bias_value;
+    Vec<A> x = alpha * load(product + i, n) + bias_value;
     if (bias_row != nullptr) x += load(bias_row + i, n);
-    if (residual != nullptr) x += load(residual + i, n);
-    if (preact != nullptr) store(preact + i, x, n);
-    store(output + i, activate<A>(p.activation, x), n);
+    if (residual != nullptr) x += beta * load(residual + i, n);
+    const Vec<A> y = activate<A>(p.activation, x);
+    if (preact != nullptr) store(preact + i, before ? x : y, n);
+    store(output + i, scale * y, n);
   });
 }
 
-template <class P, class T>
+template <class P, class T, class O>
 void epilogue_all(const EpilogueParams& p) {
   const T* bias = static_cast<const T*>(p.bias);
   const bool channels_last = p.inner == 1;
@@ -35,8 +41,8 @@ void epilogue_all(const EpilogueParams& p) {
   parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const bool one = bias != nullptr && !channels_last;
-      epilogue_span<P, T>(p, row * cols, cols, channels_last ? bias : nullptr,
-                          one ? to_acc(bias[row % p.channels]) : 0);
+      epilogue_span<P, T, O>(p, row * cols, cols, channels_last ? bias : nullptr,
+                             one ? to_acc(bias[row % p.channels]) : 0);
     }
   });
 }
@@ -47,9 +53,10 @@ void backward_row(const EpilogueBackwardParams& p, int64_t row, T* grad_row, T* 
   using A = acc_t<T>;
   const T* grad = row_data(p.grad_output, row, p.cols, grad_row);
   const T* saved = p.saved.data == nullptr ? nullptr : row_data(p.saved, row, p.cols, saved_row);
+  const A scale = static_cast<A>(p.scale);
   T* out = p.grad_preact == nullptr ? nullptr : static_cast<T*>(p.grad_preact) + row * p.cols;
   for_each_vector<A>(p.cols, [&](int64_t i, auto n) {
-    Vec<A> g = load(grad + i, n);
+    Vec<A> g = load(grad + i, n) * scale;
     if (saved != nullptr) g *= activation_grad<A>(p.activation, load(saved + i, n));
     if (out != nullptr) store(out + i, g, n);
     if (column_sums != nullptr) store(column_sums + i, load(column_sums + i, n) + g, n);
@@ -77,14 +84,27 @@ void backward_blocks(const EpilogueBackwardParams& p) {
   });
 }
 
+// Calls f with a value of the storage type of an output, of what is computed in float32.
+template <class F>
+void visit_output(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat8E4M3: return f(Float8<E4M3>{});
+    case DType::kFloat8E5M2: return f(Float8<E5M2>{});
+    case DType::kFloat32: return f(float{});
+    case DType::kFloat16: return f(Half{});
+    default: return f(BFloat16{});
+  }
+}
+
 }  // namespace
 
 void epilogue_forward(const EpilogueParams& p) {
   visit_float(p.dtype, [&](auto tag) {
     using T = decltype(tag);
-    if (p.product_dtype == p.dtype) return epilogue_all<T, T>(p);
-    if constexpr (sizeof(T) == 2) return epilogue_all<float, T>(p);
-    std::abort();  // The bindings pass float32 products for half types only.
+    if (p.product_dtype == p.dtype && p.output_dtype == p.dtype) return epilogue_all<T, T, T>(p);
+    if constexpr (!std::is_same_v<T, double>)
+      return visit_output(p.output_dtype, [&](auto out) { epilogue_all<float, T, decltype(out)>(p); });
+    std::abort();  // The bindings pass products of another dtype in float32 only.
   });
 }
 

@@ -61,6 +61,20 @@ inline U32s load_bytes(const uint8_t* p, int64_t count) {
   return v;
 }
 
+// An element of format F as a storage type, for code that is generic over what it stores.
+template <class F>
+struct Float8 {
+  uint8_t bits;
+};
+template <class F>
+inline void store(Float8<F>* p, Vec<float> v, Whole count) {
+  store_bytes(reinterpret_cast<uint8_t*>(p), encode_float8<F>(v), count);
+}
+template <class F>
+inline void store(Float8<F>* p, Vec<float> v, int64_t count) {
+  store_bytes(reinterpret_cast<uint8_t*>(p), encode_float8<F>(v), count);
+}
+
 // Calls f with the format that `dtype` names.
 template <class Function>
 inline void visit_float8(DType dtype, const Function& f) {

@@ -12,9 +12,33 @@
 
 namespace warpwright {
 
-enum class DType : int32_t { kFloat64, kFloat32, kFloat16, kBFloat16, kFloat8E4M3, kFloat8E5M2, kInt64, kInt32 };
+enum class DType : int32_t {
+  kFloat64,
+  kFloat32,
+  kFloat16,
+  kBFloat16,
+  kFloat8E4M3,
+  kFloat8E5M2,
+  kInt64,
+  kInt32,
+  kInt8,
+  kUInt8
+};
 
-enum class Activation : int32_t { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+enum class Activation : int32_t { kNone, kRelu, kGelu, kGeluTanh, kSilu, kSigmoid, kTanh, kLeakyRelu, kHardswish };
+
+// The slope of leaky_relu below zero: torch's default.
+inline constexpr double kLeakySlope = 0.01;
+
+// Whether an activation's gradient is taken from the pre-activation; the others' is taken from the activation's value.
+WARPWRIGHT_HOST_DEVICE bool needs_preact(Activation activation) {
+  return activation == Activation::kGelu || activation == Activation::kGeluTanh || activation == Activation::kSilu ||
+         activation == Activation::kHardswish;
+}
+
+// How float32 operands are multiplied on the tensor cores: not at all (kIeee), rounded to TF32, or as three products of
+// their TF32 halves, whose error is float32's own. Other dtypes have one way.
+enum class Precision : int32_t { kIeee, kTf32, kTf32x3 };
 
 // A cudaStream_t; null on the CPU.
 using Stream = void*;

@@ -1,6 +1,7 @@
 """warpwright: hand-written CUDA C++ and Triton kernels for matmul, convolution and fused mixed-precision ops."""
 
 from warpwright import nn, ops, optim
+from warpwright._arithmetic import batch_invariant, float32_precision
 from warpwright._backend import current_backend, use_backend
 from warpwright._deterministic import deterministic
 from warpwright._explain import explain
@@ -10,10 +11,12 @@ from warpwright._version import __version__
 
 __all__ = [
     "__version__",
+    "batch_invariant",
     "current_backend",
     "deterministic",
     "explain",
     "fallbacks",
+    "float32_precision",
     "info",
     "nn",
     "ops",

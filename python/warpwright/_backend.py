@@ -117,22 +117,36 @@ def backend_for(op: str, device: torch.device) -> str:
 
 def resolve(op: str, tensor: torch.Tensor) -> Any:
     """The operator overload that a public function calls for `tensor`."""
+    return _registry.TABLES[_backend_of(op, tensor)][op]
+
+
+def _backend_of(op: str, tensor: torch.Tensor) -> str:
     if _current == "auto" and tensor.is_cpu:  # The shortest way for the most common case.
-        return _registry.TABLES["native"][op]
-    return _registry.TABLES[backend_for(op, tensor.device)][op]
+        return "native"
+    return backend_for(op, tensor.device)
 
 
 def call(op: str, *args: Any) -> Any:
     """Calls operator `op` on the backend that fits its first argument, a tensor.
 
-    Where no gradient is wanted this goes below autograd at once. Registered autograd formulas are Python, and entering
-    one only to find that nothing requires grad costs about as much as everything else in the call.
+    Where no gradient is wanted this goes below autograd at once, and where one is, to a torch.autograd.Function. The
+    formulas that torch.library registers are Python behind the dispatcher, and entering one costs more than everything
+    else in the call; they serve what traces, transforms or casts.
     """
-    overload = resolve(op, args[0])
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(map(_requires_grad, args))):
+    backend = _backend_of(op, args[0])
+    overload = _registry.TABLES[backend][op]
+    if torch.compiler.is_compiling():
         return overload(*args)
+    if torch.is_grad_enabled() and any(map(_requires_grad, args)):
+        function = _registry.FUNCTIONS[backend].get(op)
+        if function is None or torch._C._is_any_autocast_enabled() or _transformed():
+            return overload(*args)
+        return function.apply(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return overload._op(*args)  # What overload(*args) calls, one Python frame later.
+
+
+_transformed = torch._C._are_functorch_transforms_active
 
 
 def _requires_grad(value: Any) -> bool:

@@ -9,7 +9,14 @@ from typing import Any, NoReturn
 
 import torch
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "leaky_relu", "hardswish")
+#: The slope of leaky_relu below zero: torch's default.
+LEAKY_SLOPE = 0.01
+
+
+def needs_preact(activation: str) -> bool:
+    """Whether an activation's gradient is taken from the pre-activation; the others' is taken from the output."""
+    return activation in ("gelu", "gelu_tanh", "silu", "hardswish")
 
 
 def fail(op: str, message: str) -> NoReturn:
@@ -61,6 +68,11 @@ def check_like(op: str, name: str, tensor: torch.Tensor, like_name: str, like: t
 def check_activation(op: str, activation: str) -> None:
     message = f"activation must be one of {', '.join(ACTIVATIONS)}, got '{activation}'"
     require(activation in ACTIVATIONS, op, message)
+
+
+def check_precision(op: str, precision: str) -> None:
+    message = f"precision must be one of ieee, tf32, tf32x3, got '{precision}'"
+    require(precision in ("ieee", "tf32", "tf32x3"), op, message)
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from warpwright import _library, _registry, ops
 from warpwright._backend import backend_for, current_backend
-from warpwright._kernel_choice import Configuration, configurations, copied, kernel_text
+from warpwright._gemm_plans import GemmPlan
+from warpwright._kernel_choice import Configuration, configurations, copied, gemm_plans, kernel_text
 from warpwright._peaks import peaks_of
 
 #: Families whose CUDA and Triton kernels multiply on the tensor cores.
-_TENSOR_CORE_FAMILIES = ("matmul", "conv")
+_TENSOR_CORE_FAMILIES = ("matmul", "gated", "grouped", "scaled", "packed", "sparse", "conv")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Explanation:
         roofline: seconds below which no kernel can do that on this device, from datasheet peaks; None where those are
             not known, and `roofline_reason` says where they are from, or why there are none.
         configurations: tile, warps and stages of the forward pass's Triton kernels, and where they come from.
+        plans: the ways in which the C++ kernels of a GPU could compute a product, with predicted times: the one that is
+            taken, unless `warpwright tune` has measured a faster one, then the alternatives.
     """
 
     op: str
@@ -66,6 +69,7 @@ class Explanation:
     roofline: float | None
     roofline_reason: str
     configurations: list[Configuration] = field(default_factory=list)
+    plans: list[GemmPlan] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """A copy as plain dicts, lists, strings and numbers."""
@@ -76,6 +80,7 @@ class Explanation:
             f"{self.op}: {self.kernel}",
             f"  backend   {self.backend}: {self.backend_reason}",
             *(f"  tile      {configuration}" for configuration in self.configurations),
+            *(f"  {'tile     ' if i == 0 else '  else   '} {plan}" for i, plan in enumerate(self.plans[:4])),
         ]
         if self.autocast is not None:
             lines.append(f"  autocast  floating arguments are cast to {self.autocast} first")
@@ -135,15 +140,17 @@ def explain(fn: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanat
         roofline=roofline,
         roofline_reason=roofline_reason,
         configurations=configurations(name, backend, function, args, kwargs) if device.type != "meta" else [],
+        plans=gemm_plans(name, backend, device, bound),
     )
 
 
 def _public_op(fn: Callable[..., Any] | str) -> tuple[str, Callable[..., Any]]:
     name = fn if isinstance(fn, str) else getattr(fn, "__name__", repr(fn))
-    function = getattr(ops, name, None) if name in ops.__all__ else None
+    functions = {name: getattr(ops, name) for name in ops.__all__ if inspect.isfunction(getattr(ops, name))}
+    function = functions.get(name)
     if function is None or not (isinstance(fn, str) or fn is function):
         raise RuntimeError(
-            f"warpwright: explain: fn must be one of warpwright.ops ({', '.join(ops.__all__)}), got {fn!r}"
+            f"warpwright: explain: fn must be one of warpwright.ops ({', '.join(functions)}), got {fn!r}"
         )
     return name, function
 
@@ -152,11 +159,14 @@ def _named_tensors(values: Any, prefix: str = "") -> dict[str, Tensor]:
     """Every tensor in a dict, list or tuple of arguments, by name."""
     if isinstance(values, Tensor):
         return {prefix: values}
+    if hasattr(values, "_asdict"):
+        values = values._asdict()
     pairs: list[tuple[str, Any]] = []
     if isinstance(values, dict):
         pairs = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in values.items()]
     elif isinstance(values, (list, tuple)):
-        pairs = [(f"{prefix}[{i}]", value) for i, value in enumerate(values)]
+        fields = getattr(values, "_fields", None)
+        pairs = [(f"{prefix}.{fields[i]}" if fields else f"{prefix}[{i}]", value) for i, value in enumerate(values)]
     found: dict[str, Tensor] = {}
     for name, value in pairs:
         found |= _named_tensors(value, name)

@@ -5,6 +5,7 @@ Mirrors the choices of csrc/bindings; tests/test_introspection.py compares both 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor
 
 from warpwright import _library
+from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import triton_interpreted
-from warpwright.ops.matmul import needs_preact, wants_grad
+from warpwright._check import needs_preact
+from warpwright._gemm_plans import GemmPlan, question_of
+from warpwright.ops.matmul import wants_grad
 
 #: kPlainWork, kFusedWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
 _PLAIN_WORK, _FUSED_WORK, _ONEDNN_LONGEST_SUM = 1 << 22, 1 << 18, 768
@@ -64,9 +68,13 @@ def _cpu_linear(bound: dict[str, Any]) -> str:
     return f"{product}, then one pass for the epilogue in C++, {_library.cpu_isa()}"
 
 
+def _without_data(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
 def _multiplied(tensor: Tensor) -> Tensor:
     """The operand that is multiplied, without its data."""
-    meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    meta = _without_data(tensor)
     return meta.to(torch.float32) if tensor.dtype == torch.float16 else meta
 
 
@@ -98,7 +106,7 @@ class Configuration:
 def configurations(
     op: str, backend: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[Configuration]:
-    """Of the kernels whose configuration is chosen: Triton's; the C++ kernels have one tile each."""
+    """Of Triton's kernels; `gemm_plans` has what the C++ kernels of a GPU choose among."""
     if backend != "triton":
         return []
     from warpwright.tuning.launches import TUNABLE_OPS, foreseen  # Here: it needs Triton.
@@ -109,6 +117,37 @@ def configurations(
         sizes = dict(problem.sizes)
         found.append(Configuration(problem.kernel, sizes, problem.layout, dict(choice.config), choice.source))
     return found
+
+
+# ---- plans ----
+
+
+def gemm_plans(op: str, backend: str, device: torch.device, bound: dict[str, Any]) -> list[GemmPlan]:
+    """The ways in which a GPU's C++ kernels could compute op(**bound), the one that should be fastest first."""
+    operands = {"linear": ("input", "weight"), "matmul": ("input", "other"), "bmm": ("input", "mat2")}
+    operands["addmm"] = ("mat1", "mat2")
+    if op not in operands or (backend, device.type) not in (("native", "cuda"), ("emulated", "cpu")):
+        return []
+    first, second = operands[op]
+    a, b = _without_data(bound[first]), _without_data(bound[second])
+    if a.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return []
+    if op == "linear" or (b.dim() <= 2 and _views(a, 1)):
+        a = a.reshape(-1, a.shape[-1])  # As the op does: the leading dimensions are rows.
+    if op != "linear":
+        b = b.unsqueeze(1) if b.dim() == 1 else b
+        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        a, b = a.expand(*batch, *a.shape[-2:]), b.mT.expand(*batch, *b.mT.shape[-2:])
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        capability, multiprocessors = properties.major * 10 + properties.minor, properties.multi_processor_count
+    else:  # csrc/emulator/runtime.h.
+        capability, multiprocessors = int(os.environ.get("WARPWRIGHT_EMULATOR_ARCH", "90")), 2
+    precision, invariant = arithmetic_of(bound[first])
+    # csrc/cuda/matmul/gemm_wgmma.cu: what can leave by TMA.
+    plain = bound.get("residual") is None and bound.get("activation") in (None, "none", "relu") and op != "addmm"
+    half = bound.get("out_dtype") in (None, torch.float16, torch.bfloat16)
+    return question_of(a, b, precision, invariant, capability, multiprocessors, plain and half).plans()
 
 
 # ---- copies ----

@@ -51,6 +51,8 @@ class OpDefinition:
 OPS: dict[str, OpDefinition] = {}
 #: backend -> operator name -> the overload to call. Filled by `activate`.
 TABLES: dict[str, dict[str, Any]] = {"native": {}}
+#: backend -> operator name -> its gradient as a torch.autograd.Function, for `differentiate`.
+FUNCTIONS: dict[str, dict[str, Any]] = {name: {} for name in NAMESPACES}
 _libraries: dict[str, torch.library.Library] = {}
 
 
@@ -127,6 +129,7 @@ def _register(backend: str, op: OpDefinition) -> None:
             return op.backward(operators, ctx, *grads)
 
         torch.library.register_autograd(qualified, backward, setup_context=op.setup_context, lib=library)
+        FUNCTIONS[backend][op.name] = _function(overload, op, operators)
     elif not overload._schema.is_mutable:
 
         def no_backward(ctx: Any, *grads: Any) -> Any:
@@ -138,6 +141,49 @@ def _register(backend: str, op: OpDefinition) -> None:
         torch.library.register_autograd(qualified, no_backward, lib=library)
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         library.impl(op.name, _autocast_kernel(overload, op.autocast or keep_dtypes, device_type), key)
+
+
+class _BelowAutograd:
+    """A namespace's operators, called below autograd."""
+
+    def __init__(self, operators: Any):
+        self._operators = operators
+
+    def __getattr__(self, name: str) -> Any:
+        overload = getattr(self._operators, name).default
+
+        def call(*args: Any) -> Any:
+            # Under create_graph the operator's own formula says that it has no gradient.
+            if torch.is_grad_enabled():
+                return overload(*args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload._op(*args)
+
+        setattr(self, name, call)
+        return call
+
+
+def _function(overload: Any, op: OpDefinition, operators: Any) -> Any:
+    """The formula that `register_autograd` has, as a torch.autograd.Function.
+
+    The one that torch.library makes of it goes through the dispatcher, twice in a backward pass, by way of several
+    Python frames each time: as long as a small product takes.
+    """
+    below = _BelowAutograd(operators)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            result = overload._op(*args)
+        assert op.setup_context is not None
+        op.setup_context(ctx, args, result)
+        return result
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        assert op.backward is not None
+        return op.backward(below, ctx, *grads)
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(op.name, (torch.autograd.Function,), members)
 
 
 def _autocast_kernel(overload: Any, rule: AutocastRule, device_type: str) -> Callable[..., Any]:

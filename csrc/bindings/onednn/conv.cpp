@@ -55,10 +55,11 @@ Tensor plain_conv(const ConvCall& call, const Tensor& input, const Tensor& weigh
 
 Tensor fused_unary(const ConvCall& call, const OptionalTensor& bias, Activation activation) {
   AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr, result = nullptr;
-  auto [name, algorithm] = onednn::post_op(activation);
+  onednn::PostOp post = onednn::post_op(activation);
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mkldnn__convolution_pointwise(
       call.input.get(), call.weight.get(), bias_handle ? &bias_handle : nullptr, call.padding.data(), 2,
-      call.stride.data(), 2, call.dilation.data(), 2, call.groups, name, nullptr, 0, algorithm ? &algorithm : nullptr,
+      call.stride.data(), 2, call.dilation.data(), 2, call.groups, post.name,
+      post.parameter ? &post.parameter : nullptr, post.parameter ? 1 : 0, post.algorithm ? &post.algorithm : nullptr,
       &result));
   return Tensor(result);
 }
@@ -100,8 +101,8 @@ Tensor product(const ConvCall& call, const OptionalTensor& bias) {
 
 }  // namespace
 
-LinearOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
-                          Activation activation, bool keep) {
+ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
+                           Activation activation, bool keep) {
   const ScalarType dtype = call.input.scalar_type();
   const Tensor none = nothing(dtype, call.input);
   const bool plain = activation == Activation::kNone && !residual.has_value();
@@ -118,8 +119,8 @@ LinearOutput conv_product(const ConvCall& call, const OptionalTensor& bias, cons
   if (plain && bias_in_product) return {rough, none};
 
   const Tensor addend = residual.has_value() ? to_format(*residual, call.channels_last) : none;
-  LinearOutput result{empty4(call.output_sizes, call.channels_last, dtype, call.input),
-                      keep ? empty4(call.output_sizes, call.channels_last, dtype, call.input) : none};
+  ProductOutput result{empty4(call.output_sizes, call.channels_last, dtype, call.input),
+                       keep ? empty4(call.output_sizes, call.channels_last, dtype, call.input) : none};
   const int64_t pixels = call.output_sizes[2] * call.output_sizes[3];
   EpilogueParams params{};
   params.product = rough.const_data_ptr();
@@ -130,9 +131,10 @@ LinearOutput conv_product(const ConvCall& call, const OptionalTensor& bias, cons
   params.outer = call.channels_last ? call.output_sizes[0] * pixels : call.output_sizes[0];
   params.channels = call.output_sizes[1];
   params.inner = call.channels_last ? 1 : pixels;
+  params.alpha = params.beta = params.output_scale = 1;
   params.activation = activation;
   params.product_dtype = to_dtype(rough.scalar_type());
-  params.dtype = to_dtype(dtype);
+  params.dtype = params.output_dtype = to_dtype(dtype);
   cpu::epilogue_forward(params, nullptr);
   return result;
 }

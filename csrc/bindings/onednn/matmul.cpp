@@ -21,6 +21,7 @@ __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise_binary(Ate
 AOTITorchError aoti_torch_cpu_addmm_out(AtenTensorHandle out, AtenTensorHandle bias, AtenTensorHandle a,
                                         AtenTensorHandle b, double beta, double alpha);
 AOTITorchError aoti_torch_cpu_mm_out(AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b);
+AOTITorchError aoti_torch_cpu_bmm_out(AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b);
 }
 
 namespace warpwright {
@@ -38,10 +39,10 @@ AtenTensorHandle handle_of(const OptionalTensor& tensor) { return tensor.has_val
 
 Tensor fused_unary(const Tensor& a, const Tensor& b, const OptionalTensor& bias, Activation activation) {
   AtenTensorHandle bias_handle = handle_of(bias), result = nullptr;
-  auto [name, algorithm] = onednn::post_op(activation);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(a.get(), b.get(), bias_handle ? &bias_handle : nullptr,
-                                                                 name, nullptr, 0, algorithm ? &algorithm : nullptr,
-                                                                 &result));
+  onednn::PostOp post = onednn::post_op(activation);
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(
+      a.get(), b.get(), bias_handle ? &bias_handle : nullptr, post.name, post.parameter ? &post.parameter : nullptr,
+      post.parameter ? 1 : 0, post.algorithm ? &post.algorithm : nullptr, &result));
   return Tensor(result);
 }
 
@@ -66,28 +67,11 @@ bool onednn_takes(const Tensor& a, const Tensor& b, int64_t least_work) {
   return exact && worth && in_order && &aoti_torch_cpu__linear_pointwise != nullptr;
 }
 
-// A matrix seen as its transpose.
-Tensor transposed(const Tensor& matrix) {
-  const int64_t sizes[2] = {matrix.size(1), matrix.size(0)}, strides[2] = {matrix.stride(1), matrix.stride(0)};
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(matrix.get(), 2, sizes, strides, /*offset_increment=*/0, &handle));
-  return Tensor(handle);
-}
-
-// a @ b.T + bias, unrounded (float32) for float16: few processors multiply it, and float32 is faster and closer.
-Tensor product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
-  if (a.size(1) == 0 || a.size(0) == 0 || b.size(0) == 0) {
-    Tensor zeros = empty({a.size(0), b.size(0)}, a.scalar_type(), a);
-    torch::stable::zero_(zeros);
-    return zeros;
-  }
-  if (a.scalar_type() == ScalarType::Half) {
-    return product(torch::stable::to(a, ScalarType::Float), torch::stable::to(b, ScalarType::Float), std::nullopt);
-  }
+// One matrix: a @ b.T + bias.
+Tensor matrix_product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
   if (onednn_takes(a, b, kPlainWork)) return fused_unary(a, b, bias, Activation::kNone);
   Tensor result = empty({a.size(0), b.size(0)}, a.scalar_type(), a);
-  const Tensor b_t = transposed(b);
+  const Tensor b_t = seen_as(b, {b.size(1), b.size(0)}, {b.stride(1), b.stride(0)});
   if (bias.has_value()) {
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_cpu_addmm_out(result.get(), bias->get(), a.get(), b_t.get(), /*beta=*/1.0, /*alpha=*/1.0));
@@ -97,43 +81,110 @@ Tensor product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
   return result;
 }
 
-}  // namespace
-
-LinearOutput gemm(const Tensor& a, const Tensor& b, const OptionalTensor& bias, const OptionalTensor& residual,
-                  Activation activation, bool save_preact) {
-  const ScalarType dtype = a.scalar_type();
-  const bool keep = save_preact && needs_preact(activation);
-  const bool plain = activation == Activation::kNone && !residual.has_value();
-  const OptionalTensor bias_row = contiguous(bias);  // oneDNN's fused calls read a strided bias as if it were not.
-  if (onednn_takes(a, b, plain ? kPlainWork : kFusedWork)) {
-    if (!residual.has_value() && !keep) return {fused_unary(a, b, bias_row, activation), nothing(dtype, a)};
-    if (activation == Activation::kNone && residual.has_value()) {
-      return {fused_add(a, torch::stable::contiguous(*residual), b, bias_row), nothing(dtype, a)};
+// Many: aten's batched product, once for each value of the outer batch dimensions that share no stride with the inner.
+Tensor batched_product(const Tensor& a, const Tensor& b) {
+  const BatchView view = batch_view(a, b, std::nullopt);
+  const int64_t lead = a.dim() - 2, m = a.size(lead), n = b.size(lead), k = a.size(lead + 1);
+  std::vector<int64_t> sizes = sizes_of(a);
+  sizes.back() = n;
+  Tensor result = empty(sizes, a.scalar_type(), a);
+  const int64_t inner = view.size[kMaxBatchDims - 1];
+  for (int64_t i = 0; i < view.size[0]; ++i) {
+    for (int64_t j = 0; j < view.size[1]; ++j) {
+      const Tensor some_a =
+          seen_as(view.a, {inner, m, k}, {view.a_stride[2], view.a.stride(lead), view.a.stride(lead + 1)},
+                  i * view.a_stride[0] + j * view.a_stride[1]);
+      const Tensor some_b =
+          seen_as(view.b, {inner, k, n}, {view.b_stride[2], view.b.stride(lead + 1), view.b.stride(lead)},
+                  i * view.b_stride[0] + j * view.b_stride[1]);
+      Tensor some = seen_as(result, {inner, m, n}, {m * n, n, 1}, (i * view.size[1] + j) * inner * m * n);
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(some.get(), some_a.get(), some_b.get()));
     }
   }
-  const bool empty_product = a.size(1) == 0 || a.size(0) == 0 || b.size(0) == 0;
-  const bool bias_in_product = !empty_product && dtype != ScalarType::Half;
-  Tensor rough = product(a, b, bias_in_product ? bias_row : std::nullopt);
-  if (plain && bias_in_product) return {rough, nothing(dtype, a)};
+  return result;
+}
 
-  const OptionalTensor addend = contiguous(residual);
-  const bool same = rough.scalar_type() == dtype;
-  LinearOutput result{same ? rough : empty({a.size(0), b.size(0)}, dtype, a),
-                      keep ? empty({a.size(0), b.size(0)}, dtype, a) : nothing(dtype, a)};
+bool is_empty(const Tensor& a, const Tensor& b) { return a.numel() == 0 || b.numel() == 0; }
+
+// a @ b.T + bias, for one matrix; without the bias for more.
+Tensor product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
+  if (is_empty(a, b)) {
+    std::vector<int64_t> sizes = sizes_of(a);
+    sizes.back() = b.size(b.dim() - 2);
+    Tensor zeros = empty(sizes, a.scalar_type(), a);
+    torch::stable::zero_(zeros);
+    return zeros;
+  }
+  return a.dim() == 2 ? matrix_product(a, b, bias) : batched_product(a, b);
+}
+
+// The same by a kernel that adds up every row alike, unrounded.
+Tensor fixed_product(const Tensor& a, const Tensor& b) {
+  std::vector<int64_t> sizes = sizes_of(a);
+  sizes.back() = b.size(b.dim() - 2);
+  Tensor result = empty(sizes, acc_dtype(a.scalar_type()), a);
+  const BatchView view = batch_view(a, b, std::nullopt);
+  GemmParams params = product_params(view);
+  params.output = result.mutable_data_ptr();
+  cpu::gemm_fixed(params, nullptr);
+  return result;
+}
+
+}  // namespace
+
+ProductOutput finish_product(const Tensor& product, const Epilogue& epilogue, ScalarType dtype, bool bias_is_in) {
+  const ScalarType output_dtype = epilogue.output_dtype(dtype);
+  const bool keep = epilogue.keeps_preact(dtype);
+  const OptionalTensor bias = contiguous(epilogue.bias), addend = contiguous(epilogue.residual);
+  const bool same = product.scalar_type() == output_dtype;
+  const std::vector<int64_t> sizes = sizes_of(product);
+  ProductOutput result{same ? product : empty(sizes, output_dtype, product),
+                       keep ? empty(sizes, dtype, product) : nothing(dtype, product)};
   EpilogueParams params{};
-  params.product = rough.const_data_ptr();
-  params.bias = bias_in_product ? nullptr : data_or_null(bias_row);
+  params.product = product.const_data_ptr();
+  params.bias = bias_is_in ? nullptr : data_or_null(bias);
   params.residual = data_or_null(addend);
   params.output = result.output.mutable_data_ptr();
   params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
-  params.outer = a.size(0);
-  params.channels = b.size(0);
+  params.channels = sizes.back();
+  params.outer = params.channels == 0 ? 0 : product.numel() / params.channels;
   params.inner = 1;
-  params.activation = activation;
-  params.product_dtype = to_dtype(rough.scalar_type());
+  params.alpha = epilogue.alpha;
+  params.beta = epilogue.beta;
+  params.output_scale = epilogue.output_scale;
+  params.activation = epilogue.activation;
+  params.product_dtype = to_dtype(product.scalar_type());
   params.dtype = to_dtype(dtype);
+  params.output_dtype = to_dtype(output_dtype);
   cpu::epilogue_forward(params, nullptr);
   return result;
+}
+
+ProductOutput gemm(const Tensor& a, const Tensor& b, const Epilogue& epilogue, Arithmetic arithmetic) {
+  const ScalarType dtype = a.scalar_type(), output_dtype = epilogue.output_dtype(dtype);
+  const bool keep = epilogue.keeps_preact(dtype), plain = epilogue.plain(dtype);
+  const OptionalTensor bias = contiguous(epilogue.bias);  // oneDNN reads a strided bias as if it were not.
+  const bool fused = a.dim() == 2 && !arithmetic.batch_invariant && !keep && epilogue.alpha == 1 &&
+                     epilogue.beta == 1 && epilogue.output_scale == 1 && output_dtype == dtype;
+  if (fused && onednn_takes(a, b, plain ? kPlainWork : kFusedWork)) {
+    if (!epilogue.residual.has_value()) return {fused_unary(a, b, bias, epilogue.activation), nothing(dtype, a)};
+    if (epilogue.activation == Activation::kNone) {
+      return {fused_add(a, torch::stable::contiguous(*epilogue.residual), b, bias), nothing(dtype, a)};
+    }
+  }
+  // Unrounded, in float32: for float16, which few processors multiply, so that float32 is faster and closer, and for
+  // an output of another dtype.
+  const bool wide = dtype == ScalarType::Half || output_dtype != dtype;
+  const bool bias_in_product =
+      a.dim() == 2 && !arithmetic.batch_invariant && !is_empty(a, b) && !wide && epilogue.alpha == 1;
+  const auto operand = [&](const Tensor& t) { return wide ? torch::stable::to(t, ScalarType::Float) : t; };
+  const Tensor rough = arithmetic.batch_invariant
+                           ? fixed_product(a, b)
+                           : product(operand(a), operand(b), bias_in_product ? bias : std::nullopt);
+  if (plain && rough.scalar_type() == dtype && (bias_in_product || !bias.has_value())) {
+    return {rough, nothing(dtype, a)};
+  }
+  return finish_product(rough, epilogue, dtype, bias_in_product);
 }
 
 }  // namespace warpwright

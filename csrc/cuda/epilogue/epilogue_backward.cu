@@ -22,6 +22,7 @@ template <class T>
 __device__ __forceinline__ float backward_element(const EpilogueBackwardParams& p, int64_t row, int64_t col,
                                                   int64_t grad_row, int64_t saved_row) {
   float g = to_float(static_cast<const T*>(p.grad_output.data)[grad_row + col * p.grad_output.col_stride]);
+  g *= static_cast<float>(p.scale);
   if (p.saved.data != nullptr) {
     const T saved = static_cast<const T*>(p.saved.data)[saved_row + col * p.saved.col_stride];
     g *= activation_grad(p.activation, to_float(saved));

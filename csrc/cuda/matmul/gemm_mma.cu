@@ -1,17 +1,13 @@
 // Matrix product on the tensor cores (sm_80 and later): cp.async, ldmatrix, mma.sync.
 //
-// A block of 8 warps computes a 128 x 128 tile of the output. kStages tiles of each operand are on their way to shared
-// memory or in it: while the tensor cores work on one, the next ones arrive. The only barrier of a step says both that
-// the step's tiles have come for all threads, and that all are done with those of the step before, whose place the next
-// copies take.
-
-#include <algorithm>
+// A block computes one tile of the output, or with split-K a part of its sum: see tile/mma_tile.cuh.
+//
+// Three tiles: 128 x 128 reads each operand least often; 64 x 64 has four times as many blocks; 16 x 128 is for the few
+// rows of a decoding step, where the weight is read once and the tensor cores wait for memory anyway.
 
 #include "cuda/launch.h"
-#include "cuda/matmul/epilogue.cuh"
 #include "cuda/matmul/gemm_mma.cuh"
-#include "cuda/ptx/mma.cuh"
-#include "cuda/tile/mma_operand.cuh"
+#include "cuda/tile/mma_tile.cuh"
 #include "cuda/tile/scheduler.cuh"
 
 namespace warpwright::cuda {
@@ -20,117 +16,91 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
 
-constexpr int kThreads = 256, kStages = 4;
-constexpr int kWarpsM = 2, kWarpsN = 4;
-constexpr int kWarpM = kTileRows / kWarpsM, kWarpN = kTileRows / kWarpsN;  // A warp's part of the tile: 64 x 32.
-constexpr int kMmaM = 16, kMmaN = 8, kMmaK = 16;
-constexpr int kStageBytes = 2 * kTileBytes;
-// The sums on their way out: eight more columns put the rows that half a warp writes at once in different banks.
-constexpr int kStagedColumns = kTileRows + 8, kStagedBytes = kTileRows * kStagedColumns * 4;
-constexpr int kSharedBytes = std::max(kStages * kStageBytes, kStagedBytes);
-static_assert(kWarpsM * kWarpsN * 32 == kThreads);
-static_assert(kWarpM % kMmaM == 0 && kWarpN % (2 * kMmaN) == 0 && kTileK % kMmaK == 0);
+using Large = LargeMmaTile;
+using Middle = MmaTile<64, 64, 2, 2, 4>;
+using Flat = MmaTile<16, 128, 1, 4, 8>;
+
+struct GemmMmaParams {
+  GemmParams gemm;
+  float* partials;  // Null without splits.
+  int splits;
+};
 
 // machine code: HMMA.16816.F32, LDSM.4, LDGSTS.128
-template <class T, bool kAAlongK, bool kBAlongK>
-__global__ void __launch_bounds__(kThreads) gemm_mma_kernel(const GemmParams p) {
+template <class T, class Tile, bool kAAlongK, bool kBAlongK>
+__global__ void __launch_bounds__(Tile::kThreads) gemm_mma_kernel(const GemmMmaParams params) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int warp_m = warp / kWarpsN * kWarpM, warp_n = warp % kWarpsN * kWarpN;
-  const MatrixTile tile = banded_tile<kTileRows, kTileRows>(blockIdx.x, p.m, p.n);
-  const MmaOperand a{static_cast<const uint16_t*>(p.a), kAAlongK ? p.a_row : p.a_col, p.m, p.k};
-  const MmaOperand b{static_cast<const uint16_t*>(p.b), kBAlongK ? p.b_row : p.b_col, p.n, p.k};
-  const int64_t steps = (p.k + kTileK - 1) / kTileK;
-  const auto start_step = [&](int64_t step) {
-    unsigned char* const stage = shared + step % kStages * kStageBytes;
-    if (step < steps) {
-      start_tile<kAAlongK, kThreads>(stage, a, tile.m0, step * kTileK);
-      start_tile<kBAlongK, kThreads>(stage + kTileBytes, b, tile.n0, step * kTileK);
+  const GemmParams& p = params.gemm;
+  const int64_t tiles = tiles_of<Tile::kM, Tile::kN>(p.m, p.n), matrices = p.matrices();
+  const int64_t split = blockIdx.x / (tiles * matrices), index = blockIdx.x / tiles % matrices;
+  const MatrixTile tile = banded_tile<Tile::kM, Tile::kN>(blockIdx.x % tiles, p.m, p.n);
+  const MmaOperand a{static_cast<const uint16_t*>(p.a) + batch_offset(p, p.a_batch, index),
+                     kAAlongK ? p.a_row : p.a_col, p.m, p.k};
+  const MmaOperand b{static_cast<const uint16_t*>(p.b) + batch_offset(p, p.b_batch, index),
+                     kBAlongK ? p.b_row : p.b_col, p.n, p.k};
+  const int64_t steps = mma_steps(p.k);
+  const int64_t first = steps * split / params.splits, last = steps * (split + 1) / params.splits;
+  const auto store = [&](int64_t row, int64_t col, float sum) {
+    if (params.partials != nullptr) {
+      params.partials[partial_at(p, split, index, row, col)] = sum;
+    } else {
+      store_element<T>(p, index, row, col, sum);
     }
-    ptx::cp_async_commit();  // Empty past the end: a group for each step keeps the count.
   };
-
-  float sums[kWarpM / kMmaM][kWarpN / kMmaN][4] = {};
-  for (int64_t step = 0; step < kStages - 1; ++step) start_step(step);
-  for (int64_t step = 0; step < steps; ++step) {
-    ptx::cp_async_wait<kStages - 2>();
-    __syncthreads();
-    start_step(step + kStages - 1);
-    const unsigned char* const a_tile = shared + step % kStages * kStageBytes;
-    const unsigned char* const b_tile = a_tile + kTileBytes;
-#pragma unroll
-    for (int k = 0; k < kTileK; k += kMmaK) {
-      uint32_t a_part[kWarpM / kMmaM][4], b_part[kWarpN / kMmaN / 2][4];
-#pragma unroll
-      for (int i = 0; i < kWarpM / kMmaM; ++i) load_a<kAAlongK>(a_part[i], a_tile, warp_m + i * kMmaM, k, lane);
-#pragma unroll
-      for (int j = 0; j < kWarpN / kMmaN / 2; ++j) {
-        load_b<kBAlongK>(b_part[j], b_tile, warp_n + j * 2 * kMmaN, k, lane);
-      }
-#pragma unroll
-      for (int i = 0; i < kWarpM / kMmaM; ++i) {
-#pragma unroll
-        for (int j = 0; j < kWarpN / kMmaN; ++j) {
-          const uint32_t column[2] = {b_part[j / 2][j % 2 * 2], b_part[j / 2][j % 2 * 2 + 1]};
-          ptx::mma_m16n8k16<T>(sums[i][j], a_part[i], column);
-        }
-      }
-    }
-  }
-  // The sums go through shared memory: neighbouring threads then store neighbouring elements, and the epilogue is in
-  // the code once, not once for each of a thread's sums. The last step waited for the last tiles: nothing is on its
-  // way.
-  __syncthreads();
-  auto* const staged = reinterpret_cast<float*>(shared);  // (kTileRows, kStagedColumns)
-#pragma unroll
-  for (int i = 0; i < kWarpM / kMmaM; ++i) {
-#pragma unroll
-    for (int j = 0; j < kWarpN / kMmaN; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = warp_m + i * kMmaM + e / 2 * 8 + lane / 4, col = warp_n + j * kMmaN + lane % 4 * 2 + e % 2;
-        staged[row * kStagedColumns + col] = sums[i][j][e];
-      }
-    }
-  }
-  __syncthreads();
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kTileRows; i += kThreads) {
-    const int row = i / kTileRows, col = i % kTileRows;
-    if (tile.m0 + row < p.m && tile.n0 + col < p.n) {
-      store_element<T>(p, tile.m0 + row, tile.n0 + col, staged[row * kStagedColumns + col]);
-    }
-  }
+  mma_tile<T, Tile, kAAlongK, kBAlongK>(shared, a, tile.m0, b, tile.n0, first, last, store);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
-bool takes(const void* data, int64_t row, int64_t col) {
+bool takes(const GemmParams& p, const void* data, const int64_t (&batch)[kMaxBatchDims], int64_t row, int64_t col) {
   const int64_t ld = col == 1 ? row : col;
+  for (int d = 0; d < kMaxBatchDims; ++d) {
+    if (p.batch[d] > 1 && batch[d] % kChunk != 0) return false;
+  }
   return (row == 1 || col == 1) && ld % kChunk == 0 && reinterpret_cast<uintptr_t>(data) % ptx::kCopyBytes == 0;
 }
 
+template <class T, class Tile>
+void launch_tile(const GemmMmaParams& params, Stream stream) {
+  const GemmParams& p = params.gemm;
+  const bool a_along_k = p.a_col == 1, b_along_k = p.b_col == 1;
+  auto kernel = b_along_k ? gemm_mma_kernel<T, Tile, true, true> : gemm_mma_kernel<T, Tile, true, false>;
+  if constexpr (Tile::kM >= 64) {  // A flat tile's A lies along K.
+    if (!a_along_k) {
+      kernel = b_along_k ? gemm_mma_kernel<T, Tile, false, true> : gemm_mma_kernel<T, Tile, false, false>;
+    }
+  }
+  const int64_t blocks = p.matrices() * tiles_of<Tile::kM, Tile::kN>(p.m, p.n) * params.splits;
+  const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads), stream, Tile::kSharedBytes};
+  if (blocks > 0) launch("gemm_mma", kernel, config, params);
+}
+
 template <class T>
-auto kernel_for(bool a_along_k, bool b_along_k) {
-  if (a_along_k) return b_along_k ? gemm_mma_kernel<T, true, true> : gemm_mma_kernel<T, true, false>;
-  return b_along_k ? gemm_mma_kernel<T, false, true> : gemm_mma_kernel<T, false, false>;
+void launch_any(const GemmMmaParams& params, int tile_m, Stream stream) {
+  switch (tile_m) {
+    case Large::kM: return launch_tile<T, Large>(params, stream);
+    case Middle::kM: return launch_tile<T, Middle>(params, stream);
+    default: return launch_tile<T, Flat>(params, stream);
+  }
 }
 
 }  // namespace
 
 bool gemm_mma_takes(const GemmParams& params) {
   const bool half = params.dtype == DType::kFloat16 || params.dtype == DType::kBFloat16;
-  return half && takes(params.a, params.a_row, params.a_col) && takes(params.b, params.b_row, params.b_col);
+  return half && takes(params, params.a, params.a_batch, params.a_row, params.a_col) &&
+         takes(params, params.b, params.b_batch, params.b_row, params.b_col);
 }
 
-void gemm_mma(const GemmParams& params, Stream stream) {
-  const int64_t tiles = tiles_of<kTileRows, kTileRows>(params.m, params.n);
-  if (tiles == 0) return;
-  const bool a_along_k = params.a_col == 1, b_along_k = params.b_col == 1;
-  const auto kernel = params.dtype == DType::kFloat16 ? kernel_for<__half>(a_along_k, b_along_k)
-                                                      : kernel_for<__nv_bfloat16>(a_along_k, b_along_k);
-  launch("gemm_mma", kernel, {dim3(static_cast<unsigned>(tiles)), dim3(kThreads), stream, kSharedBytes}, params);
+void gemm_mma(const GemmParams& params, const GemmPlan& plan, float* partials, Stream stream) {
+  const GemmMmaParams p{params, plan.splits > 1 ? partials : nullptr, plan.splits};
+  if (params.dtype == DType::kFloat16) {
+    launch_any<__half>(p, plan.tile_m, stream);
+  } else {
+    launch_any<__nv_bfloat16>(p, plan.tile_m, stream);
+  }
+  if (plan.splits > 1) reduce_splits(params, partials, plan.splits, stream);
 }
 
 }  // namespace warpwright::cuda

@@ -13,17 +13,24 @@ inline constexpr float kTanhCubic = 0.044715f;
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
+// NaN passes through.
+__device__ __forceinline__ float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+
 __device__ __forceinline__ float activate(Activation activation, float x) {
   switch (activation) {
     case Activation::kRelu: return x != x ? x : fmaxf(x, 0.0f);
     case Activation::kGelu: return 0.5f * x * (1.0f + erff(x * kInvSqrt2));
     case Activation::kGeluTanh: return 0.5f * x * (1.0f + tanhf(kTanhScale * (x + kTanhCubic * x * x * x)));
     case Activation::kSilu: return x * sigmoid(x);
+    case Activation::kSigmoid: return sigmoid(x);
+    case Activation::kTanh: return tanhf(x);
+    case Activation::kLeakyRelu: return x > 0.0f ? x : x * static_cast<float>(kLeakySlope);
+    case Activation::kHardswish: return x * clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f);
     default: return x;
   }
 }
 
-// d activation / d pre-activation, from the output for relu, from the pre-activation for the others.
+// d activation / d pre-activation, from what csrc/cpu/activation.h says.
 __device__ __forceinline__ float activation_grad(Activation activation, float x) {
   switch (activation) {
     case Activation::kRelu: return x > 0.0f ? 1.0f : 0.0f;
@@ -40,6 +47,10 @@ __device__ __forceinline__ float activation_grad(Activation activation, float x)
       const float s = sigmoid(x);
       return s * (1.0f + x * (1.0f - s));
     }
+    case Activation::kSigmoid: return x * (1.0f - x);
+    case Activation::kTanh: return 1.0f - x * x;
+    case Activation::kLeakyRelu: return x > 0.0f ? 1.0f : static_cast<float>(kLeakySlope);
+    case Activation::kHardswish: return x <= -3.0f ? 0.0f : x >= 3.0f ? 1.0f : x * (1.0f / 3.0f) + 0.5f;
     default: return 1.0f;
   }
 }

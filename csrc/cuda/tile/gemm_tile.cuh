@@ -42,20 +42,28 @@ __device__ __forceinline__ TileOrigin tile_origin(int64_t tile, int64_t n) {
   const int64_t tiles_n = (n + kBlockN - 1) / kBlockN;
   return {tile / tiles_n * kBlockM, tile % tiles_n * kBlockN};
 }
-inline int64_t tile_count(int64_t m, int64_t n) {
+WARPWRIGHT_HOST_DEVICE int64_t tile_count(int64_t m, int64_t n) {
   return ((m + kBlockM - 1) / kBlockM) * ((n + kBlockN - 1) / kBlockN);
 }
 
-// Calls store(row, col, sum over k of a(row, k) * b(col, k)) for every element of the tile inside m x n.
-template <class A, class B, class Store>
-__device__ __forceinline__ void gemm_tile(TileOrigin origin, int64_t m, int64_t n, int64_t k, const A& a,
-                                          bool a_along_k, const B& b, bool b_along_k, const Store& store) {
+// A thread's sums lie kGemmThreadsM rows and kGemmThreadsN columns apart.
+__device__ __forceinline__ int thread_row() { return static_cast<int>(threadIdx.x) / kGemmThreadsN; }
+__device__ __forceinline__ int thread_col() { return static_cast<int>(threadIdx.x) % kGemmThreadsN; }
+
+// totals[i][j] = the sum over k of a(row, k) * b(col, k), for the thread's rows and columns of the tile.
+template <class A, class B>
+__device__ __forceinline__ void tile_sums(TileOrigin origin, int64_t m, int64_t n, int64_t k, const A& a,
+                                          bool a_along_k, const B& b, bool b_along_k,
+                                          float (&totals)[kThreadM][kThreadN]) {
   // One column of padding: a warp that writes along k would otherwise hit one bank.
   __shared__ float a_tile[kBlockK][kBlockM + 1];
   __shared__ float b_tile[kBlockK][kBlockN + 1];
-  const int thread_m = static_cast<int>(threadIdx.x) / kGemmThreadsN;
-  const int thread_n = static_cast<int>(threadIdx.x) % kGemmThreadsN;
-  float totals[kThreadM][kThreadN] = {};
+  const int thread_m = thread_row(), thread_n = thread_col();
+#pragma unroll
+  for (auto& row : totals) {
+#pragma unroll
+    for (float& total : row) total = 0.0f;
+  }
   float sums[kThreadM][kThreadN] = {};
   for (int64_t k0 = 0; k0 < k; k0 += kBlockK) {
     load_tile<kBlockM>(a_tile, a, origin.m0, m, k0, k, a_along_k);
@@ -86,12 +94,20 @@ __device__ __forceinline__ void gemm_tile(TileOrigin origin, int64_t m, int64_t 
       }
     }
   }
+}
+
+// Calls store(row, col, sum over k of a(row, k) * b(col, k)) for every element of the tile inside m x n.
+template <class A, class B, class Store>
+__device__ __forceinline__ void gemm_tile(TileOrigin origin, int64_t m, int64_t n, int64_t k, const A& a,
+                                          bool a_along_k, const B& b, bool b_along_k, const Store& store) {
+  float totals[kThreadM][kThreadN];
+  tile_sums(origin, m, n, k, a, a_along_k, b, b_along_k, totals);
 #pragma unroll
   for (int i = 0; i < kThreadM; ++i) {
-    const int64_t row = origin.m0 + thread_m + i * kGemmThreadsM;
+    const int64_t row = origin.m0 + thread_row() + i * kGemmThreadsM;
 #pragma unroll
     for (int j = 0; j < kThreadN; ++j) {
-      const int64_t col = origin.n0 + thread_n + j * kGemmThreadsN;
+      const int64_t col = origin.n0 + thread_col() + j * kGemmThreadsN;
       if (row < m && col < n) store(row, col, totals[i][j]);
     }
   }

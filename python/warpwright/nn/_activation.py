@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from warpwright._check import check_activation
+from warpwright._check import LEAKY_SLOPE, check_activation
+
+#: PyTorch's own activations, by our names.
+TORCH_ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda x: x,
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "leaky_relu": lambda x: F.leaky_relu(x, LEAKY_SLOPE),
+    "hardswish": F.hardswish,
+}
 
 
 def checked_activation(layer: str, activation: str) -> str:
@@ -16,8 +33,4 @@ def checked_activation(layer: str, activation: str) -> str:
 
 def apply_activation(output: Tensor, activation: str | None) -> Tensor:
     """PyTorch's own, for a layer that fell back."""
-    if activation == "relu":
-        return F.relu(output)
-    if activation in ("gelu", "gelu_tanh"):
-        return F.gelu(output, approximate="tanh" if activation == "gelu_tanh" else "none")
-    return F.silu(output) if activation == "silu" else output
+    return TORCH_ACTIVATIONS[activation](output)

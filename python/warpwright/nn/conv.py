@@ -20,7 +20,7 @@ class Conv2d(torch.nn.Conv2d):
 
     Args:
         in_channels, ..., dtype: torch.nn.Conv2d's.
-        activation: applied to the output by the same kernel: "relu", "gelu", "gelu_tanh", "silu", or None.
+        activation: applied to the output by the same kernel: one of `ops.linear`'s names, or None.
 
     Runs torch's own forward, and counts it in warpwright.fallbacks(), for a padding_mode other than "zeros", and
     where the op cannot take the tensors: a dtype other than float32, float16, bfloat16 (float64 on the CPU), input and

@@ -18,7 +18,7 @@ class Linear(torch.nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: torch.nn.Linear's.
-        activation: applied to the output by the same kernel: "relu", "gelu", "gelu_tanh", "silu", or None.
+        activation: applied to the output by the same kernel: one of `ops.linear`'s names, or None.
 
     Runs torch's own forward, and counts it in warpwright.fallbacks(), where the op cannot take the tensors: a dtype
     other than float32, float16, bfloat16 (float64 on the CPU), input and weight of different dtypes outside autocast,

@@ -17,10 +17,11 @@ from warpwright._check import (
     check_same_device,
     check_same_dtype,
     fail,
+    needs_preact,
     require,
     shape_text,
 )
-from warpwright.ops.matmul import check_saved, needs_preact, wants_grad
+from warpwright.ops.matmul import check_saved, saved_of, wants_grad
 
 
 def conv2d(
@@ -47,7 +48,7 @@ def conv2d(
             the input (stride 1 only; where the sides differ, the extra row or column goes to the end, which pads a
             copy of the input).
         groups: divides channels and filters; channels for a depthwise convolution.
-        activation: None (or "none"), "relu", "gelu", "gelu_tanh" or "silu".
+        activation: as in `linear`.
         residual: like the output, added before the activation.
 
     Returns:
@@ -196,13 +197,13 @@ def _fake_conv2d(
 
 
 def _setup_conv2d(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, weight, bias, residual, *geometry, activation, save_preact = inputs
+    input, weight, bias, residual, *geometry, activation, _ = inputs
     result, preact = output
     ctx.mark_non_differentiable(preact)
     ctx.activation, ctx.geometry = activation, geometry
-    saved = result if activation == "relu" else preact if save_preact and needs_preact(activation) else None
+    saved = saved_of(activation, result, preact)
     # Without a saved pre-activation it is computed again in the backward pass, from the forward's own arguments.
-    ctx.recompute = needs_preact(activation) and saved is None
+    ctx.recompute = activation != "none" and saved is None
     ctx.save_for_backward(input, weight, saved, *((bias, residual) if ctx.recompute else ()))
 
 

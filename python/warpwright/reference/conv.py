@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from warpwright._check import acc_dtype
-from warpwright.reference._activation import activate, activation_grad, needs_preact
+from warpwright._check import acc_dtype, needs_preact
+from warpwright.reference._activation import activate, activation_grad
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from warpwright import ops
+from warpwright.nn._activation import TORCH_ACTIVATIONS
 from warpwright.testing.spec import BadInput, Cost, Make, OpSpec, Sample, add, nbytes
-from warpwright.testing.specs.matmul import TORCH_ACTIVATIONS
 
 
 def _torch_conv2d(
