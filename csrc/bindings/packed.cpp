@@ -1,0 +1,209 @@
+// Bindings of the packed family.
+
+#include "kernels/packed.h"
+
+#include "bindings/gemm.h"
+
+namespace warpwright {
+namespace {
+
+// The tensors of a packed weight (n, k), as every op here takes them.
+struct PackedTensors {
+  const Tensor &packed, &scale;
+  const OptionalTensor& zero;
+  int64_t bits;
+  std::optional<int64_t> group_size;
+  int64_t k;
+
+  int64_t n() const { return packed.size(0); }
+};
+
+// Errors name the public function that takes this many bits.
+const char* linear_name(int64_t bits) {
+  return bits == 4 ? "linear_w4a16" : bits == 8 ? "linear_w8a16" : "linear_packed";
+}
+
+void check_group_tensor(const char* op, const char* name, const Tensor& tensor, const PackedTensors& w) {
+  check_same_device(op, name, tensor, "packed", w.packed);
+  const int64_t size = w.group_size.value_or(1);
+  const std::vector<int64_t> expected = {w.n(), w.group_size.has_value() ? (w.k + size - 1) / size : 1};
+  WARPWRIGHT_CHECK(sizes_of(tensor) == expected, op, name, " must have shape ",
+                   shape_text(IntHeaderOnlyArrayRef(expected)), ", got ", shape_text(tensor.sizes()));
+}
+
+void check_packed(const char* op, const PackedTensors& w) {
+  WARPWRIGHT_CHECK(w.bits == 4 || w.bits == 8, op, "bits must be 4 or 8, got ", w.bits);
+  const int64_t size = w.group_size.value_or(kPackedPiece);
+  WARPWRIGHT_CHECK(size >= kPackedPiece && (size & (size - 1)) == 0, op,
+                   "group_size must be None or a power of two of at least 32, got ", size);
+  WARPWRIGHT_CHECK(w.packed.scalar_type() == ScalarType::Byte, op,
+                   "packed must be torch.uint8, as warpwright.ops.pack_weights makes it, got ",
+                   dtype_name(w.packed.scalar_type()));
+  WARPWRIGHT_CHECK(w.packed.dim() == 2, op, "packed must have 2 dimensions, got ", w.packed.dim());
+  WARPWRIGHT_CHECK(w.k >= 0, op, "in_features must not be negative, got ", w.k);
+  WARPWRIGHT_CHECK(w.packed.size(1) == packed_bytes(w.k, w.bits), op, "packed must have ", packed_bytes(w.k, w.bits),
+                   " bytes in a row of ", w.k, " input features, got ", w.packed.size(1));
+  check_float(op, "scale", w.scale);
+  check_group_tensor(op, "scale", w.scale, w);
+  if (!w.zero.has_value()) return;
+  WARPWRIGHT_CHECK(w.zero->scalar_type() == ScalarType::Byte, op, "zero must be torch.uint8, got ",
+                   dtype_name(w.zero->scalar_type()));
+  check_group_tensor(op, "zero", *w.zero, w);
+}
+
+PackedWeight packed_weight(const PackedTensors& w) {
+  PackedWeight weight{};
+  weight.data = w.packed.const_data_ptr();
+  weight.row = w.packed.stride(0);
+  weight.col = w.packed.stride(1);
+  weight.scale = w.scale.const_data_ptr();
+  weight.scale_row = w.scale.stride(0);
+  weight.scale_col = w.scale.stride(1);
+  weight.zero = data_or_null(w.zero);
+  if (w.zero.has_value()) {
+    weight.zero_row = w.zero->stride(0);
+    weight.zero_col = w.zero->stride(1);
+  }
+  weight.n = w.n();
+  weight.k = w.k;
+  weight.bits = static_cast<int32_t>(w.bits);
+  weight.group_shift = 62;  // The whole row.
+  if (w.group_size.has_value()) weight.group_shift = __builtin_ctzll(static_cast<unsigned long long>(*w.group_size));
+  weight.dtype = to_dtype(w.scale.scalar_type());
+  return weight;
+}
+
+Tensor dequantized(const PackedTensors& w) {
+  Tensor output = empty({w.n(), w.k}, w.scale.scalar_type(), w.packed);
+  if (output.numel() == 0) return output;
+  Launch launch(w.packed);
+  backend::dequantize_packed({packed_weight(w), output.mutable_data_ptr()}, launch.stream());
+  return output;
+}
+
+LinearPackedParams linear_params(const Tensor& input, const PackedTensors& w) {
+  LinearPackedParams params{};
+  params.weight = packed_weight(w);
+  params.gemm.a = input.const_data_ptr();
+  params.gemm.a_row = input.stride(0);
+  params.gemm.a_col = input.stride(1);
+  params.gemm.m = input.size(0);
+  params.gemm.n = w.n();
+  params.gemm.k = w.k;
+  params.gemm.dtype = params.gemm.output_dtype = to_dtype(input.scalar_type());
+  return params;
+}
+
+// input (m, k) times the weight, and what follows.
+ProductOutput product(const Tensor& input, const PackedTensors& w, const Epilogue& epilogue) {
+  LinearPackedParams params = linear_params(input, w);
+  if (!backend::linear_packed_takes(params)) return gemm(input, dequantized(w), epilogue, {});
+  const ScalarType dtype = input.scalar_type();
+  const std::vector<int64_t> sizes = {params.gemm.m, params.gemm.n};
+#if defined(WARPWRIGHT_BACKEND_CPU)
+  Tensor sums = empty(sizes, ScalarType::Float, input);
+  params.gemm.output = sums.mutable_data_ptr();
+  backend::linear_packed(params, nullptr);
+  return finish_product(sums, epilogue, dtype, false);
+#else
+  const bool keep = epilogue.keeps_preact(dtype);
+  ProductOutput result{empty(sizes, dtype, input), keep ? empty(sizes, dtype, input) : nothing(dtype, input)};
+  const OptionalTensor bias = contiguous(epilogue.bias);
+  params.gemm.bias = data_or_null(bias);
+  params.gemm.residual = data_or_null(epilogue.residual);
+  if (epilogue.residual.has_value()) {
+    params.gemm.residual_row = epilogue.residual->stride(0);
+    params.gemm.residual_col = epilogue.residual->stride(1);
+  }
+  params.gemm.output = result.output.mutable_data_ptr();
+  params.gemm.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
+  for (int64_t& size : params.gemm.batch) size = 1;
+  params.gemm.alpha = params.gemm.beta = params.gemm.output_scale = 1;
+  params.gemm.activation = epilogue.activation;
+  Launch launch(input);
+  backend::linear_packed(params, launch.stream());
+  return result;
+#endif
+}
+
+std::tuple<Tensor, Tensor> linear_packed(Tensor input, Tensor packed, Tensor scale, OptionalTensor zero, int64_t bits,
+                                         std::optional<int64_t> group_size, OptionalTensor bias,
+                                         OptionalTensor residual, std::string activation, bool save_preact) {
+  const char* op = linear_name(bits);
+  check_float(op, "input", input);
+  WARPWRIGHT_CHECK(input.dim() >= 1, op, "input must have at least 1 dimension, got 0");
+  const PackedTensors weight{packed, scale, zero, bits, group_size, input.size(input.dim() - 1)};
+  check_packed(op, weight);
+  check_same_device(op, "packed", packed, "input", input);
+  check_same_dtype(op, "scale", scale, "input", input);
+  Epilogue epilogue;
+  epilogue.activation = to_activation(op, activation);
+  epilogue.save_preact = save_preact;
+  check_bias(op, "bias", bias, input, weight.n());
+  epilogue.bias = bias;
+  const std::vector<int64_t> sizes = output_sizes(input, weight.n());
+  if (residual.has_value()) {
+    check_output_like(op, "residual", *residual, input, sizes);
+    check_same_dtype(op, "residual", *residual, "input", input);
+    epilogue.residual = as_matrix(*residual);
+  }
+  ProductOutput result = product(as_matrix(input), weight, epilogue);
+  if (input.dim() != 2) {
+    result.output = torch::stable::view(result.output, sizes);
+    if (epilogue.keeps_preact(input.scalar_type())) result.preact = torch::stable::view(result.preact, sizes);
+  }
+  return {result.output, result.preact};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_packed_backward(Tensor grad_output, Tensor packed, Tensor scale,
+                                                          OptionalTensor zero, OptionalTensor saved, int64_t bits,
+                                                          std::optional<int64_t> group_size, int64_t in_features,
+                                                          std::string activation_name, bool need_input, bool need_bias,
+                                                          bool need_residual) {
+  const char* op = "linear_packed_backward";
+  check_float(op, "grad_output", grad_output);
+  WARPWRIGHT_CHECK(grad_output.dim() >= 1, op, "grad_output must have at least 1 dimension, got 0");
+  const PackedTensors weight{packed, scale, zero, bits, group_size, in_features};
+  check_packed(op, weight);
+  check_same_device(op, "packed", packed, "grad_output", grad_output);
+  check_same_dtype(op, "scale", scale, "grad_output", grad_output);
+  const Activation activation = to_activation(op, activation_name);
+  WARPWRIGHT_CHECK(grad_output.size(grad_output.dim() - 1) == weight.n(), op, "packed has ", weight.n(),
+                   " output features, grad_output has ", grad_output.size(grad_output.dim() - 1));
+  check_saved(op, saved, activation, grad_output);
+  if (saved.has_value()) saved = as_matrix(*saved);
+
+  const ScalarType dtype = grad_output.scalar_type();
+  const EpilogueGrads grads = epilogue_grads(as_matrix(grad_output), saved, activation, weight.n(), false,
+                                             need_input || need_residual, need_bias);
+  Tensor grad_input = nothing(dtype, grad_output), grad_residual = nothing(dtype, grad_output);
+  if (need_input) {
+    // Training has many rows: the weight is dequantized once, as for a forward pass of many.
+    grad_input = gemm(grads.grad_preact, torch::stable::transpose(dequantized(weight), 0, 1), {}, {}).output;
+    if (grad_output.dim() != 2) grad_input = torch::stable::view(grad_input, output_sizes(grad_output, in_features));
+  }
+  if (need_residual) {
+    // An output may not be an input: without an activation the gradient is copied.
+    const bool own = activation != Activation::kNone;
+    grad_residual = own ? grads.grad_preact : torch::stable::clone(torch::stable::contiguous(grads.grad_preact));
+    if (grad_output.dim() != 2) grad_residual = torch::stable::view(grad_residual, sizes_of(grad_output));
+  }
+  return {grad_input, grads.grad_bias, grad_residual};
+}
+
+Tensor dequantize_packed(Tensor packed, Tensor scale, OptionalTensor zero, int64_t bits,
+                         std::optional<int64_t> group_size, int64_t in_features) {
+  const PackedTensors weight{packed, scale, zero, bits, group_size, in_features};
+  check_packed("dequantize_packed", weight);
+  return dequantized(weight);
+}
+
+}  // namespace
+
+WARPWRIGHT_LIBRARY_IMPL(m) {
+  m.impl("linear_packed", TORCH_BOX(&linear_packed));
+  m.impl("linear_packed_backward", TORCH_BOX(&linear_packed_backward));
+  m.impl("dequantize_packed", TORCH_BOX(&dequantize_packed));
+}
+
+}  // namespace warpwright
