@@ -49,13 +49,13 @@ sanitize: $(STAMP)  ## the kernels under AddressSanitizer and UndefinedBehaviorS
 lint: build  ## formatters, linters and types, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 
 format:  ## apply the formatters
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+	find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 docs: build  ## regenerate the tables in README.md and docs/
 	$(BIN)/python docs/generate.py

@@ -22,8 +22,12 @@ _BACKENDS = {
     "warpwright-triton": ("triton",),
     "warpwright": ("cpu", "cuda", "triton"),
 }
-#: Families whose backward pass runs another family's kernels.
-_ALSO = {"matmul": ("epilogue",), "conv": ("epilogue",)}
+#: Families that run another family's kernels, too: in the backward pass, or on the CPU.
+_ALSO = {
+    "matmul": ("epilogue",),
+    "conv": ("epilogue",),
+    **dict.fromkeys(("gated", "grouped", "packed", "sparse"), ("epilogue", "matmul")),
+}
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 _TRITON = "warpwright.triton_kernels"

@@ -28,7 +28,7 @@ import itertools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -170,7 +170,7 @@ class _File:
         names = value if isinstance(value, list) else [value]
         for name in names:
             if not isinstance(name, str) or name not in known:
-                self._fail(where, f"must be among {', '.join(known)}, got {name!r}")
+                self._fail(where, f"must be among {_listed(known)}, got {name!r}")
         if not names or len(set(names)) != len(names):
             self._fail(where, f"must be different names, got {names}")
         return names
@@ -299,6 +299,12 @@ class _File:
         if cost.bytes > _MAX_BYTES:
             self._fail(place, f"moves {cost.bytes / 2**30:.4g} GiB; a case moves at most {_MAX_BYTES >> 30}")
         return sample.name
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The names, or as many of them as a line has room for."""
+    text = ", ".join(names)
+    return text if len(text) <= 300 else f"{text[:300].rpartition(', ')[0]}, ..."
 
 
 def _has_huge_number(data: Any) -> bool:

@@ -8,15 +8,92 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(warpwright, m) {
-  // matmul: output = activation(input @ weight.T + bias + residual).
+  // matmul: output = activation(input @ weight.T + bias + residual). `precision` says how float32 is multiplied: ieee,
+  // tf32 or tf32x3. `batch_invariant`: a row of the output depends on that row of the input alone, bit for bit.
   m.def(
-      "linear(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation, bool save_preact)"
-      " -> (Tensor output, Tensor preact)");
-  // `saved` is the output for relu, the pre-activation for the other activations, None without one.
+      "linear(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation, str precision,"
+      " bool batch_invariant, bool save_preact) -> (Tensor output, Tensor preact)");
+  // `saved` is None without an activation; the pre-activation for gelu, gelu_tanh, silu and hardswish, or where it was
+  // kept; else the output.
   m.def(
-      "linear_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? saved, str activation,"
-      " bool need_input, bool need_weight, bool need_bias, bool need_residual)"
+      "linear_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? saved, str activation, str precision,"
+      " bool batch_invariant, bool need_input, bool need_weight, bool need_bias, bool need_residual)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+  // output = output_scale * activation(alpha * input @ other + bias + beta * residual), (*batch, m, k) @ (*batch, k,
+  // n).
+  m.def(
+      "matmul(Tensor input, Tensor other, Tensor? bias, Tensor? residual, float alpha, float beta, str activation,"
+      " float output_scale, ScalarType? out_dtype, str precision, bool batch_invariant, bool save_preact)"
+      " -> (Tensor output, Tensor preact)");
+  m.def(
+      "matmul_backward(Tensor grad_output, Tensor input, Tensor other, Tensor? saved, float alpha, float beta,"
+      " str activation, float output_scale, str precision, bool batch_invariant, bool need_input, bool need_other,"
+      " bool need_bias, bool need_residual)"
+      " -> (Tensor grad_input, Tensor grad_other, Tensor grad_bias, Tensor grad_residual)");
+
+  // gated: output = activation(input @ gate_weight.T + gate_bias) * (input @ up_weight.T + up_bias). With `save` also
+  // what the gradient needs: of the gate what linear's `saved` would be, and the second factor. All three are
+  // (*, hidden).
+  m.def(
+      "linear_glu(Tensor input, Tensor gate_weight, Tensor up_weight, Tensor? gate_bias, Tensor? up_bias,"
+      " str activation, str precision, bool batch_invariant, bool save) -> (Tensor output, Tensor gate, Tensor up)");
+  m.def(
+      "linear_glu_backward(Tensor grad_output, Tensor input, Tensor gate_weight, Tensor up_weight, Tensor gate,"
+      " Tensor up, str activation, str precision, bool batch_invariant, bool need_input, bool need_gate_weight,"
+      " bool need_up_weight, bool need_gate_bias, bool need_up_bias) -> (Tensor grad_input, Tensor grad_gate_weight,"
+      " Tensor grad_up_weight, Tensor grad_gate_bias, Tensor grad_up_bias)");
+  // output = hidden @ down_weight.T + down_bias + residual, where hidden is linear_glu's output, or without a gate
+  // activation(input @ up_weight.T + up_bias); then `gate` has no elements, and `up` is what linear would save.
+  m.def(
+      "mlp(Tensor input, Tensor up_weight, Tensor down_weight, Tensor? gate_weight, Tensor? up_bias,"
+      " Tensor? down_bias, Tensor? gate_bias, Tensor? residual, str activation, str precision, bool batch_invariant,"
+      " bool save) -> (Tensor output, Tensor gate, Tensor up)");
+  m.def(
+      "mlp_backward(Tensor grad_output, Tensor input, Tensor up_weight, Tensor down_weight, Tensor? gate_weight,"
+      " Tensor? gate, Tensor up, str activation, str precision, bool batch_invariant, bool need_input,"
+      " bool need_up_weight, bool need_down_weight, bool need_gate_weight, bool need_up_bias, bool need_down_bias,"
+      " bool need_gate_bias) -> (Tensor grad_input, Tensor grad_up_weight, Tensor grad_down_weight,"
+      " Tensor grad_gate_weight, Tensor grad_up_bias, Tensor grad_down_bias, Tensor grad_gate_bias)");
+  // packed: linear with a frozen weight of 4- or 8-bit integers, w = scale * (q - zero), one scale (and zero point;
+  // without them 2^(bits - 1)) for each `group_size` elements of a row. python/warpwright/ops/packed.py says how
+  // `packed` lies.
+  m.def(
+      "linear_packed(Tensor input, Tensor packed, Tensor scale, Tensor? zero, int bits, int? group_size, Tensor? bias,"
+      " Tensor? residual, str activation, bool save_preact) -> (Tensor output, Tensor preact)");
+  m.def(
+      "linear_packed_backward(Tensor grad_output, Tensor packed, Tensor scale, Tensor? zero, Tensor? saved, int bits,"
+      " int? group_size, int in_features, str activation, bool need_input, bool need_bias, bool need_residual)"
+      " -> (Tensor grad_input, Tensor grad_bias, Tensor grad_residual)");
+  m.def(
+      "dequantize_packed(Tensor packed, Tensor scale, Tensor? zero, int bits, int? group_size, int in_features)"
+      " -> Tensor");
+  // grouped: output[r] = activation(input[r] @ weight[g].T + bias[g]) for the rows r of group g, which end at
+  // offsets[g].
+  m.def(
+      "grouped_matmul(Tensor input, Tensor weight, Tensor offsets, Tensor? bias, str activation, bool save_preact)"
+      " -> (Tensor output, Tensor preact)");
+  m.def(
+      "grouped_matmul_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor offsets, Tensor? saved,"
+      " str activation, bool need_input, bool need_weight, bool need_bias)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  // scaled: output = activation(dequantised input (m, k) @ dequantised other (n, k).T + bias + residual), for 8-bit
+  // floats or int8.
+  m.def(
+      "scaled_matmul(Tensor input, Tensor other, Tensor input_scale, Tensor other_scale, Tensor? bias,"
+      " Tensor? residual, str activation, ScalarType out_dtype) -> Tensor");
+  // sparse: weights (n, k) of which two of every four neighbours along k are kept, `values` (n, k / 2), and `metadata`
+  // (n, ceil(k / 8)), uint8, says which: python/warpwright/ops/sparse.py has its layout. linear_sparse24 is linear on
+  // one.
+  m.def("prune_24(Tensor weight) -> (Tensor values, Tensor metadata)");
+  m.def("dense_from_sparse24(Tensor values, Tensor metadata) -> Tensor");
+  m.def("dense_from_sparse24_backward(Tensor grad_output, Tensor metadata) -> Tensor");
+  m.def(
+      "linear_sparse24(Tensor input, Tensor values, Tensor metadata, Tensor? bias, Tensor? residual, str activation,"
+      " bool save_preact) -> (Tensor output, Tensor preact)");
+  m.def(
+      "linear_sparse24_backward(Tensor grad_output, Tensor input, Tensor values, Tensor metadata, Tensor? saved,"
+      " str activation, bool need_input, bool need_values, bool need_bias, bool need_residual)"
+      " -> (Tensor grad_input, Tensor grad_values, Tensor grad_bias, Tensor grad_residual)");
 
   // conv: output = activation(conv2d(input, weight) + bias + residual).
   m.def(

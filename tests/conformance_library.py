@@ -46,6 +46,11 @@ def runs_hopper(target: str) -> bool:
     return target == "emulated" or torch.cuda.get_device_capability() == (9, 0)
 
 
+def runs_float8_mma(target: str) -> bool:
+    """Whether the target's mma takes 8-bit floats: from sm_89 on."""
+    return target == "emulated" or torch.cuda.get_device_capability() >= (8, 9)
+
+
 def build_cuda(out: Path, arch: str) -> None:
     nvcc = emulated.build_script().find_nvcc()
     assert nvcc is not None, "building for a GPU needs nvcc"
@@ -68,8 +73,9 @@ def _built_for_this_gpu() -> Path:
 
 
 class Library:
-    def __init__(self, path: Path, hopper: bool):
+    def __init__(self, path: Path, hopper: bool, float8_mma: bool):
         self.hopper = hopper
+        self.float8_mma = float8_mma
         self._function = ctypes.CDLL(str(path)).conformance
         self._function.restype = ctypes.c_char_p
         pointer, size = ctypes.c_void_p, ctypes.c_int64
@@ -92,7 +98,7 @@ class Library:
 @functools.cache
 def library(target: str) -> Library:
     path = emulated.build_cases(SOURCES, "conformance") if target == "emulated" else _built_for_this_gpu()
-    return Library(path, runs_hopper(target))
+    return Library(path, runs_hopper(target), runs_float8_mma(target))
 
 
 if __name__ == "__main__":

@@ -266,11 +266,11 @@ class Declaration:
 
 
 def _holds(condition: str, kernel: Kernel) -> bool:
-    """`else`, an architecture, or the end of the template's arguments ("kCount = 1" is written `1>`)."""
+    """`else`, an architecture or every other, or the end of the template's arguments ("kCount = 1" is written `1>`)."""
     if condition == "else":
         return True
-    if re.fullmatch(r"sm_\d+[af]?", condition):
-        return condition == kernel.arch
+    if arch := re.fullmatch(r"(not )?(sm_\d+[af]?)", condition):
+        return (arch[2] == kernel.arch) != bool(arch[1])
     assert re.fullmatch(r"[^;]+>", condition), f"not a condition of a machine code declaration: {condition!r}"
     return kernel.arguments.endswith(condition)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from mutations import MUTATIONS, Mutation
 
+from warpwright.testing import SPECS
+
 ROOT = Path(__file__).resolve().parent.parent
 #: pytest's exit codes for wrong usage and for no test found; a crash of the process is a noticed bug.
 NO_TESTS = (4, 5)
@@ -30,10 +32,9 @@ def survives(mutation: Mutation) -> bool:
         if built.returncode != 0:
             raise SystemExit(f"{mutation.name}: the mutant does not compile; write it better\n{built.stdout[-2000:]}")
     # test_ops.py, and the family's own file, where it has one that runs on every backend.
-    select = f"{mutation.backend} and ({mutation.op} or test_loss or test_quantize)"
-    files = ["tests/test_ops.py"]
-    files += ["tests/test_loss.py"] if mutation.op == "cross_entropy" else []
-    files += ["tests/test_quantize.py"] if "quantize" in mutation.op else []
+    own = ROOT / "tests" / f"test_{SPECS[mutation.op].family}.py"
+    select = f"{mutation.backend} and ({mutation.op} or {own.stem})"
+    files = ["tests/test_ops.py", *([str(own.relative_to(ROOT))] if own.exists() else [])]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", select]
     try:
         tested = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)

@@ -258,6 +258,8 @@ def test_hashes_do_not_depend_on_where_the_checkout_lies(checkout):
     assert hashes(checkout()) == hashes(sources.ROOT)
 
 
+#: Families that end in, or fall back to, the same products.
+PROJECT = {"gated", "grouped", "matmul", "packed", "sparse"}
 NATIVE_CPU = {"warpwright-cpu", "warpwright"}
 NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
 
@@ -269,13 +271,15 @@ NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
         ("csrc/kernels/norm.h", {"norm"}, NATIVE_CPU | NATIVE_CUDA),
         ("csrc/bindings/norm.cpp", {"norm"}, NATIVE_CPU | NATIVE_CUDA),
         ("csrc/bindings/onednn/conv.cpp", {"conv"}, NATIVE_CPU),
-        ("csrc/bindings/gemm.h", {"conv", "matmul"}, NATIVE_CPU | NATIVE_CUDA),
-        ("csrc/cpu/epilogue.cpp", {"conv", "matmul"}, NATIVE_CPU),
-        ("csrc/cpu/partials.h", {"norm", "conv", "matmul"}, NATIVE_CPU),
+        ("csrc/bindings/onednn/matmul.cpp", PROJECT, NATIVE_CPU),
+        ("csrc/cuda/grouped/epilogue.cuh", {"grouped"}, NATIVE_CUDA),
+        ("csrc/bindings/gemm.h", {"conv", *PROJECT}, NATIVE_CPU | NATIVE_CUDA),
+        ("csrc/cpu/epilogue.cpp", {"conv", *PROJECT}, NATIVE_CPU),
+        ("csrc/cpu/partials.h", {"norm", "conv", *PROJECT}, NATIVE_CPU),
         ("csrc/cuda/rotary/rotary.cu", {"rotary"}, NATIVE_CUDA),
-        ("csrc/cuda/ptx/mma.cuh", {"matmul"}, NATIVE_CUDA),
-        ("csrc/cuda/tile/float8.cuh", {"quantize"}, NATIVE_CUDA),
-        ("triton_kernels/_gemm.py", {"conv", "matmul"}, {"warpwright-triton", "warpwright"}),
+        ("csrc/cuda/ptx/mma.cuh", {"scaled", *PROJECT}, NATIVE_CUDA),
+        ("csrc/cuda/tile/float8.cuh", {"scaled", "quantize", *PROJECT}, NATIVE_CUDA),
+        ("triton_kernels/_gemm.py", {"conv", *PROJECT} - {"grouped"}, {"warpwright-triton", "warpwright"}),
         ("triton_kernels/loss.py", {"loss"}, {"warpwright-triton", "warpwright"}),
         ("csrc/emulator/memory.cpp", set(), set()),
     ],

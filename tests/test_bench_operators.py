@@ -24,8 +24,15 @@ TINY = {
     ],
     "matmul": [{"m": 5, "n": 6, "k": 7, "layout": layout} for layout in ("nn", "nt", "tn", "tt")],
     "bmm": [{"batch": 2, "m": 5, "n": 6, "k": 7, "layout": layout} for layout in ("nn", "nt", "tn", "tt")],
+    "addmm": [{"m": 5, "n": 6, "k": 7}, {"m": 5, "n": 6, "k": 7, "activation": "silu"}],
     # The CPU's kernel wants rows of whole 16 bytes.
     "grouped_matmul": [{"groups": 5, "tokens": 24, "n": 8, "k": 16}],
+    "prune_24": [{"n": 3, "k": 12}],
+    "dense_from_sparse24": [{"n": 3, "k": 12}],
+    "linear_sparse24": [
+        {"m": 5, "n": 6, "k": 12},
+        {"m": 5, "n": 6, "k": 16, "bias": True, "residual": True, "activation": "silu"},
+    ],
     "conv2d": [
         {"batch": 2, "channels": 3, "filters": 4, "size": 6, "kernel": 3, "channels_last": True, "bias": True},
         {"batch": 1, "channels": 4, "size": [5, 8], "kernel": [1, 3], "stride": [1, 2], "groups": 2, "residual": True},
@@ -39,13 +46,37 @@ TINY = {
     "causal_conv1d": [{"batch": 2, "channels": 3, "length": 9, "kernel": 4, "activation": "silu"}],
     "swiglu": [{"rows": 3, "width": 8}],
     "geglu": [{"rows": 3, "width": 8, "approximate": approximate} for approximate in ("none", "tanh")],
+    "linear_swiglu": [
+        {"rows": 3, "hidden": 8, "width": 5, "bias": True}, {"rows": 3, "hidden": 8, "width": 5, "packed": True},
+    ],
+    "linear_geglu": [
+        {"rows": 3, "hidden": 8, "width": 5, "approximate": approximate} for approximate in ("none", "tanh")
+    ],
+    "linear_glu": [{"rows": 3, "hidden": 8, "width": 5}, {"rows": 3, "hidden": 8, "width": 5, "activation": "relu"}],
+    "mlp": [
+        {"rows": 3, "hidden": 8, "width": 5, "residual": True},
+        {"rows": 3, "hidden": 8, "width": 5, "gated": False, "bias": True, "activation": "gelu"},
+    ],
     "cross_entropy": [{"rows": 4, "classes": 9, "label_smoothing": smoothing} for smoothing in (0, 0.1)],
     "linear_cross_entropy": [{"rows": 4, "width": 8, "classes": 9}],
     "rotary_embedding": [
         {"batch": 2, "sequence": 5, "heads": 3, "head_dim": 8, "interleaved": turned} for turned in (False, True)
     ],
+    "linear_w4a16": [
+        {"m": 5, "n": 6, "k": 70, "group_size": 32, "zero_points": True, "bias": True, "activation": "silu"},
+        {"m": 5, "n": 6, "k": 70, "group_size": None},
+    ],
+    "linear_w8a16": [
+        {"m": 5, "n": 6, "k": 70, "group_size": 32, "zero_points": True, "bias": True, "activation": "silu"},
+        {"m": 5, "n": 6, "k": 70, "group_size": None},
+    ],
+    "dequantize_packed": [{"n": 6, "k": 70, "bits": bits, "zero_points": bits == 8} for bits in (4, 8)],
     "quantize_fp8": [{"rows": 3, "width": 40, "block_size": block, "format": "e5m2"} for block in (None, 16)],
     "dequantize_fp8": [{"rows": 3, "width": 40, "block_size": block} for block in (None, 16)],
+    "scaled_matmul": [
+        *({"m": 5, "n": 6, "k": 130, "scales": scales, "bias": True} for scales in ("tensor", "row", "block")),
+        {"m": 5, "n": 6, "k": 7, "format": "int8", "scales": "row", "activation": "silu"},
+    ],
     "rms_norm": [{"rows": 3, "width": 40, "residual": residual} for residual in (False, True)],
     "layer_norm": [{"rows": 3, "width": 40, "residual": residual} for residual in (False, True)],
     "softmax": [{"rows": 3, "width": 40}],
@@ -149,6 +180,8 @@ def test_every_parameter_has_an_annotation_that_the_loader_checks():
     [
         ("linear", {"m": 64, "n": 96, "k": 512}),
         ("matmul", {"m": 64, "n": 96, "k": 512, "layout": "tt"}),
+        ("linear_w4a16", {"m": 64, "n": 96, "k": 512}),
+        ("linear_w8a16", {"m": 64, "n": 96, "k": 512, "zero_points": True}),
         ("grouped_matmul", {"groups": 4, "tokens": 64, "n": 96, "k": 512}),
         ("conv2d", {"batch": 2, "channels": 64, "size": 16, "kernel": 3}),
         ("conv2d", {"batch": 2, "channels": 64, "size": 32, "kernel": 7, "depthwise": True}),
@@ -225,6 +258,10 @@ def test_pytorch_s_own_step_in_place_is_the_step(masters):
          2 * (2 * 3 * 16) * (5 * 16), 2 * (2 * 3 * 16 + 3 * 5 * 16 + 2 * 5 * 64)),
         ("causal_conv1d", {"batch": 2, "channels": 3, "length": 10, "kernel": 4},
          2 * 60 * 4, 2 * (60 + 12 + 3 + 60)),
+        # Rows of 96 padded elements, three groups of 32 with a zero point of a byte each.
+        ("linear_w4a16", {"m": 4, "n": 8, "k": 70, "group_size": 32, "zero_points": True},
+         2 * 4 * 8 * 70, 8 * (48 + 3 * 3) + 2 * (4 * 70 + 4 * 8)),
+        ("dequantize_packed", {"n": 8, "k": 70, "bits": 8}, 2 * 8 * 70, 8 * (96 + 2) + 2 * 8 * 70),
         ("geglu", {"rows": 3, "width": 4}, 6 * 12, 2 * 3 * 12),
         ("linear_cross_entropy", {"rows": 4, "width": 8, "classes": 16},
          2 * 4 * 8 * 16 + 4 * 4 * 16, 2 * (4 * 8 + 16 * 8) + 8 * 4 + 2),

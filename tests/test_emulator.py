@@ -15,6 +15,7 @@ import emulated
 import machine_code
 import numpy as np
 import pytest
+import test_gemm_plans
 import torch
 
 import warpwright
@@ -205,7 +206,16 @@ def test_a_kernel_that_leaves_its_tensors_is_stopped():
 
 
 #: Ops that take other kernels before Hopper, which is what the emulator is otherwise.
-BY_ARCHITECTURE = ["linear"]
+BY_ARCHITECTURE = ["linear", "linear_glu", "grouped_matmul", "scaled_matmul", "linear_sparse24"]
+#: The kernels that they take on Hopper alone.
+HOPPER = [
+    "gemm_wgmma",
+    "gated_wgmma",
+    "grouped_wgmma",
+    "grouped_weight_grad_wgmma",
+    "scaled_wgmma",
+    "linear_sparse24_wgmma",
+]
 
 
 @pytest.fixture
@@ -217,7 +227,7 @@ def ampere(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_samples_on_ampere(ampere, name, dtype):
     emulated.activate()
-    before = emulated.launches("gemm_wgmma")
+    before = [emulated.launches(kernel) for kernel in HOPPER]
     wrong = []
     with warpwright.use_backend("emulated"):
         for sample in SPECS[name].samples(Make(dtype)):
@@ -226,7 +236,7 @@ def test_the_samples_on_ampere(ampere, name, dtype):
                 ours = evaluate_in_place(SPECS[name].op, moved)
                 wrong += [f"{sample.name}: {c}" for c in compare(SPECS[name], sample, ours) if not c.ok]
     assert not wrong, "\n".join(wrong)
-    assert emulated.launches("gemm_wgmma") == before, "Ampere has no wgmma"
+    assert [emulated.launches(kernel) for kernel in HOPPER] == before, "Ampere has no wgmma"
 
 
 def test_every_cuda_kernel_is_reached(monkeypatch):
@@ -239,6 +249,8 @@ def test_every_cuda_kernel_is_reached(monkeypatch):
                     monkeypatch.setenv("WARPWRIGHT_EMULATOR_ARCH", arch)
                     for sample in spec.samples(Make(dtype)):
                         evaluate(spec.op, sample)
+        monkeypatch.setenv("WARPWRIGHT_EMULATOR_ARCH", "90")
+        test_gemm_plans.run_every_plan()
     kernels = emulated.kernels()
     assert {re.sub(r"<.*", "", name).rsplit("::", 1)[-1] for name in kernels} == set(machine_code.all_declarations())
     assert not [name for name, reached in kernels.items() if not reached]

@@ -148,6 +148,8 @@ HOPPER_CODE = {"HGMMA.64x128x16.F32": 8, "UTMALDG.2D": 4, "STSM.16.M88.4": 4, "U
         ("1>: FFMA; else: HMMA", "sm_80", {"HMMA": 1}, []),
         ("4>: FFMA; else: HMMA", "sm_80", {"HMMA": 1}, ["0 FFMA, declared FFMA"]),
         ("sm_90a: HGMMA", "sm_80", {}, []),
+        ("not sm_90a: empty; else: QGMMA", "sm_80", {"LDG.E": 1}, ["not empty: LDG.E"]),
+        ("not sm_90a: empty; else: QGMMA", "sm_90a", {"LDG.E": 1}, ["0 QGMMA, declared QGMMA"]),
         ("plain", "sm_80", {}, []),
     ],
 )

@@ -15,15 +15,38 @@ NAMES = triton_machine_code.kernel_names()
 
 #: (kernel, dtypes) -> why a stack frame or spills are right there.
 ADDRESSES = "float32 products on the ordinary units hold 64 x 64 sums beside the 64-bit addresses of strided operands"
+BYTES = "a thread holds the 64-bit address of each byte of a strided operand, or a block's sums beside the totals"
 LOCAL_MEMORY = {
     ("conv:_forward_kernel", "fp32"): ADDRESSES,
     ("conv:_weight_grad_kernel", "fp32"): ADDRESSES,
     ("_gemm:_gemm_kernel", "fp32"): ADDRESSES,
+    ("grouped:_grouped_kernel", "fp32 i32"): ADDRESSES,
+    ("scaled:_scaled_kernel", "u8 fp32"): BYTES,
+    ("scaled:_scaled_kernel", "u8 fp32 bf16"): BYTES,
 }
 
 #: What multiplies 16-bit matrices on each architecture; a product on the ordinary units is many times slower.
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
-PRODUCTS = ("_gemm:_gemm_kernel", "conv:_forward_kernel", "conv:_input_grad_kernel", "conv:_weight_grad_kernel")
+PRODUCTS = (
+    "_gemm:_gemm_kernel",
+    "_gemm_persistent:gemm_persistent_kernel",
+    "conv:_forward_kernel",
+    "conv:_input_grad_kernel",
+    "conv:_weight_grad_kernel",
+    "gated:_gated_kernel",
+    "grouped:_grouped_kernel",
+    "grouped:_weight_grad_kernel",
+    "packed:_linear_kernel",
+    "sparse:_linear_sparse24_kernel",
+)
+#: The same for 8 bits: as they are, or as float16.
+PRODUCTS_OF_8_BITS = {
+    "scaled:_scaled_kernel": {
+        "sm_80": ("IMMA", "HMMA"),
+        "sm_90": ("IGMMA", "QGMMA", "HGMMA"),
+        "sm_100": ("IMMA", "UTCQMMA", "UTCHMMA"),
+    }
+}
 
 
 def test_every_kernel_is_launched():
@@ -39,6 +62,8 @@ def test_it_compiles(name):
         assert [kernel.arch for kernel in kernels] == ["sm_80", "sm_90", "sm_100"]
         if name in PRODUCTS and {"fp16", "bf16"} & set(dtypes.split()):
             assert all(kernel.count(TENSOR_CORES[kernel.arch]) for kernel in kernels), launch
+        if name in PRODUCTS_OF_8_BITS:
+            assert all(any(map(kernel.count, PRODUCTS_OF_8_BITS[name][kernel.arch])) for kernel in kernels), launch
         if any(kernel.uses_local_memory for kernel in kernels):
             spilling.add((name, dtypes))
     allowed = {entry for entry in LOCAL_MEMORY if entry[0] == name}

@@ -163,7 +163,7 @@ def corrupt(where):
 
     def change(kwargs, args):
         if where(kwargs):
-            args[10][-1, -1] += 0.1  # The output.
+            args[13][-1, -1] += 0.1  # The output.
 
     return change
 
@@ -369,7 +369,7 @@ def test_a_case_that_fails_is_named(cli, spy):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "swiglu"], "--op must be one of linear, conv2d, rms_norm, layer_norm, got 'swiglu'"),
+        (["--op", "swiglu"], "--op must be one of linear, conv2d, linear_glu, rms_norm, layer_norm, got 'swiglu'"),
         (["--device", "tpu"], "--device must be one of cpu, cuda, got 'tpu'"),
         (["--device", "cuda"], "--device cuda: torch sees no CUDA GPU"),
     ],

@@ -123,6 +123,11 @@ def _decoded(value: Any) -> Any:
     return tl.dtype(value["dtype"])
 
 
+def _tuples(kind: Any) -> Any:
+    """An argument's type; JSON has lists for the tuples of one that is a tuple."""
+    return tuple(map(_tuples, kind)) if isinstance(kind, list) else kind
+
+
 def compiled(launch: Launch) -> list[dict[str, Any]]:
     """The machine code of one launch, read, for each architecture."""
     import triton
@@ -133,9 +138,12 @@ def compiled(launch: Launch) -> list[dict[str, Any]]:
     function = getattr(importlib.import_module(f"warpwright.triton_kernels.{module}"), name)
     constants = {tuple(path): _decoded(value) for path, value in launch["constants"]}
     attrs = {tuple(path): [tuple(attr) for attr in value] for path, value in launch["attrs"]}
+    signature = {key: _tuples(kind) for key, kind in launch["signature"].items()}
     found = []
     for capability in CAPABILITIES:
-        source = ASTSource(function, launch["signature"], constants, attrs)
+        if "CAPABILITY" in function.arg_names:  # Of the GPU that the launch is meant for.
+            constants[(function.arg_names.index("CAPABILITY"),)] = capability
+        source = ASTSource(function, signature, constants, attrs)
         made = triton.compile(source, target=GPUTarget("cuda", capability, WARP), options=launch["options"])
         (kernel,) = machine_code.read_cubin(made.asm["cubin"], f"sm_{capability}")
         found.append({**kernel.__dict__, "shared": kernel.shared + made.metadata.shared})
@@ -165,7 +173,8 @@ def chosen(launches: list[Launch]) -> list[Launch]:
 
 def dtypes(launch: Launch) -> str:
     """Those of the pointers, each once, in the order of the arguments."""
-    return " ".join(dict.fromkeys(kind[1:] for kind in launch["signature"].values() if kind.startswith("*")))
+    kinds = (kind for kind in launch["signature"].values() if isinstance(kind, str))  # A tuple's is a list.
+    return " ".join(dict.fromkeys(kind[1:] for kind in kinds if kind.startswith("*")))
 
 
 def _key(function: Callable[..., Any], *more: str) -> str:

@@ -3,10 +3,14 @@
 from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     activation,
     conv,
+    gated,
     loss,
     matmul,
     norm,
     optim,
+    packed,
     quantize,
     rotary,
+    scaled,
+    sparse,
 )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import sqrt
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from warpwright.bench.case import Draw
+
+#: What an epilogue may apply.
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "leaky_relu", "hardswish"]
 
 
 def draw_weight(draw: Draw, *shape: int, fan_in: int) -> Tensor:

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from warpwright.bench.case import Draw, halve, operator
-from warpwright.bench.operators._common import draw_weight, suffix
+from warpwright.bench.operators._common import Activation, draw_weight, suffix
+from warpwright.nn._activation import TORCH_ACTIVATIONS
 from warpwright.testing import Cost, Sample
 from warpwright.testing.spec import FLOAT_TYPES, nbytes
-from warpwright.testing.specs.matmul import TORCH_ACTIVATIONS
 
 Sizes = int | list[int]
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -1,23 +1,48 @@
-"""The public operators, one module a family."""
+"""The public operators, one module a family. `__all__` lists them, without what only prepares their arguments."""
 
 from warpwright.ops.activation import swiglu
 from warpwright.ops.conv import conv2d
+from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
+from warpwright.ops.grouped import grouped_matmul
 from warpwright.ops.loss import cross_entropy
-from warpwright.ops.matmul import linear
+from warpwright.ops.matmul import addmm, bmm, linear, matmul
 from warpwright.ops.norm import layer_norm, rms_norm
 from warpwright.ops.optim import adamw_
+from warpwright.ops.packed import PackedWeight as PackedWeight
+from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
+from warpwright.ops.packed import pack_quantized as pack_quantized
+from warpwright.ops.packed import pack_weights as pack_weights
+from warpwright.ops.packed import unpack_weights as unpack_weights
 from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding
+from warpwright.ops.scaled import scaled_matmul
+from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sparse24, prune_24
 
 __all__ = [
+    "Sparse24Weight",
     "adamw_",
+    "addmm",
+    "bmm",
     "conv2d",
     "cross_entropy",
+    "dense_from_sparse24",
     "dequantize_fp8",
+    "dequantize_packed",
+    "grouped_matmul",
     "layer_norm",
     "linear",
+    "linear_geglu",
+    "linear_glu",
+    "linear_sparse24",
+    "linear_swiglu",
+    "linear_w4a16",
+    "linear_w8a16",
+    "matmul",
+    "mlp",
+    "prune_24",
     "quantize_fp8",
     "rms_norm",
     "rotary_embedding",
+    "scaled_matmul",
     "swiglu",
 ]

@@ -62,6 +62,8 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """`value` with `function` applied to each tensor in its lists, tuples and dicts."""
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(v, function) for v in value))
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(v, function) for v in value)
     if isinstance(value, dict):

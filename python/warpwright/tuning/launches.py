@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from warpwright.bench.case import Case
 
 #: The ops that stand on tunable kernels; their forward passes launch no other kernels.
-TUNABLE_OPS = ("linear", "conv2d", "rms_norm", "layer_norm")
+TUNABLE_OPS = ("linear", "conv2d", "linear_glu", "rms_norm", "layer_norm")
 
 
 def load_kernels() -> dict[str, Tunable]:

@@ -78,7 +78,7 @@ def _quantize_cost(input: Tensor, block_size: int | None = None, *, dtype: torch
     return Cost(2 * input.numel(), nbytes(input) + input.numel() + 4 * groups * input.shape[:-1].numel())
 
 
-def _bytes(make: Make, *shape: int, dtype: torch.dtype = E4M3) -> Tensor:
+def any_float8(make: Make, *shape: int, dtype: torch.dtype = E4M3) -> Tensor:
     """Any finite numbers of `dtype`."""
     first_non_finite = 0x7F if dtype == E4M3 else 0x7C
     magnitude, sign = make.integers(*shape, low=0, high=first_non_finite), make.integers(*shape, low=0, high=2)
@@ -91,27 +91,30 @@ def _scales(make: Make, *shape: int) -> Tensor:
 
 def _dequantize_samples(make: Make) -> Iterator[Sample]:
     out = {"dtype": make.dtype}
-    yield Sample("rows", (_bytes(make, 5, 40), _scales(make, 5, 1)), out)
-    yield Sample("blocks", (_bytes(make, 3, 300), _scales(make, 3, 3), 128), out)
+    yield Sample("rows", (any_float8(make, 5, 40), _scales(make, 5, 1)), out)
+    yield Sample("blocks", (any_float8(make, 3, 300), _scales(make, 3, 3), 128), out)
     # Small scales: the largest number of e5m2 is close to that of float16.
-    yield Sample("e5m2", (_bytes(make, 2, 3, 33, dtype=E5M2), _scales(make, 2, 3, 5) * 0.5, 7), out)
-    yield Sample("longer than a step", (_bytes(make, 2, 9000), _scales(make, 2, 1)), out)
-    yield Sample("e5m2, long rows", (_bytes(make, 2, 1300, dtype=E5M2), _scales(make, 2, 1) * 0.5), out)
-    yield Sample("one dimension", (_bytes(make, 17), _scales(make, 2), 16), out)
-    yield Sample("no columns", (_bytes(make, 3, 0), _scales(make, 3, 1)), out)
-    yield Sample("no rows", (_bytes(make, 0, 8), _scales(make, 0, 2), 4), out)
+    yield Sample("e5m2", (any_float8(make, 2, 3, 33, dtype=E5M2), _scales(make, 2, 3, 5) * 0.5, 7), out)
+    yield Sample("longer than a step", (any_float8(make, 2, 9000), _scales(make, 2, 1)), out)
+    yield Sample("e5m2, long rows", (any_float8(make, 2, 1300, dtype=E5M2), _scales(make, 2, 1) * 0.5), out)
+    yield Sample("one dimension", (any_float8(make, 17), _scales(make, 2), 16), out)
+    yield Sample("no columns", (any_float8(make, 3, 0), _scales(make, 3, 1)), out)
+    yield Sample("no rows", (any_float8(make, 0, 8), _scales(make, 0, 2), 4), out)
 
 
 def _draw_dequantize(make: Make, rng: random.Random) -> Sample:
     shape = [draw_size(rng, 6) for _ in range(rng.randint(0, 3))] + [draw_size(rng, 400)]
     block = rng.choice([None, 1, 7, 32, 128])
     groups = 1 if block is None else -(-shape[-1] // block)
-    args = (_bytes(make, *shape, dtype=rng.choice(ops.quantize.FLOAT8_TYPES)), _scales(make, *shape[:-1], groups) * 0.5)
+    args = (
+        any_float8(make, *shape, dtype=rng.choice(ops.quantize.FLOAT8_TYPES)),
+        _scales(make, *shape[:-1], groups) * 0.5,
+    )
     return Sample(f"{shape} by {block}", (*args, block), {"dtype": make.dtype})
 
 
 def _dequantize_bad_inputs(make: Make) -> Iterator[BadInput]:
-    q, scale = _bytes(make, 3, 8), _scales(make, 3, 1)
+    q, scale = any_float8(make, 3, 8), _scales(make, 3, 1)
     yield BadInput("input dtype", (q.float(), scale), "input must be torch.float8_e4m3fn or .*got torch.float32")
     yield BadInput("scale dtype", (q, scale.half()), "scale must be torch.float32, got torch.float16")
     yield BadInput("scale shape", (q, scale, 4), r"scale must have shape \(3, 2\), got \(3, 1\)")
