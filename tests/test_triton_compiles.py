@@ -20,6 +20,7 @@ LOCAL_MEMORY = {
     ("conv:_forward_kernel", "fp32"): ADDRESSES,
     ("conv:_weight_grad_kernel", "fp32"): ADDRESSES,
     ("_gemm:_gemm_kernel", "fp32"): ADDRESSES,
+    ("gated:_gated_kernel", "fp32"): ADDRESSES,
     ("grouped:_grouped_kernel", "fp32 i32"): ADDRESSES,
     ("scaled:_scaled_kernel", "u8 fp32"): BYTES,
     ("scaled:_scaled_kernel", "u8 fp32 bf16"): BYTES,
@@ -43,8 +44,9 @@ PRODUCTS = (
 PRODUCTS_OF_8_BITS = {
     "scaled:_scaled_kernel": {
         "sm_80": ("IMMA", "HMMA"),
-        "sm_90": ("IGMMA", "QGMMA", "HGMMA"),
-        "sm_100": ("IMMA", "UTCQMMA", "UTCHMMA"),
+        # Tiles of few rows take mma.sync everywhere.
+        "sm_90": ("IGMMA", "QGMMA", "HGMMA", "IMMA", "HMMA"),
+        "sm_100": ("IMMA", "UTCQMMA", "UTCHMMA", "HMMA"),
     }
 }
 
@@ -60,7 +62,7 @@ def test_it_compiles(name):
     for launch, kernels in triton_machine_code.compile_all(name):
         dtypes = triton_machine_code.dtypes(launch)
         assert [kernel.arch for kernel in kernels] == ["sm_80", "sm_90", "sm_100"]
-        if name in PRODUCTS and {"fp16", "bf16"} & set(dtypes.split()):
+        if name in PRODUCTS and dtypes.split()[0] in ("fp16", "bf16"):  # Of the first operand.
             assert all(kernel.count(TENSOR_CORES[kernel.arch]) for kernel in kernels), launch
         if name in PRODUCTS_OF_8_BITS:
             assert all(any(map(kernel.count, PRODUCTS_OF_8_BITS[name][kernel.arch])) for kernel in kernels), launch
