@@ -120,6 +120,24 @@ def test_nothing_dropped_nothing_wrong(gemm, products, monkeypatch, kernel):
     assert _first_error(gemm, products, monkeypatch, kernel, 0) == ""
 
 
-@pytest.mark.parametrize(("kernel", "site"), [pytest.param(k, s, id=f"{s.number}-{s}") for k, s in SITES])
+#: (file, statement) -> why no product of `CASES` can miss it.
+UNMISSED = {
+    ("mma_operand.cuh", "kChunks % kThreads != 0"): "false of the tile that is run here, whose copies go round evenly",
+    ("mma_operand.cuh", "i >= kChunks"): "behind the one before it",
+    (
+        "gemm_wgmma_epilogue.cuh",
+        "p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16",
+    ): "the launcher's: a residual of float32 is not read in packs, and residuals here have 16 bits",
+}
+
+
+def test_what_nobody_misses_is_still_there():
+    assert UNMISSED.keys() <= {(site.file, site.text) for _, site in SITES}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "site"),
+    [pytest.param(k, s, id=f"{s.number}-{s}") for k, s in SITES if (s.file, s.text) not in UNMISSED],
+)
 def test_what_is_dropped_is_missed(gemm, products, monkeypatch, kernel, site):
     assert _first_error(gemm, products, monkeypatch, kernel, site.number) != "", f"nobody misses {site}"
