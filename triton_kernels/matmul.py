@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from warpwright._check import needs_preact
-from warpwright.ops.matmul import keeps_preact
+from warpwright.ops._epilogue import keeps_preact
 from warpwright.triton_kernels._epilogue import epilogue_grads
 from warpwright.triton_kernels._gemm import gemm
 

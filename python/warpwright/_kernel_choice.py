@@ -18,7 +18,7 @@ from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import triton_interpreted
 from warpwright._check import needs_preact
 from warpwright._gemm_plans import GemmPlan, question_of
-from warpwright.ops.matmul import wants_grad
+from warpwright.ops._epilogue import wants_grad
 
 #: kPlainWork, kFusedWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
 _PLAIN_WORK, _FUSED_WORK, _ONEDNN_LONGEST_SUM = 1 << 22, 1 << 18, 768

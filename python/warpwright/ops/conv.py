@@ -21,7 +21,7 @@ from warpwright._check import (
     require,
     shape_text,
 )
-from warpwright.ops.matmul import check_saved, saved_of, wants_grad
+from warpwright.ops._epilogue import check_saved, saved_of, wants_grad
 
 
 def conv2d(

@@ -19,7 +19,7 @@ from warpwright._check import (
     needs_preact,
     require,
 )
-from warpwright.ops.matmul import check_bias, check_operands, check_output_like, wants_grad
+from warpwright.ops._epilogue import check_bias, check_operands, check_output_like, wants_grad
 
 # ---- gated projections ----
 

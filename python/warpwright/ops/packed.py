@@ -18,7 +18,7 @@ from warpwright._check import (
     require,
     shape_text,
 )
-from warpwright.ops.matmul import check_bias, check_output_like, check_saved, saved_of, wants_grad
+from warpwright.ops._epilogue import check_bias, check_output_like, check_saved, saved_of, wants_grad
 
 #: Rows are padded to whole pieces of this many elements: 16 bytes of 4 bits each, 32 of 8.
 PIECE = 32

@@ -19,7 +19,7 @@ from warpwright._check import (
     require,
     shape_text,
 )
-from warpwright.ops.matmul import check_bias, check_output_like, check_saved, saved_of, wants_grad
+from warpwright.ops._epilogue import check_bias, check_output_like, check_saved, saved_of, wants_grad
 
 
 class Sparse24Weight(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from warpwright._check import acc_dtype, needs_preact
-from warpwright.ops.matmul import keeps_preact
+from warpwright.ops._epilogue import keeps_preact
 from warpwright.reference._activation import activate, activation_grad
 
 
