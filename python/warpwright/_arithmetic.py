@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-#: What `float32_precision` takes.
-PRECISIONS = ("ieee", "tf32", "tf32x3")
+from warpwright._check import PRECISIONS
 
 _precision: str | None = None
 _batch_invariant = False

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 import torch
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "leaky_relu", "hardswish")
+#: How float32 matrices are multiplied: see `float32_precision`. In the order of csrc/kernels/common.h.
+PRECISIONS = ("ieee", "tf32", "tf32x3")
 #: The slope of leaky_relu below zero: torch's default.
 LEAKY_SLOPE = 0.01
 
@@ -71,8 +73,7 @@ def check_activation(op: str, activation: str) -> None:
 
 
 def check_precision(op: str, precision: str) -> None:
-    message = f"precision must be one of ieee, tf32, tf32x3, got '{precision}'"
-    require(precision in ("ieee", "tf32", "tf32x3"), op, message)
+    require(precision in PRECISIONS, op, f"precision must be one of {', '.join(PRECISIONS)}, got '{precision}'")
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:

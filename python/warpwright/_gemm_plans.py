@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from warpwright import _library
+from warpwright._check import PRECISIONS
 
 #: In the order of the enums of csrc/kernels.
 _KERNELS = ("simple", "gemv", "mma", "tf32", "wgmma")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_PRECISIONS = ("ieee", "tf32", "tf32x3")
 _MOST_PLANS = 256
 
 
@@ -85,7 +85,7 @@ class GemmQuestion:
     def plans(self) -> list[GemmPlan]:
         """Every way to compute it, the one that should be fastest first."""
         question = _Question(
-            self.matrices, self.m, self.n, self.k, _DTYPES.index(self.dtype), _PRECISIONS.index(self.precision),
+            self.matrices, self.m, self.n, self.k, _DTYPES.index(self.dtype), PRECISIONS.index(self.precision),
             self.capability, self.multiprocessors, self.batch_invariant, self.lines, self.a_along_k, self.b_along_k,
             self.aligned, self.tma, self.by_tma,
         )  # fmt: skip
@@ -147,6 +147,8 @@ def prefer(library: Path, plan: GemmPlan, question: GemmQuestion | None = None) 
 
     Sizes that grow with the batch (matrices, m) stand for all up to the next power of two.
     """
+    from warpwright.tuning import power_of_two  # Here, so that importing warpwright does not load the tables.
+
     kernel = (
         _KERNELS.index(plan.kernel), plan.tile_m, plan.tile_n, plan.splits, plan.pingpong, plan.swapped, plan.cluster,
     )  # fmt: skip
@@ -155,8 +157,8 @@ def prefer(library: Path, plan: GemmPlan, question: GemmQuestion | None = None) 
     else:
         q = question
         preference = _Preference(
-            _bucket(q.matrices), _bucket(q.m), q.n, q.k, _DTYPES.index(q.dtype), _PRECISIONS.index(q.precision),
-            q.a_along_k, q.b_along_k, *kernel,
+            power_of_two(q.matrices), power_of_two(q.m), q.n, q.k,
+            _DTYPES.index(q.dtype), PRECISIONS.index(q.precision), q.a_along_k, q.b_along_k, *kernel,
         )  # fmt: skip
     _function(library, "warpwright_gemm_prefer")(ctypes.byref(preference))
 
@@ -164,10 +166,6 @@ def prefer(library: Path, plan: GemmPlan, question: GemmQuestion | None = None) 
 def forget(library: Path) -> None:
     """Undoes every `prefer`."""
     _function(library, "warpwright_gemm_forget")()
-
-
-def _bucket(size: int) -> int:
-    return 1 << max(0, size - 1).bit_length()
 
 
 _PLAN = ("kernel", "tile_m", "tile_n", "splits", "pingpong", "swapped", "cluster")
