@@ -250,7 +250,7 @@ def _matmul_cost(input: Tensor, other: Tensor, **kwargs: Any) -> Cost:
 
 def _bmm_samples(make: Make) -> Iterator[Sample]:
     t = make.tensor
-    yield Sample("batch", (t(3, 5, 12), t(3, 12, 7)))
+    yield Sample("batch", (t(3, 5, 8), t(3, 8, 7)))
     yield Sample("transposed", (t(3, 12, 5).mT, t(3, 7, 12).mT), {"activation": "hardswish"})
     yield Sample("residual", (t(3, 5, 12), t(3, 12, 7)), {"residual": t(3, 1, 7), "beta": 0.5, "bias": t(7)})
     yield Sample("many small", (t(33, 4, 4), t(33, 4, 4)), {"alpha": 2.0})
