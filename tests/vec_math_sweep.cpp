@@ -19,7 +19,7 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[1], "exp") == 0) y = vexp(x);
     if (std::strcmp(argv[1], "log") == 0) y = vlog(x);
     if (std::strcmp(argv[1], "tanh") == 0) y = vtanh(x);
-    if (std::strcmp(argv[1], "erf") == 0) y = verf(x);
+    if (std::strcmp(argv[1], "normal_cdf") == 0) y = vnormal_cdf(x, vexp(-0.5f * x * x));
     if (std::strcmp(argv[1], "sigmoid") == 0) y = vsigmoid(x);
     store(buffer, y);
     std::fwrite(buffer, sizeof(float), kFloatLanes, out);

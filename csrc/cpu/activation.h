@@ -6,7 +6,6 @@
 
 WARPWRIGHT_ISA_BEGIN
 
-inline constexpr double kInvSqrt2 = 0.70710678118654752440;
 inline constexpr double kInvSqrt2Pi = 0.39894228040143267794;
 // gelu_tanh(x) = x / 2 * (1 + tanh(kTanhScale * (x + kTanhCubic * x^3))).
 inline constexpr double kTanhScale = 0.79788456080286535588;
@@ -17,7 +16,7 @@ template <class A>
 inline Vec<A> activate(Activation activation, Vec<A> x) {
   switch (activation) {
     case Activation::kRelu: return x != x ? x : vmax(x, Vec<A>{});
-    case Activation::kGelu: return A(0.5) * x * (A(1) + verf(x * A(kInvSqrt2)));
+    case Activation::kGelu: return x * vnormal_cdf(x, vexp(A(-0.5) * x * x));
     case Activation::kGeluTanh: {
       const Vec<A> inner = A(kTanhScale) * (x + A(kTanhCubic) * x * x * x);
       return A(0.5) * x * (A(1) + vtanh(inner));
@@ -42,8 +41,8 @@ inline Vec<A> activation_grad(Activation activation, Vec<A> saved) {
   switch (activation) {
     case Activation::kRelu: return x > A(0) ? splat(A(1)) : Vec<A>{};
     case Activation::kGelu: {
-      const Vec<A> cdf = A(0.5) * (A(1) + verf(x * A(kInvSqrt2)));
-      return cdf + x * A(kInvSqrt2Pi) * vexp(A(-0.5) * x * x);
+      const Vec<A> density = vexp(A(-0.5) * x * x);
+      return vnormal_cdf(x, density) + x * A(kInvSqrt2Pi) * density;
     }
     case Activation::kGeluTanh: {
       const Vec<A> t = vtanh(A(kTanhScale) * (x + A(kTanhCubic) * x * x * x));

@@ -1,5 +1,5 @@
-// exp, log, tanh, erf and the logistic function on vectors: branch-free polynomials for float, libm lane by lane for
-// double (gradients are checked in it, nothing is timed in it).
+// exp, log, tanh, the normal distribution and the logistic function on vectors: branch-free polynomials for float, libm
+// lane by lane for double (gradients are checked in it, nothing is timed in it).
 //
 // The coefficients are minimax fits in relative error of the result (Lawson's iteration over Chebyshev nodes), rounded
 // to float. tests/test_vec_math.py sweeps each function and holds it to its bound.
@@ -21,7 +21,7 @@ inline Vec<float> polynomial(Vec<float> x, float c0, Rest... rest) {
 // results come out as they should.
 inline Vec<float> vexp(Vec<float> x) {
   // Past these the result is infinite or zero anyway; NaN fails both comparisons and passes through.
-  const Vec<float> clamped = x > 89.0f ? splat(89.0f) : (x < -104.0f ? splat(-104.0f) : x);
+  const Vec<float> clamped = vmax(splat(-104.0f), vmin(splat(89.0f), x));
   // Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the low bits.
   constexpr float kRound = 12582912.0f;
   const Vec<float> shifted = clamped * 1.44269504f + kRound;
@@ -31,12 +31,16 @@ inline Vec<float> vexp(Vec<float> x) {
   const Vec<float> q = polynomial(r, 0.5f, 0.1666666716337204f, 0.041666269302368164f, 0.008333265781402588f,
                                   0.0013946086401119828f, 0.0001991783210542053f);
   const Vec<float> p = r * r * q + r + 1.0f;
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+#else
   // 2^n in two factors: n reaches -150 and 128, beyond what one exponent holds.
   const I32s whole = (I32s)shifted - bit_cast<int32_t>(kRound);
   const I32s half = whole >> 1;
   const Vec<float> scale1 = (Vec<float>)((half + 127) << 23);
   const Vec<float> scale2 = (Vec<float>)((whole - half + 127) << 23);
   return x != x ? x : p * scale1 * scale2;
+#endif
 }
 
 // log(x) = n ln 2 + log(1 + f), with 1 + f in [sqrt(1/2), sqrt(2)) and log(1 + f) = 2 atanh(f / (2 + f)).
@@ -74,18 +78,22 @@ inline Vec<float> vtanh(Vec<float> x) {
   return a < 0.625f ? small : large;
 }
 
-// erf(x): x + x P(x^2) below 1, 1 - exp(-Q(|x|)) from there to 4, where the result is 1 to the last bit.
-inline Vec<float> verf(Vec<float> x) {
-  const Vec<float> a = vabs(x), z = x * x;
-  const Vec<float> small =
-      x + x * polynomial(z, 0.12837916612625122f, -0.3761262595653534f, 0.1128358542919159f, -0.026853810995817184f,
-                         0.005188327748328447f, -0.0008010192541405559f, 7.853857823647559e-05f);
-  const Vec<float> b = a > 4.0f ? splat(4.0f) : a;
-  const Vec<float> q =
-      polynomial(b, -0.0001880402269307524f, 1.1295784711837769f, 0.6332198977470398f, 0.10841857641935349f,
-                 -0.025208257138729095f, 0.004204561933875084f, -0.00044133636401966214f, 2.1686850232072175e-05f);
-  const Vec<float> large = copy_sign(1.0f - vexp(-q), x);
-  return x != x ? x : (a < 1.0f ? small : large);
+// How much of the normal distribution lies below x; `density` is exp(-x^2 / 2), which gelu's derivative needs as well:
+// 1/2 + x P(x^2) where |x| < 1, and beyond, with t = 1 / (1 + 0.4 |x|), the smaller side is density t Q(t).
+inline Vec<float> vnormal_cdf(Vec<float> x, Vec<float> density) {
+  const Vec<float> a = vabs(x), t = 1.0f / (1.0f + 0.4f * a);
+  const Vec<float> middle =
+      0.5f + x * polynomial(x * x, 0.3989422917366028f, -0.06649035960435867f, 0.009973323903977871f,
+                            -0.0011863299878314137f, 0.00011348645784892142f, -7.654239198018331e-06f);
+  const Vec<float> tail =
+      density * t *
+      polynomial(t, 0.159595787525177f, 0.1590999960899353f, 0.13900227844715118f, 0.05554066225886345f,
+                 0.10536296665668488f, -0.18642780184745789f, 0.0681212916970253f);
+  return a < 1.0f ? middle : (x < 0.0f ? tail : 1.0f - tail);
+}
+inline Vec<double> vnormal_cdf(Vec<double> x, Vec<double>) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) x[i] = 0.5 * ::erfc(-0.70710678118654752440 * x[i]);
+  return x;
 }
 
 #define WARPWRIGHT_LANE_BY_LANE(NAME, EXPRESSION)  \
@@ -99,7 +107,6 @@ inline Vec<float> verf(Vec<float> x) {
 WARPWRIGHT_LANE_BY_LANE(vexp, ::exp(x))
 WARPWRIGHT_LANE_BY_LANE(vlog, ::log(x))
 WARPWRIGHT_LANE_BY_LANE(vtanh, ::tanh(x))
-WARPWRIGHT_LANE_BY_LANE(verf, ::erf(x))
 WARPWRIGHT_LANE_BY_LANE(vsigmoid, 1.0 / (1.0 + ::exp(-x)))
 #undef WARPWRIGHT_LANE_BY_LANE
 
