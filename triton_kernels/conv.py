@@ -37,8 +37,9 @@ def _forward_kernel(
     wide_filter = group * group_filters + filter
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for tap in range(taps):
-        h = p * stride_h - pad_h + tap // kernel_w * dil_h
-        w = q * stride_w - pad_w + tap % kernel_w * dil_w
+        r, s = tl.cast(tap // kernel_w, tl.int64), tl.cast(tap % kernel_w, tl.int64)
+        h = p * stride_h - pad_h + r * dil_h
+        w = q * stride_w - pad_w + s * dil_w
         inside = in_m & (h >= 0) & (h < height) & (w >= 0) & (w < width)
         pixel = n * xn + h * xh + w * xw
         for start in range(0, group_channels, BLOCK_K):
@@ -46,7 +47,7 @@ def _forward_kernel(
             in_c = c < group_channels
             a_at = pixel[:, None] + (group * group_channels + c)[None, :] * xc
             a = tl.load(x_ptr + a_at, inside[:, None] & in_c[None, :], 0.0)  # (BLOCK_M, BLOCK_K)
-            b_at = wide_filter[None, :] * wk + c[:, None] * wc + tap // kernel_w * wr + tap % kernel_w * ws
+            b_at = wide_filter[None, :] * wk + c[:, None] * wc + r * wr + s * ws
             b = tl.load(w_ptr + b_at, in_n[None, :] & in_c[:, None], 0.0)  # (BLOCK_K, BLOCK_N)
             if UPCAST:
                 a = a.to(ACC)
@@ -80,8 +81,9 @@ def _input_grad_kernel(
     in_m, in_n = n < batch, c < group_channels
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for tap in range(taps):
-        ph = h + pad_h - tap // kernel_w * dil_h
-        qw = w + pad_w - tap % kernel_w * dil_w
+        r, s = tl.cast(tap // kernel_w, tl.int64), tl.cast(tap % kernel_w, tl.int64)
+        ph = h + pad_h - r * dil_h
+        qw = w + pad_w - s * dil_w
         p, q = ph // stride_h, qw // stride_w
         divides = (p * stride_h == ph) & (q * stride_w == qw) & (ph >= 0) & (qw >= 0)
         inside = in_m & divides & (p < out_h) & (q < out_w)
@@ -91,7 +93,7 @@ def _input_grad_kernel(
             in_k = k < group_filters
             wide_k = group * group_filters + k
             a = tl.load(y_ptr + pixel[:, None] + wide_k[None, :] * yk, inside[:, None] & in_k[None, :], 0.0)
-            b_at = wide_k[:, None] * wk + c[None, :] * wc + tap // kernel_w * wr + tap % kernel_w * ws
+            b_at = wide_k[:, None] * wk + c[None, :] * wc + r * wr + s * ws
             b = tl.load(w_ptr + b_at, in_k[:, None] & in_n[None, :], 0.0)
             if UPCAST:
                 a = a.to(ACC)
@@ -113,6 +115,7 @@ def _weight_grad_kernel(
     pid = tl.program_id(0)
     group = tl.program_id(1).to(tl.int64)
     tap = pid // tiles
+    r, s = (tap // kernel_w).to(tl.int64), (tap % kernel_w).to(tl.int64)
     k = (pid % tiles // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_k, in_c = k < group_filters, c < group_channels
@@ -122,8 +125,8 @@ def _weight_grad_kernel(
     for start in range(0, pixels, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K).to(tl.int64)
         n, p, q = at // (out_h * out_w), at // out_w % out_h, at % out_w
-        h = p * stride_h - pad_h + tap // kernel_w * dil_h
-        w = q * stride_w - pad_w + tap % kernel_w * dil_w
+        h = p * stride_h - pad_h + r * dil_h
+        w = q * stride_w - pad_w + s * dil_w
         there = at < pixels
         inside = there & (h >= 0) & (h < height) & (w >= 0) & (w < width)
         a_at = (n * yn + p * yp + q * yq)[None, :] + wide_k[:, None] * yk
@@ -134,7 +137,7 @@ def _weight_grad_kernel(
             a = a.to(ACC)
             b = b.to(ACC)
         acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
-    to = wide_k[:, None] * wk + c[None, :] * wc + tap // kernel_w * wr + tap % kernel_w * ws
+    to = wide_k[:, None] * wk + c[None, :] * wc + r * wr + s * ws
     tl.store(w_ptr + to, acc.to(w_ptr.dtype.element_ty), in_k[:, None] & in_c[None, :])
 
 

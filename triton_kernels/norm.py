@@ -125,12 +125,13 @@ def _weight_grad_kernel(
     weight_sum = tl.zeros((BLOCK,), ACC)
     bias_sum = tl.zeros((BLOCK,), ACC)
     for row in range(n_rows * group // groups, n_rows * (group + 1) // groups):
-        dy = tl.load(grad_ptr + row * grad_row + col * grad_col, mask, 0.0).to(ACC)
+        wide_row = tl.cast(row, tl.int64)
+        dy = tl.load(grad_ptr + wide_row * grad_row + col * grad_col, mask, 0.0).to(ACC)
         bias_sum += dy
         if NEED_WEIGHT:
             rstd = tl.load(rstd_ptr + row)
             mean = tl.load(mean_ptr + row) if CENTRED else rstd * 0.0
-            x = tl.load(sum_ptr + row * sum_row + col * sum_col, mask, 0.0).to(ACC)
+            x = tl.load(sum_ptr + wide_row * sum_row + col * sum_col, mask, 0.0).to(ACC)
             weight_sum += dy * (x - mean) * rstd
     if NEED_WEIGHT:
         tl.store(weight_partials_ptr + group * cols + col, weight_sum, mask)

@@ -19,7 +19,7 @@ def _rotary_kernel(
     head, position, batch = row % heads, row // heads % sequence, row // heads // sequence
     x_ptr += batch * xb + position * xt + head * xh
     y_ptr += row * head_dim
-    pair = tl.arange(0, PAIRS)
+    pair = tl.arange(0, PAIRS).to(tl.int64)
     mask = pair < pairs
     table = batch * table_batch + position * table_row + pair
     c = tl.load(cos_ptr + table, mask, 0.0).to(ACC)
@@ -33,7 +33,7 @@ def _rotary_kernel(
     tl.store(y_ptr + first, (u * c - v * s).to(y_ptr.dtype.element_ty), mask)
     tl.store(y_ptr + second, (v * c + u * s).to(y_ptr.dtype.element_ty), mask)
     if REST > 0:
-        rest = 2 * pairs + tl.arange(0, REST)
+        rest = 2 * pairs + tl.arange(0, REST).to(tl.int64)
         tl.store(y_ptr + rest, tl.load(x_ptr + rest * xd, rest < head_dim, 0.0), rest < head_dim)
 
 

@@ -79,7 +79,7 @@ def _scaled_kernel(
         b = _operand(b, B_FORMAT, NATIVE, UPCAST)
         if A_BLOCKS or B_BLOCKS:
             block_sum = tl.dot(a, b, max_num_imprecise_acc=IMPRECISE, out_dtype=SUM)
-            block = start // BLOCK_K
+            block = tl.cast(start // BLOCK_K, tl.int64)
             if A_BLOCKS:
                 block_sum *= tl.load(a_scale_ptr + block * a_scale_block, row < m, 0.0)[:, None]
             if B_BLOCKS:

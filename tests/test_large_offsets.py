@@ -1,0 +1,105 @@
+"""Elements further than 2^31 from the first one: rows and columns of small matrices, far apart in a sparse mapping.
+
+Only the pages that hold elements are ever in memory, so that each backend's own index arithmetic is run on offsets that
+32 bits do not hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+from collections.abc import Iterator
+
+import emulated
+import pytest
+import torch
+from torch import Tensor
+
+import warpwright
+from warpwright import _gemm_plans
+from warpwright.testing import SPECS, Make, OpSpec, Sample, compare, evaluate_in_place
+
+#: Of the last row or column from the first one, in elements, at least; lines start at multiples of 16 bytes.
+FAR = 2**31 + 64
+MAP_NORESERVE = 0x4000  # Of Linux: pages count once they are written to. Python names it from 3.13 on.
+SAMPLES = 4  # Of each op.
+
+pytestmark = pytest.mark.skipif(os.uname().sysname != "Linux", reason="sparse mappings are Linux's")
+
+
+def far_apart(tensor: Tensor, dim: int) -> Tensor:
+    """`tensor`'s values as a leaf whose dimension `dim` has a stride with which its last element is FAR away."""
+    if tensor.dim() < 2 or tensor.shape[dim] < 2 or tensor.numel() == 0:
+        return tensor
+    count = tensor.shape[dim]
+    stride = -(-FAR // (count - 1) // 16) * 16
+    inner = list(tensor.movedim(dim, 0)[0].contiguous().stride())
+    inner.insert(dim % tensor.dim(), stride)
+    elements = (count - 1) * stride + tensor[0].numel() * tensor.shape[0]
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    room = mmap.mmap(-1, elements * tensor.element_size(), flags=flags)
+    moved = torch.frombuffer(room, dtype=tensor.dtype).as_strided(tensor.shape, inner)
+    with torch.no_grad():
+        moved.copy_(tensor)
+    return moved.detach().requires_grad_(tensor.requires_grad)
+
+
+def _samples(spec: OpSpec, device: str) -> Iterator[Sample]:
+    """The first ones with two rows and two columns somewhere, of 16 bits where the op takes them."""
+    dtype = torch.bfloat16 if torch.bfloat16 in spec.dtypes else spec.dtypes[0]
+    fitting = (s for s in spec.samples(Make(dtype, device)) if any(_is_matrix(t) for t in s.tensors()))
+    return itertools.islice(fitting, SAMPLES)
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return tensor.dim() >= 2 and min(tensor.shape[0], tensor.shape[-1]) > 1 and tensor.numel() > 0
+
+
+WITH_MATRICES = [spec for spec in SPECS.values() if any(True for _ in _samples(spec, "cpu"))]
+
+
+@pytest.mark.parametrize("dim", [0, -1], ids=["rows", "columns"])
+@pytest.mark.parametrize("spec", WITH_MATRICES, ids=lambda spec: spec.name)
+def test_elements_past_32_bits(matrix, spec, dim):
+    if matrix == "cuda":
+        pytest.skip("a GPU has no sparse memory")
+    for sample in _samples(spec, matrix):
+        ours = evaluate_in_place(spec.op, sample.map(lambda tensor: far_apart(tensor, dim)))
+        wrong = [f"{sample.name}: {c}" for c in compare(spec, sample, ours) if not c.ok]
+        assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.skipif(emulated.missing() is not None, reason=str(emulated.missing()))
+@pytest.mark.parametrize("layout", ["nt", "nn", "tt", "tn"])
+@pytest.mark.parametrize(("m", "dtype"), [(24, torch.float16), (24, torch.float32), (1, torch.float16)])
+def test_every_kernel_of_a_product(m, dtype, layout):
+    """Lines of both operands and of the residual are far apart, and every kernel and tile computes the product."""
+    emulated.activate()
+    n, k = 40, 72
+    make = Make(dtype)
+
+    def operand(rows: int, cols: int, side: str) -> Tensor:
+        """Row by row ("n") or column by column."""
+        shape = (rows, cols) if side == "n" else (cols, rows)
+        values = far_apart(make.integers(*shape, low=-4, high=5).to(dtype), 0)
+        return values if side == "n" else values.mT
+
+    a, b = operand(m, k, layout[0]), operand(k, n, layout[1])
+    residual = far_apart(make.integers(m, n, low=-4, high=5).to(dtype), 0)
+    expected = (a.double() @ b.double() + residual.double()).to(dtype)
+    reached = set()
+    for plan in _gemm_plans.question_of(a, b.mT, "tf32", False, 90, 2).plans():
+        kind = (plan.kernel, plan.tile_m, plan.tile_n, plan.pingpong, plan.swapped)
+        if kind in reached:
+            continue
+        reached.add(kind)
+        _gemm_plans.prefer(emulated.library(), plan)
+        try:
+            with warpwright.use_backend("emulated"), warpwright.float32_precision("tf32"):
+                assert torch.equal(warpwright.ops.matmul(a, b, residual=residual), expected), str(plan)
+        finally:
+            _gemm_plans.forget(emulated.library())
+    kernels = {kernel for kernel, *_ in reached}
+    vector = {"gemv"} if m == 1 else set()
+    assert kernels >= vector | ({"tf32"} if dtype == torch.float32 else {"mma", "wgmma"})
