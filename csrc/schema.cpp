@@ -59,10 +59,12 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   // `packed` lies.
   m.def(
       "linear_packed(Tensor input, Tensor packed, Tensor scale, Tensor? zero, int bits, int? group_size, Tensor? bias,"
-      " Tensor? residual, str activation, bool save_preact) -> (Tensor output, Tensor preact)");
+      " Tensor? residual, str activation, str precision, bool batch_invariant, bool save_preact)"
+      " -> (Tensor output, Tensor preact)");
   m.def(
       "linear_packed_backward(Tensor grad_output, Tensor packed, Tensor scale, Tensor? zero, Tensor? saved, int bits,"
-      " int? group_size, int in_features, str activation, bool need_input, bool need_bias, bool need_residual)"
+      " int? group_size, int in_features, str activation, str precision, bool batch_invariant, bool need_input,"
+      " bool need_bias, bool need_residual)"
       " -> (Tensor grad_input, Tensor grad_bias, Tensor grad_residual)");
   m.def(
       "dequantize_packed(Tensor packed, Tensor scale, Tensor? zero, int bits, int? group_size, int in_features)"
@@ -70,11 +72,12 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   // grouped: output[r] = activation(input[r] @ weight[g].T + bias[g]) for the rows r of group g, which end at
   // offsets[g].
   m.def(
-      "grouped_matmul(Tensor input, Tensor weight, Tensor offsets, Tensor? bias, str activation, bool save_preact)"
+      "grouped_matmul(Tensor input, Tensor weight, Tensor offsets, Tensor? bias, str activation, bool batch_invariant,"
+      " bool save_preact)"
       " -> (Tensor output, Tensor preact)");
   m.def(
       "grouped_matmul_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor offsets, Tensor? saved,"
-      " str activation, bool need_input, bool need_weight, bool need_bias)"
+      " str activation, bool batch_invariant, bool need_input, bool need_weight, bool need_bias)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   // scaled: output = activation(dequantised input (m, k) @ dequantised other (n, k).T + bias + residual), for 8-bit
   // floats or int8.
@@ -89,10 +92,11 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   m.def("dense_from_sparse24_backward(Tensor grad_output, Tensor metadata) -> Tensor");
   m.def(
       "linear_sparse24(Tensor input, Tensor values, Tensor metadata, Tensor? bias, Tensor? residual, str activation,"
-      " bool save_preact) -> (Tensor output, Tensor preact)");
+      " str precision, bool batch_invariant, bool save_preact) -> (Tensor output, Tensor preact)");
   m.def(
       "linear_sparse24_backward(Tensor grad_output, Tensor input, Tensor values, Tensor metadata, Tensor? saved,"
-      " str activation, bool need_input, bool need_values, bool need_bias, bool need_residual)"
+      " str activation, str precision, bool batch_invariant, bool need_input, bool need_values, bool need_bias,"
+      " bool need_residual)"
       " -> (Tensor grad_input, Tensor grad_values, Tensor grad_bias, Tensor grad_residual)");
 
   // conv: output = activation(conv2d(input, weight) + bias + residual).

@@ -31,10 +31,11 @@ def survives(mutation: Mutation) -> bool:
         built = subprocess.run([sys.executable, "csrc/build.py", *options], cwd=ROOT, capture_output=True, text=True)
         if built.returncode != 0:
             raise SystemExit(f"{mutation.name}: the mutant does not compile; write it better\n{built.stdout[-2000:]}")
-    # test_ops.py, and the family's own file, where it has one that runs on every backend.
+    # What runs every op on every backend, and the family's own file, where it has one.
     own = ROOT / "tests" / f"test_{SPECS[mutation.op].family}.py"
     select = f"{mutation.backend} and ({mutation.op} or {own.stem})"
-    files = ["tests/test_ops.py", *([str(own.relative_to(ROOT))] if own.exists() else [])]
+    files = ["tests/test_ops.py", "tests/test_batch_invariant.py", "tests/test_large_offsets.py"]
+    files += [str(own.relative_to(ROOT))] if own.exists() else []
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", select]
     try:
         tested = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)

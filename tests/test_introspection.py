@@ -167,7 +167,15 @@ def test_explain_tells_of_copies_and_autocast():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(
     ("rows", "inner", "layout"),
-    [(8, 8, ""), (192, 192, ""), (192, 192, "gaps"), (192, 192, "input.t"), (192, 192, "weight.t"), (192, 800, "")],
+    [
+        (8, 8, ""),
+        (192, 192, ""),
+        (192, 192, "bias"),
+        (192, 192, "gaps"),
+        (192, 192, "input.t"),
+        (192, 192, "weight.t"),
+        (192, 800, ""),
+    ],
 )
 def test_explain_knows_what_linear_runs_on_the_cpu(dtype, rows, inner, layout):
     x, w = torch.zeros(rows, inner, dtype=dtype), torch.zeros(rows, inner, dtype=dtype)
@@ -175,11 +183,12 @@ def test_explain_knows_what_linear_runs_on_the_cpu(dtype, rows, inner, layout):
         w = torch.zeros(rows, 2 * inner, dtype=dtype)[:, :inner]
     x = x.t() if layout == "input.t" else x
     w = w.t() if layout == "weight.t" else w
+    bias = torch.zeros(rows, dtype=dtype) if layout == "bias" else None
     with torch.profiler.profile() as profile:
-        warpwright.ops.linear(x, w)
+        warpwright.ops.linear(x, w, bias)
     # Both are called below the profiler; aten's product is known by its check for conjugated operands.
     aten = "aten::resolve_conj" in {event.key for event in profile.key_averages()}
-    kernel = warpwright.explain("linear", x, w).kernel
+    kernel = warpwright.explain("linear", x, w, bias).kernel
     assert ("aten" in kernel, "oneDNN" in kernel) == (aten, not aten)
     assert ("in float32" in kernel) is (dtype == torch.float16)
 

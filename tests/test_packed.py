@@ -158,7 +158,7 @@ def test_operators_that_are_called_directly_check_bits(matrix):
     """The public functions know what they take; the operators are told."""
     x, packed = torch.ones(2, 40, device=matrix), pack_weights(torch.ones(6, 40, device=matrix), 4, 32)
     operator = warpwright._backend.resolve("linear_packed", x)
-    arguments = packed.data, packed.scale, packed.zero, 5, 32, None, None, "none", False
+    arguments = packed.data, packed.scale, packed.zero, 5, 32, None, None, "none", "ieee", False, False
     with pytest.raises(RuntimeError, match="warpwright: linear_packed: bits must be 4 or 8, got 5"):
         operator(x, *arguments)
 

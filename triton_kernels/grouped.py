@@ -184,7 +184,13 @@ def _bias_grad(grad: Tensor, offsets: Tensor) -> Tensor:
 
 
 def grouped_matmul(
-    input: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, activation: str, save_preact: bool
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    batch_invariant: bool,
+    save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     return _product(input, weight, offsets, bias, activation, save_preact and needs_preact(activation))
 
@@ -196,6 +202,7 @@ def grouped_matmul_backward(
     offsets: Tensor,
     saved: Tensor | None,
     activation: str,
+    batch_invariant: bool,
     need_input: bool,
     need_weight: bool,
     need_bias: bool,

@@ -151,6 +151,8 @@ def linear_packed(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     n, k = packed.shape[0], input.shape[-1]
@@ -159,15 +161,17 @@ def linear_packed(
     x = input.reshape(m, k)
     addend = None if residual is None else residual.reshape(m, n)
     keep = save_preact and needs_preact(activation)
-    if m > MAX_FUSED_ROWS or input.dtype not in (torch.float16, torch.bfloat16):
+    fused = (m <= MAX_FUSED_ROWS or batch_invariant) and input.dtype in (torch.float16, torch.bfloat16)
+    if not fused:
         weight = dequantize_packed(packed, scale, zero, bits, group_size, k)
-        output, preact = gemm(x, weight, bias, addend, activation, keep)
+        arithmetic = {"precision": precision, "batch_invariant": batch_invariant}
+        output, preact = gemm(x, weight, bias, addend, activation, keep, **arithmetic)
         return output.view(sizes), preact.view(sizes) if keep else preact
     output = torch.empty(sizes, dtype=input.dtype, device=input.device)
     preact = torch.empty(sizes if keep else (0,), dtype=input.dtype, device=input.device)
     if output.numel() == 0:
         return output, preact
-    block_m = 16 if m <= 16 else 64
+    block_m = 16 if m <= 16 and not batch_invariant else 64
     block_n, block_k = 64, 64
     arguments, words = _weight_arguments(packed, scale, zero)
     bias_or_any = output if bias is None else bias.contiguous()
@@ -192,6 +196,8 @@ def linear_packed_backward(
     group_size: int | None,
     in_features: int,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     need_input: bool,
     need_bias: bool,
     need_residual: bool,
@@ -203,7 +209,9 @@ def linear_packed_backward(
     grad_input = grad_residual = None
     if need_input:
         weight = dequantize_packed(packed, scale, zero, bits, group_size, in_features)
-        grad_input = gemm(grad, weight.t())[0].view(*shape[:-1], in_features)
+        grad_input = gemm(grad, weight.t(), precision=precision, batch_invariant=batch_invariant)[0].view(
+            *shape[:-1], in_features
+        )
     if need_residual:
         # An output may not be an input: without an activation the gradient is copied.
         own = activation != "none"

@@ -171,6 +171,8 @@ def linear_sparse24(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     sizes = (*input.shape[:-1], values.shape[0])
@@ -201,6 +203,8 @@ def linear_sparse24_backward(
     metadata: Tensor,
     saved: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     need_input: bool,
     need_values: bool,
     need_bias: bool,
@@ -208,13 +212,15 @@ def linear_sparse24_backward(
 ) -> tuple[Tensor, ...]:
     grad = rows(grad_output, 1)
     saved = None if saved is None else rows(saved, 1)
+    arithmetic = {"precision": precision, "batch_invariant": batch_invariant}
     need_preact = need_input or need_values or need_residual
     grad_preact, grad_bias = epilogue_grads(grad, saved, activation, need_preact, need_bias)
     grad_input, grad_values, grad_residual = (input.new_empty(0) for _ in range(3))
     if need_input:
-        grad_input = gemm(grad_preact, dense_from_sparse24(values, metadata).t())[0].view(input.shape)
+        weight = dense_from_sparse24(values, metadata)
+        grad_input = gemm(grad_preact, weight.t(), **arithmetic)[0].view(input.shape)
     if need_values:
-        grad_values = dense_from_sparse24_backward(gemm(grad_preact.t(), rows(input, 1).t())[0], metadata)
+        grad_values = dense_from_sparse24_backward(gemm(grad_preact.t(), rows(input, 1).t(), **arithmetic)[0], metadata)
     if need_residual:
         grad_residual = grad_preact
         if grad_residual is grad:  # An output may not be an input: without an activation the gradient is copied.

@@ -19,7 +19,7 @@ RowGroups groups_of(const Tensor& offsets, int64_t rows) {
 }  // namespace
 
 ProductOutput grouped_product(const Tensor& a, const Tensor& b, const Tensor& offsets, const OptionalTensor& bias,
-                              Activation activation, bool keep) {
+                              Activation activation, bool keep, bool batch_invariant) {
   const ScalarType dtype = a.scalar_type();
   const std::vector<int64_t> sizes{a.size(0), b.size(1)};
   ProductOutput result{empty(sizes, dtype, a), keep ? empty(sizes, dtype, a) : nothing(dtype, a)};
@@ -40,6 +40,7 @@ ProductOutput grouped_product(const Tensor& a, const Tensor& b, const Tensor& of
   params.n = b.size(1);
   params.k = b.size(2);
   params.activation = activation;
+  params.batch_invariant = batch_invariant;
   params.dtype = to_dtype(dtype);
   backend::grouped_matmul(params, launch.stream());
   return result;
@@ -119,7 +120,7 @@ Tensor checked_offsets(const char* op, const Tensor& offsets, [[maybe_unused]] c
 }
 
 std::tuple<Tensor, Tensor> grouped_matmul(Tensor input, Tensor weight, Tensor offsets, OptionalTensor bias,
-                                          std::string activation_name, bool save_preact) {
+                                          std::string activation_name, bool batch_invariant, bool save_preact) {
   const char* op = "grouped_matmul";
   check_operands(op, input, weight, offsets);
   const Activation activation = to_activation(op, activation_name);
@@ -132,14 +133,14 @@ std::tuple<Tensor, Tensor> grouped_matmul(Tensor input, Tensor weight, Tensor of
   }
   const Tensor ends = checked_offsets(op, offsets, input);
   ProductOutput result =
-      grouped_product(input, weight, ends, bias, activation, save_preact && needs_preact(activation));
+      grouped_product(input, weight, ends, bias, activation, save_preact && needs_preact(activation), batch_invariant);
   return {result.output, result.preact};
 }
 
 std::tuple<Tensor, Tensor, Tensor> grouped_matmul_backward(Tensor grad_output, Tensor input, Tensor weight,
                                                            Tensor offsets, OptionalTensor saved,
-                                                           std::string activation_name, bool need_input,
-                                                           bool need_weight, bool need_bias) {
+                                                           std::string activation_name, bool batch_invariant,
+                                                           bool need_input, bool need_weight, bool need_bias) {
   const char* op = "grouped_matmul_backward";
   check_operands(op, input, weight, offsets);
   const Activation activation = to_activation(op, activation_name);
@@ -158,7 +159,8 @@ std::tuple<Tensor, Tensor, Tensor> grouped_matmul_backward(Tensor grad_output, T
   Tensor grad_input = nothing(dtype, input), grad_weight = nothing(dtype, input), grad_bias = nothing(dtype, input);
   if (need_input) {
     const Tensor back = torch::stable::transpose(weight, 1, 2);
-    grad_input = grouped_product(grad, back, ends, std::nullopt, Activation::kNone, /*keep=*/false).output;
+    grad_input =
+        grouped_product(grad, back, ends, std::nullopt, Activation::kNone, /*keep=*/false, batch_invariant).output;
   }
   if (need_weight) grad_weight = grouped_weight_grad(grad, input, ends);
   if (need_bias) grad_bias = grouped_bias_grad(grad, ends);

@@ -10,7 +10,7 @@ namespace warpwright {
 // activation(a @ b[group].T + bias[group]) of each row of a (rows, k) that is in a group, b (groups, n, k); zeros for
 // the other rows. The pre-activation, too, if `keep`.
 ProductOutput grouped_product(const Tensor& a, const Tensor& b, const Tensor& offsets, const OptionalTensor& bias,
-                              Activation activation, bool keep);
+                              Activation activation, bool keep, bool batch_invariant);
 
 // (groups, m, n): of each group a's rows, transposed, times b's; a (rows, m), b (rows, n).
 Tensor grouped_weight_grad(const Tensor& a, const Tensor& b, const Tensor& offsets);

@@ -95,9 +95,10 @@ LinearPackedParams linear_params(const Tensor& input, const PackedTensors& w) {
 }
 
 // input (m, k) times the weight, and what follows.
-ProductOutput product(const Tensor& input, const PackedTensors& w, const Epilogue& epilogue) {
+ProductOutput product(const Tensor& input, const PackedTensors& w, const Epilogue& epilogue, Arithmetic arithmetic) {
   LinearPackedParams params = linear_params(input, w);
-  if (!backend::linear_packed_takes(params)) return gemm(input, dequantized(w), epilogue, {});
+  params.gemm.batch_invariant = arithmetic.batch_invariant;
+  if (!backend::linear_packed_takes(params)) return gemm(input, dequantized(w), epilogue, arithmetic);
   const ScalarType dtype = input.scalar_type();
   const std::vector<int64_t> sizes = {params.gemm.m, params.gemm.n};
 #if defined(WARPWRIGHT_BACKEND_CPU)
@@ -128,7 +129,8 @@ ProductOutput product(const Tensor& input, const PackedTensors& w, const Epilogu
 
 std::tuple<Tensor, Tensor> linear_packed(Tensor input, Tensor packed, Tensor scale, OptionalTensor zero, int64_t bits,
                                          std::optional<int64_t> group_size, OptionalTensor bias,
-                                         OptionalTensor residual, std::string activation, bool save_preact) {
+                                         OptionalTensor residual, std::string activation, std::string precision,
+                                         bool batch_invariant, bool save_preact) {
   const char* op = linear_name(bits);
   check_float(op, "input", input);
   WARPWRIGHT_CHECK(input.dim() >= 1, op, "input must have at least 1 dimension, got 0");
@@ -147,7 +149,7 @@ std::tuple<Tensor, Tensor> linear_packed(Tensor input, Tensor packed, Tensor sca
     check_same_dtype(op, "residual", *residual, "input", input);
     epilogue.residual = as_matrix(*residual);
   }
-  ProductOutput result = product(as_matrix(input), weight, epilogue);
+  ProductOutput result = product(as_matrix(input), weight, epilogue, to_arithmetic(op, precision, batch_invariant));
   if (input.dim() != 2) {
     result.output = torch::stable::view(result.output, sizes);
     if (epilogue.keeps_preact(input.scalar_type())) result.preact = torch::stable::view(result.preact, sizes);
@@ -158,7 +160,8 @@ std::tuple<Tensor, Tensor> linear_packed(Tensor input, Tensor packed, Tensor sca
 std::tuple<Tensor, Tensor, Tensor> linear_packed_backward(Tensor grad_output, Tensor packed, Tensor scale,
                                                           OptionalTensor zero, OptionalTensor saved, int64_t bits,
                                                           std::optional<int64_t> group_size, int64_t in_features,
-                                                          std::string activation_name, bool need_input, bool need_bias,
+                                                          std::string activation_name, std::string precision,
+                                                          bool batch_invariant, bool need_input, bool need_bias,
                                                           bool need_residual) {
   const char* op = "linear_packed_backward";
   check_float(op, "grad_output", grad_output);
@@ -168,6 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_packed_backward(Tensor grad_output, Te
   check_same_device(op, "packed", packed, "grad_output", grad_output);
   check_same_dtype(op, "scale", scale, "grad_output", grad_output);
   const Activation activation = to_activation(op, activation_name);
+  const Arithmetic arithmetic = to_arithmetic(op, precision, batch_invariant);
   WARPWRIGHT_CHECK(grad_output.size(grad_output.dim() - 1) == weight.n(), op, "packed has ", weight.n(),
                    " output features, grad_output has ", grad_output.size(grad_output.dim() - 1));
   check_saved(op, saved, activation, grad_output);
@@ -179,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_packed_backward(Tensor grad_output, Te
   Tensor grad_input = nothing(dtype, grad_output), grad_residual = nothing(dtype, grad_output);
   if (need_input) {
     // Training has many rows: the weight is dequantized once, as for a forward pass of many.
-    grad_input = gemm(grads.grad_preact, torch::stable::transpose(dequantized(weight), 0, 1), {}, {}).output;
+    grad_input = gemm(grads.grad_preact, torch::stable::transpose(dequantized(weight), 0, 1), {}, arithmetic).output;
     if (grad_output.dim() != 2) grad_input = torch::stable::view(grad_input, output_sizes(grad_output, in_features));
   }
   if (need_residual) {

@@ -130,14 +130,16 @@ void check_linear(const char* op, const Tensor& input, const Tensor& values, con
 }
 
 // activation(a @ weight.T + bias + residual), for a (m, k).
-ProductOutput sparse24_product(const Tensor& a, const Tensor& values, const Tensor& metadata,
-                               const Epilogue& epilogue) {
+ProductOutput sparse24_product(const Tensor& a, const Tensor& values, const Tensor& metadata, const Epilogue& epilogue,
+                               Arithmetic arithmetic) {
   const ScalarType dtype = a.scalar_type();
   const std::vector<int64_t> sizes = {a.size(0), values.size(0)};
   LinearSparse24Params params{};
   GemmParams& gemm_params = params.gemm;
 #if defined(WARPWRIGHT_BACKEND_CPU)
-  if (a.size(0) > kFewRows) return gemm(a, to_dense(values, metadata), epilogue, {});
+  if (a.size(0) > kFewRows || arithmetic.batch_invariant) {
+    return gemm(a, to_dense(values, metadata), epilogue, arithmetic);
+  }
   ProductOutput result{empty(sizes, acc_dtype(dtype), a), nothing(dtype, a)};
 #else
   const bool keep = epilogue.keeps_preact(dtype);
@@ -161,6 +163,7 @@ ProductOutput sparse24_product(const Tensor& a, const Tensor& values, const Tens
   gemm_params.n = values.size(0);
   gemm_params.k = a.size(1);
   gemm_params.alpha = gemm_params.beta = gemm_params.output_scale = 1;
+  gemm_params.batch_invariant = arithmetic.batch_invariant;
   gemm_params.dtype = to_dtype(dtype);
   gemm_params.output_dtype = to_dtype(result.output.scalar_type());
   params.weight = sparse24_of(values, metadata);
@@ -176,7 +179,8 @@ ProductOutput sparse24_product(const Tensor& a, const Tensor& values, const Tens
 }
 
 std::tuple<Tensor, Tensor> linear_sparse24(Tensor input, Tensor values, Tensor metadata, OptionalTensor bias,
-                                           OptionalTensor residual, std::string activation, bool save_preact) {
+                                           OptionalTensor residual, std::string activation, std::string precision,
+                                           bool batch_invariant, bool save_preact) {
   const char* op = "linear_sparse24";
   check_linear(op, input, values, metadata);
   Epilogue epilogue;
@@ -190,7 +194,8 @@ std::tuple<Tensor, Tensor> linear_sparse24(Tensor input, Tensor values, Tensor m
     check_same_dtype(op, "residual", *residual, "input", input);
     epilogue.residual = as_matrix(*residual);
   }
-  ProductOutput result = sparse24_product(as_matrix(input), values, metadata, epilogue);
+  ProductOutput result =
+      sparse24_product(as_matrix(input), values, metadata, epilogue, to_arithmetic(op, precision, batch_invariant));
   if (input.dim() != 2) {
     result.output = torch::stable::view(result.output, sizes);
     if (epilogue.keeps_preact(input.scalar_type())) result.preact = torch::stable::view(result.preact, sizes);
@@ -200,12 +205,14 @@ std::tuple<Tensor, Tensor> linear_sparse24(Tensor input, Tensor values, Tensor m
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sparse24_backward(Tensor grad_output, Tensor input, Tensor values,
                                                                     Tensor metadata, OptionalTensor saved,
-                                                                    std::string activation_name, bool need_input,
+                                                                    std::string activation_name, std::string precision,
+                                                                    bool batch_invariant, bool need_input,
                                                                     bool need_values, bool need_bias,
                                                                     bool need_residual) {
   const char* op = "linear_sparse24_backward";
   check_linear(op, input, values, metadata);
   const Activation activation = to_activation(op, activation_name);
+  const Arithmetic arithmetic = to_arithmetic(op, precision, batch_invariant);
   const std::vector<int64_t> sizes = output_sizes(input, values.size(0));
   check_output_like(op, "grad_output", grad_output, input, sizes);
   check_same_dtype(op, "grad_output", grad_output, "input", input);
@@ -219,10 +226,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sparse24_backward(Tensor grad_
   const Tensor& grad = grads.grad_preact;  // (m, n)
   Tensor grad_input = nothing(dtype, input), grad_values = nothing(dtype, input), grad_residual = nothing(dtype, input);
   if (need_input) {
-    grad_input = gemm(grad, swapped(to_dense(values, metadata)), {}, {}).output;
+    grad_input = gemm(grad, swapped(to_dense(values, metadata)), {}, arithmetic).output;
     if (input.dim() != 2) grad_input = torch::stable::view(grad_input, sizes_of(input));
   }
-  if (need_values) grad_values = kept_of(gemm(swapped(grad), swapped(as_matrix(input)), {}, {}).output, metadata);
+  if (need_values) {
+    const Tensor dense = gemm(swapped(grad), swapped(as_matrix(input)), {}, arithmetic).output;
+    grad_values = kept_of(dense, metadata);
+  }
   if (need_residual) grad_residual = residual_grad(grad, activation, sizes);
   return {grad_input, grad_values, grads.grad_bias, grad_residual};
 }

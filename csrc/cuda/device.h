@@ -13,7 +13,7 @@ struct Device {
 
 #if defined(WARPWRIGHT_BACKEND_EMULATED)
 
-inline Device current_device() { return {emulator::capability(), emulator::kMultiprocessors}; }
+inline Device current_device() { return {emulator::capability(), emulator::multiprocessors()}; }
 
 #else
 

@@ -42,7 +42,7 @@ void allow_everything() {
 
 PYBIND11_MODULE(warpwright_emulator, m) {
   m.doc() = "CUDA kernels run on the CPU: see docs/verification.md.";
-  m.attr("MULTIPROCESSORS") = kMultiprocessors;
+  m.def("multiprocessors", &multiprocessors);
   m.def("capability", &capability, "The compute capability that is emulated: 90 is sm_90.");
   m.def("launches", &launches, py::arg("kernel"),
         "How often a kernel has been launched since the library was loaded, by the name that its launcher gives.");

@@ -322,6 +322,7 @@ std::string place(const Machine& m, const Thread& t) {
 }
 
 int capability() { return static_cast<int>(from_environment("WARPWRIGHT_EMULATOR_ARCH", 90)); }
+int multiprocessors() { return static_cast<int>(from_environment("WARPWRIGHT_EMULATOR_MULTIPROCESSORS", 2)); }
 
 ThreadContext& current() { return machine().running->context; }
 

@@ -38,10 +38,10 @@ namespace warpwright::emulator {
 
 inline constexpr int kWarpSize = 32;
 
-// The device that is emulated: its compute capability is WARPWRIGHT_EMULATOR_ARCH, 90 by default. So few
-// multiprocessors, that blocks which stay on one have several tiles to do.
+// The device that is emulated: its compute capability is WARPWRIGHT_EMULATOR_ARCH, 90 by default, and it has
+// WARPWRIGHT_EMULATOR_MULTIPROCESSORS, 2 by default: so few that blocks which stay on one have several tiles to do.
 int capability();
-inline constexpr int kMultiprocessors = 2;
+int multiprocessors();
 
 // The running thread's coordinates.
 struct ThreadContext {

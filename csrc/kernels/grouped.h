@@ -30,6 +30,7 @@ struct GroupedParams {
   int64_t n, k;
   Activation activation;
   DType dtype;
+  bool batch_invariant;  // See GemmParams.
 };
 
 // output[g] = a[rows of g].T @ b[rows of g]: the gradient of the weight. A group without rows has zeros.

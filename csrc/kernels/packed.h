@@ -69,7 +69,8 @@ namespace warpwright::cpu {
 // Whether linear_packed takes this product; the others' weight is dequantized first.
 inline bool linear_packed_takes(const LinearPackedParams& p) {
   const bool some = p.gemm.m > 0 && p.gemm.n > 0 && p.gemm.k > 0;
-  return some && p.gemm.m <= kMaxFusedRowsCpu && p.gemm.dtype != DType::kFloat64;
+  const bool few = p.gemm.m <= kMaxFusedRowsCpu || p.gemm.batch_invariant;
+  return some && few && p.gemm.dtype != DType::kFloat64;
 }
 }  // namespace warpwright::cpu
 namespace warpwright::cuda {

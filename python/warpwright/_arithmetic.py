@@ -72,8 +72,10 @@ def batch_invariant(mode: bool = True) -> _Scope:
         A context manager: `with batch_invariant(): ...` restores the earlier choice at the end. Without `with` the
         choice stays.
 
-    Covers `linear`, `matmul`, `bmm`, `addmm`, the gated projections and `mlp`, forward, and their gradients of the
-    input. A weight gradient is a sum over the batch, and depends on it by definition.
+    Covers every product, forward, and its gradient of the input: `linear`, `matmul`, `bmm`, `addmm`, the gated
+    projections, `mlp`, `grouped_matmul`, `linear_w4a16`, `linear_w8a16` and `linear_sparse24`; `scaled_matmul` and the
+    ops that are no products never depend on the batch. A weight gradient is a sum over the batch, and depends on it by
+    definition.
     """
     global _batch_invariant
     scope = _Scope("_batch_invariant", _batch_invariant)

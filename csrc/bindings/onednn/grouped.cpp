@@ -33,7 +33,7 @@ void clear(Tensor tensor) { torch::stable::zero_(tensor); }
 }  // namespace
 
 ProductOutput grouped_product(const Tensor& a, const Tensor& b, const Tensor& offsets, const OptionalTensor& bias,
-                              Activation activation, bool keep) {
+                              Activation activation, bool keep, bool batch_invariant) {
   const ScalarType dtype = a.scalar_type();
   const std::vector<int64_t> sizes{a.size(0), b.size(1)};
   const ProductOutput result{empty(sizes, dtype, a), keep ? empty(sizes, dtype, a) : nothing(dtype, a)};
@@ -43,7 +43,8 @@ ProductOutput grouped_product(const Tensor& a, const Tensor& b, const Tensor& of
     if (bias.has_value()) epilogue.bias = one_of(*bias, group);
     epilogue.activation = activation;
     epilogue.save_preact = keep;
-    const ProductOutput part = gemm(some_rows(a, first, rows), one_of(b, group), epilogue, {});
+    const ProductOutput part =
+        gemm(some_rows(a, first, rows), one_of(b, group), epilogue, {Precision::kIeee, batch_invariant});
     copy(some_rows(result.output, first, rows), part.output);
     if (keep) copy(some_rows(result.preact, first, rows), part.preact);
   });

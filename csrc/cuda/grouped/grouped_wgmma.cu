@@ -352,14 +352,14 @@ TensorMap map_of(const TensorLayout& layout, int lines) {
 }
 
 template <class Params>
-bool takes(const Params& p) {
+bool takes(const Params& p, bool whatever_the_rows) {
   const bool half = p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16;
   if (!half || p.a_col != 1 || p.n % kVector != 0 || std::max<int64_t>(p.n, p.groups.rows) > kMostCoordinate)
     return false;
   if (!ptx::tensor_map_takes(a_of(p)) || !ptx::tensor_map_takes(b_of(p))) return false;
   const Device device = current_device();
   // As gemm_wgmma: where its tiles leave every other multiprocessor idle, those of grouped_mma leave none.
-  return device.capability == 90 && 2 * most_tiles(p) >= device.multiprocessors;
+  return device.capability == 90 && (whatever_the_rows || 2 * most_tiles(p) >= device.multiprocessors);
 }
 
 template <class Params, class Product>
@@ -375,7 +375,9 @@ auto kernel_for(bool b_along_k) {
 
 }  // namespace
 
-bool grouped_wgmma_takes(const GroupedParams& params) { return params.k <= kMostCoordinate && takes(params); }
+bool grouped_wgmma_takes(const GroupedParams& params) {
+  return params.k <= kMostCoordinate && takes(params, params.batch_invariant);
+}
 
 void grouped_wgmma(const GroupedParams& params, Stream stream) {
   const bool b_along_k = params.b_col == 1;
@@ -386,7 +388,7 @@ void grouped_wgmma(const GroupedParams& params, Stream stream) {
 }
 
 bool grouped_weight_grad_wgmma_takes(const GroupedWeightGradParams& params) {
-  return params.b_col == 1 && params.m <= kMostCoordinate && takes(params);
+  return params.b_col == 1 && params.m <= kMostCoordinate && takes(params, false);
 }
 
 void grouped_weight_grad_wgmma(const GroupedWeightGradParams& params, Stream stream) {

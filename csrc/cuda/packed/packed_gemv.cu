@@ -106,7 +106,9 @@ __global__ void __launch_bounds__(kThreads) gemv_packed_kernel(const LinearPacke
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
-bool gemv_packed_takes(const LinearPackedParams& params) { return params.gemm.m <= kMaxRows; }
+bool gemv_packed_takes(const LinearPackedParams& params) {
+  return params.gemm.m <= kMaxRows && !params.gemm.batch_invariant;
+}
 
 void gemv_packed(const LinearPackedParams& params, Stream stream) {
   constexpr int64_t kBlockRows = kWarps * kWarpRows;

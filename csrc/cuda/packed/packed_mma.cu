@@ -253,7 +253,8 @@ void launch_mma(const LinearPackedParams& params, Stream stream) {
 
 template <class T, int kBits>
 void launch_mma(const LinearPackedParams& params, Stream stream) {
-  if (params.gemm.m <= PackedTile<kBits, false>::kInputRows) return launch_mma<T, kBits, false>(params, stream);
+  const bool few = params.gemm.m <= PackedTile<kBits, false>::kInputRows && !params.gemm.batch_invariant;
+  if (few) return launch_mma<T, kBits, false>(params, stream);
   launch_mma<T, kBits, true>(params, stream);
 }
 
@@ -265,7 +266,8 @@ void launch_mma(const LinearPackedParams& params, Stream stream) {
 
 bool mma_packed_takes(const LinearPackedParams& params) {
   const DType dtype = params.gemm.dtype;
-  return (dtype == DType::kFloat16 || dtype == DType::kBFloat16) && params.gemm.m <= kMaxFusedRows;
+  const bool few = params.gemm.m <= kMaxFusedRows || params.gemm.batch_invariant;
+  return (dtype == DType::kFloat16 || dtype == DType::kBFloat16) && few;
 }
 
 void mma_packed(const LinearPackedParams& params, Stream stream) {

@@ -50,6 +50,11 @@ inline int element_bytes(DType dtype) {
   return 0;
 }
 
+// In elements. That of a dimension of one element may be anything: nothing is ever that far away.
+inline int64_t stride_of(const TensorLayout& layout, int d) {
+  return d > 0 && layout.size[d] == 1 ? 16 / element_bytes(layout.dtype) : layout.stride[d];
+}
+
 // What keeps a tensor map of `layout` from being made, or an empty text.
 inline std::string tensor_map_fault(const TensorLayout& layout) {
   const auto not_as = [](const std::string& what, int64_t is, const std::string& expected) {
@@ -65,9 +70,9 @@ inline std::string tensor_map_fault(const TensorLayout& layout) {
     const std::string dimension = " of dimension " + std::to_string(d);
     if (layout.size[d] < 1 || layout.size[d] >= int64_t{1} << 32)
       return not_as("the size" + dimension, layout.size[d], "1 to 2^32 - 1");
-    if (d > 0 && (layout.stride[d] <= 0 || layout.stride[d] * bytes % 16 != 0 ||
-                  layout.stride[d] > ((int64_t{1} << 40) - 1) / bytes))
-      return not_as("the stride" + dimension, layout.stride[d],
+    const int64_t stride = stride_of(layout, d);
+    if (d > 0 && (stride <= 0 || stride * bytes % 16 != 0 || stride > ((int64_t{1} << 40) - 1) / bytes))
+      return not_as("the stride" + dimension, stride,
                     "a multiple of " + std::to_string(16 / bytes) + " elements, below 2^40 bytes");
   }
   return "";
@@ -116,7 +121,7 @@ inline TensorMap pack_map(const TensorLayout& layout, Swizzle swizzle, bool im2c
   to->data = static_cast<unsigned char*>(const_cast<void*>(layout.data));
   for (int d = 0; d < layout.rank; ++d) {
     to->size[d] = static_cast<uint32_t>(layout.size[d]);
-    to->stride[d] = layout.stride[d] * element_bytes(layout.dtype);
+    to->stride[d] = stride_of(layout, d) * element_bytes(layout.dtype);
     to->step[d] = static_cast<uint8_t>(d == 0 ? 1 : step[d]);
   }
   return map;
@@ -161,7 +166,7 @@ inline DriverLayout driver_layout(const TensorLayout& layout, const int* step) {
   DriverLayout result{};
   for (int d = 0; d < layout.rank; ++d) {
     result.size[d] = static_cast<cuuint64_t>(layout.size[d]);
-    if (d > 0) result.stride[d - 1] = static_cast<cuuint64_t>(layout.stride[d] * element_bytes(layout.dtype));
+    if (d > 0) result.stride[d - 1] = static_cast<cuuint64_t>(stride_of(layout, d) * element_bytes(layout.dtype));
     result.step[d] = static_cast<cuuint32_t>(step[d]);
   }
   return result;

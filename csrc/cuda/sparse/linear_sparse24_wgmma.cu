@@ -243,7 +243,9 @@ bool linear_sparse24_wgmma_takes(const LinearSparse24Params& params) {
   if (!linear_sparse24_mma_takes(params) || std::max({gemm.m, gemm.n, gemm.k}) > kMostCoordinate) return false;
   if (!ptx::tensor_map_takes(values_of(params)) || !ptx::tensor_map_takes(input_of(gemm))) return false;
   const Device device = current_device();
-  return device.capability == 90 && 2 * tiles_of<kRows, kFeatures>(gemm.m, gemm.n) >= device.multiprocessors;
+  // How many tiles there are depends on the number of rows, which must not choose where a row may not notice others.
+  const bool enough = 2 * tiles_of<kRows, kFeatures>(gemm.m, gemm.n) >= device.multiprocessors;
+  return device.capability == 90 && (enough || gemm.batch_invariant);
 }
 
 void linear_sparse24_wgmma(const LinearSparse24Params& params, Stream stream) {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from warpwright import _registry
+from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import call
 from warpwright._check import (
     check_activation,
@@ -59,7 +60,7 @@ def grouped_matmul(
     """
     name = activation or "none"
     save_preact = needs_preact(name) and wants_grad(input, weight, bias)
-    return call("grouped_matmul", input, weight, offsets, bias, name, save_preact)[0]
+    return call("grouped_matmul", input, weight, offsets, bias, name, arithmetic_of(input)[1], save_preact)[0]
 
 
 def _check_operands(op: str, input: Tensor, weight: Tensor, offsets: Tensor) -> None:
@@ -78,7 +79,13 @@ def _check_operands(op: str, input: Tensor, weight: Tensor, offsets: Tensor) -> 
 
 
 def _check(
-    input: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, activation: str, save_preact: bool
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    batch_invariant: bool,
+    save_preact: bool,
 ) -> None:
     op = "grouped_matmul"
     _check_operands(op, input, weight, offsets)
@@ -91,17 +98,23 @@ def _check(
 
 
 def _fake(
-    input: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, activation: str, save_preact: bool
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    batch_invariant: bool,
+    save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     sizes = (input.shape[0], weight.shape[1])
     return input.new_empty(sizes), input.new_empty(sizes if save_preact and needs_preact(activation) else (0,))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, weight, offsets, bias, activation, _ = inputs
+    input, weight, offsets, bias, activation, invariant, _ = inputs
     result, preact = output
     ctx.mark_non_differentiable(preact)
-    ctx.activation = activation
+    ctx.activation, ctx.batch_invariant = activation, invariant
     saved = saved_of(activation, result, preact)
     # Without a saved pre-activation it is computed again in the backward pass, from the forward's own arguments.
     ctx.recompute = activation != "none" and saved is None
@@ -111,11 +124,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ops: Any, ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     input, weight, offsets, saved, bias = ctx.saved_tensors
     if ctx.recompute:
-        saved, _ = ops.grouped_matmul(input, weight, offsets, bias, "none", False)
+        saved, _ = ops.grouped_matmul(input, weight, offsets, bias, "none", ctx.batch_invariant, False)
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
-    grads = ops.grouped_matmul_backward(grad, input, weight, offsets, saved, ctx.activation, *needs)
+    grads = ops.grouped_matmul_backward(
+        grad, input, weight, offsets, saved, ctx.activation, ctx.batch_invariant, *needs
+    )
     grad_input, grad_weight, grad_bias = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return grad_input, grad_weight, None, grad_bias, None, None
+    return grad_input, grad_weight, None, grad_bias, None, None, None
 
 
 def _check_backward(
@@ -125,6 +140,7 @@ def _check_backward(
     offsets: Tensor,
     saved: Tensor | None,
     activation: str,
+    batch_invariant: bool,
     *needs: bool,
 ) -> None:
     op = "grouped_matmul_backward"
@@ -145,6 +161,7 @@ def _fake_backward(
     offsets: Tensor,
     saved: Tensor | None,
     activation: str,
+    batch_invariant: bool,
     need_input: bool,
     need_weight: bool,
     need_bias: bool,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from warpwright import _registry
+from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import call
 from warpwright._check import (
     check_activation,
@@ -209,7 +210,7 @@ def linear_w4a16(
     (more than 512 on a GPU, 32 on the CPU), and operands that do not lie in whole pieces of 16 bytes, are multiplied by
     a dequantized copy of the weight, which lives as long as the call. Differentiable in input, bias and residual, for
     training beside a frozen weight: the input's gradient is taken with the dequantized weight. The packed weight gets
-    no gradient. Bitwise the same from run to run; `batch_invariant` does not cover it.
+    no gradient. Bitwise the same from run to run.
     """
     return _linear("linear_w4a16", 4, input, packed, bias, activation, residual)
 
@@ -260,7 +261,8 @@ def _linear(
     require(packed.in_features == features, op, message)
     name = activation or "none"
     save_preact = needs_preact(name) and wants_grad(input, bias, residual)
-    return call("linear_packed", input, *packed[:5], bias, residual, name, save_preact)[0]
+    arguments = (input, *packed[:5], bias, residual, name, *arithmetic_of(input), save_preact)
+    return call("linear_packed", *arguments)[0]
 
 
 # ---- argument checks, in the words of csrc/bindings/packed.cpp ----
@@ -330,6 +332,8 @@ def _check_linear(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     save_preact: bool,
 ) -> None:
     op = _linear_name(bits)
@@ -355,6 +359,8 @@ def _fake_linear(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     sizes = (*input.shape[:-1], packed.shape[0])
@@ -362,12 +368,12 @@ def _fake_linear(
 
 
 def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, packed, scale, zero, bits, group_size, bias, residual, activation, _ = inputs
+    input, packed, scale, zero, bits, group_size, bias, residual, activation, *arithmetic, _ = inputs
     result, preact = output
     ctx.mark_non_differentiable(preact)
     ctx.weight = bits, group_size
     ctx.in_features = input.shape[-1]
-    ctx.activation = activation
+    ctx.activation, ctx.arithmetic = activation, arithmetic
     saved = saved_of(activation, result, preact)
     # Without a saved pre-activation it is computed again in the backward pass, from the forward's own arguments, which
     # are not needed otherwise.
@@ -379,13 +385,13 @@ def _backward_linear(ops: Any, ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...
     packed, scale, zero, saved, *rest = ctx.saved_tensors
     if ctx.recompute:
         input, *addends = rest
-        saved, _ = ops.linear_packed(input, packed, scale, zero, *ctx.weight, *addends, "none", False)
+        saved, _ = ops.linear_packed(input, packed, scale, zero, *ctx.weight, *addends, "none", *ctx.arithmetic, False)
     needs = [ctx.needs_input_grad[i] for i in (0, 6, 7)]
     grads = ops.linear_packed_backward(
-        grad, packed, scale, zero, saved, *ctx.weight, ctx.in_features, ctx.activation, *needs
+        grad, packed, scale, zero, saved, *ctx.weight, ctx.in_features, ctx.activation, *ctx.arithmetic, *needs
     )
     input_grad, bias_grad, residual_grad = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return input_grad, *[None] * 5, bias_grad, residual_grad, None, None
+    return input_grad, *[None] * 5, bias_grad, residual_grad, *[None] * 4
 
 
 def _check_backward(
@@ -398,6 +404,8 @@ def _check_backward(
     group_size: int | None,
     in_features: int,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     *needs: bool,
 ) -> None:
     op = "linear_packed_backward"
@@ -422,6 +430,8 @@ def _fake_backward(
     group_size: int | None,
     in_features: int,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     need_input: bool,
     need_bias: bool,
     need_residual: bool,

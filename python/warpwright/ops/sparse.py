@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from warpwright import _registry
+from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import call
 from warpwright._check import (
     check_activation,
@@ -148,7 +149,8 @@ def linear_sparse24(
     name = activation or "none"
     values, metadata = _parts("linear_sparse24", weight)
     save_preact = needs_preact(name) and wants_grad(input, values, bias, residual)
-    return call("linear_sparse24", input, values, metadata, bias, residual, name, save_preact)[0]
+    arguments = (input, values, metadata, bias, residual, name, *arithmetic_of(input), save_preact)
+    return call("linear_sparse24", *arguments)[0]
 
 
 def _parts(op: str, weight: Sparse24Weight) -> tuple[Tensor, Tensor]:
@@ -246,6 +248,8 @@ def _check_forward(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     save_preact: bool,
 ) -> None:
     op = "linear_sparse24"
@@ -264,6 +268,8 @@ def _fake_forward(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     sizes = (*input.shape[:-1], values.shape[0])
@@ -271,10 +277,10 @@ def _fake_forward(
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, values, metadata, bias, residual, activation, _ = inputs
+    input, values, metadata, bias, residual, activation, *arithmetic, _ = inputs
     result, preact = output
     ctx.mark_non_differentiable(preact)
-    ctx.activation = activation
+    ctx.activation, ctx.arithmetic = activation, arithmetic
     saved = saved_of(activation, result, preact)
     # Without a saved pre-activation it is computed again in the backward pass, from the forward's own arguments.
     ctx.recompute = activation != "none" and saved is None
@@ -284,12 +290,12 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward_forward(ops: Any, ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     input, values, metadata, saved, *rest = ctx.saved_tensors
     if ctx.recompute:
-        saved, _ = ops.linear_sparse24(input, values, metadata, *rest, "none", False)
+        saved, _ = ops.linear_sparse24(input, values, metadata, *rest, "none", *ctx.arithmetic, False)
     need_input, need_values, _, need_bias, need_residual = ctx.needs_input_grad[:5]
     needs = need_input, need_values, need_bias, need_residual
-    grads = ops.linear_sparse24_backward(grad, input, values, metadata, saved, ctx.activation, *needs)
+    grads = ops.linear_sparse24_backward(grad, input, values, metadata, saved, ctx.activation, *ctx.arithmetic, *needs)
     wanted = [g if need else None for g, need in zip(grads, needs, strict=True)]
-    return (*wanted[:2], None, *wanted[2:], None, None)
+    return (*wanted[:2], None, *wanted[2:], *[None] * 4)
 
 
 def _check_backward(
@@ -299,6 +305,8 @@ def _check_backward(
     metadata: Tensor,
     saved: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     *needs: bool,
 ) -> None:
     op = "linear_sparse24_backward"
@@ -316,6 +324,8 @@ def _fake_backward(
     metadata: Tensor,
     saved: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     need_input: bool,
     need_values: bool,
     need_bias: bool,

@@ -21,7 +21,13 @@ def _groups(offsets: Tensor, rows: int) -> Iterator[slice]:
 
 
 def grouped_matmul(
-    input: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, activation: str, save_preact: bool
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    batch_invariant: bool,
+    save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     acc = acc_dtype(input.dtype)
     output = input.new_zeros(input.shape[0], weight.shape[1])
@@ -43,6 +49,7 @@ def grouped_matmul_backward(
     offsets: Tensor,
     saved: Tensor | None,
     activation: str,
+    batch_invariant: bool,
     need_input: bool,
     need_weight: bool,
     need_bias: bool,

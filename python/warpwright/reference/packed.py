@@ -30,6 +30,8 @@ def linear_packed(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     acc = acc_dtype(input.dtype)
@@ -54,6 +56,8 @@ def linear_packed_backward(
     group_size: int | None,
     in_features: int,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     need_input: bool,
     need_bias: bool,
     need_residual: bool,

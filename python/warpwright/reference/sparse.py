@@ -42,11 +42,15 @@ def linear_sparse24(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     weight = dense_from_sparse24(values, metadata)
     # BLAS adds up the float32 rows of a strided matrix one product after the other, and loses more digits of long ones.
-    return matmul.linear(input.contiguous(), weight, bias, residual, activation, "ieee", False, save_preact)
+    return matmul.linear(
+        input.contiguous(), weight, bias, residual, activation, precision, batch_invariant, save_preact
+    )
 
 
 def linear_sparse24_backward(
@@ -56,6 +60,8 @@ def linear_sparse24_backward(
     metadata: Tensor,
     saved: Tensor | None,
     activation: str,
+    precision: str,
+    batch_invariant: bool,
     need_input: bool,
     need_values: bool,
     need_bias: bool,
@@ -63,6 +69,6 @@ def linear_sparse24_backward(
 ) -> tuple[Tensor, ...]:
     weight = dense_from_sparse24(values, metadata)
     needs = need_input, need_values, need_bias, need_residual
-    grads = matmul.linear_backward(grad_output, input, weight, saved, activation, "ieee", False, *needs)
+    grads = matmul.linear_backward(grad_output, input, weight, saved, activation, precision, batch_invariant, *needs)
     grad_values = dense_from_sparse24_backward(grads[1], metadata) if need_values else grads[1]
     return grads[0], grad_values, *grads[2:]
