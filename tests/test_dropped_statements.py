@@ -22,6 +22,7 @@ FILES = {
     "mma": [CUDA / "matmul" / "gemm_mma.cu", *(CUDA / "tile" / f"mma_{part}.cuh" for part in ("operand", "tile"))],
     "wgmma": [
         *(CUDA / "tile" / f"wgmma_{part}.cuh" for part in ("walk", "pipeline", "operand", "mainloop")),
+        CUDA / "tile" / "warp_specialised.cuh",
         *(CUDA / "matmul" / name for name in ("gemm_wgmma_epilogue.cuh", "gemm_wgmma_kernel.cuh", "split_k.cu")),
     ],
 }

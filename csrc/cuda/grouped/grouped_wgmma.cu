@@ -1,10 +1,8 @@
 // Grouped products on Hopper's tensor cores (sm_90a): TMA, mbarrier, wgmma.
 //
-// A block of three warpgroups stays on its multiprocessor and walks as many tiles of 128 x 256 as there can be,
-// whatever the groups' ends; every warp finds the group of a tile for itself. The first warpgroup's first warp, the
-// producer, has TMA bring the operands' next kStages steps of the inner dimension to shared memory; the other two
-// warpgroups, the consumers, multiply 64 of the tile's rows each. A stage's `full` barrier says that its bytes have
-// come, its `empty` barrier that every consumer warp is done with it.
+// A block stays on its multiprocessor and walks as many tiles of 128 x 256 as there can be, whatever the groups' ends;
+// every warp finds the group of a tile for itself. The producer has TMA bring the operands' next steps of the inner
+// dimension, the consumers multiply 64 of the tile's rows each.
 //
 // TMA copies whole boxes, and a box may reach beyond its group. Where that is in the rows of the output, the sums of
 // the next group's rows are not stored: results leave by way of shared memory and ordinary stores, row by row. Where it
@@ -18,49 +16,34 @@
 #include "cuda/grouped/grouped_wgmma.cuh"
 #include "cuda/launch.h"
 #include "cuda/ptx/barrier.cuh"
-#include "cuda/ptx/elect.cuh"
 #include "cuda/ptx/fence.cuh"
-#include "cuda/ptx/setmaxnreg.cuh"
-#include "cuda/ptx/tma.cuh"
-#include "cuda/ptx/wgmma.cuh"
 #include "cuda/tile/activation.cuh"
 #include "cuda/tile/groups.cuh"
 #include "cuda/tile/pack.cuh"
 #include "cuda/tile/scheduler.cuh"
+#include "cuda/tile/warp_specialised.cuh"
+#include "cuda/tile/wgmma_mainloop.cuh"
 
 namespace warpwright::cuda {
 namespace {
 
-using ptx::Mbarrier, ptx::TensorMap;
-
-constexpr int kTileM = 128, kTileN = 256;
-constexpr int kSpan = 64;      // 16-bit elements in the 128 bytes that the swizzle permutes.
-constexpr int kTileK = kSpan;  // Rows of the operands' tiles are one span where the inner dimension lies together.
-constexpr int kConsumers = kTileM / ptx::kWgmmaM;
-constexpr int kThreads = ptx::kWarpgroup * (1 + kConsumers);
-constexpr int kStages = 4;
-constexpr int kATileBytes = kTileM * kTileK * 2, kStageBytes = kATileBytes + kTileN * kTileK * 2;
-constexpr int kBoxBytes = kSpan * kSpan * 2;            // 64 lines of 128 bytes.
+constexpr int kTileM = kWgmmaConsumers * ptx::kWgmmaM, kTileN = 256;
+constexpr int kSpan =
+    span_of(DType::kFloat16);  // 16-bit elements: a step of the inner dimension, and columns of a box.
+constexpr int kATileBytes = kTileM * kSpanBytes, kBTileBytes = kTileN * kSpanBytes;
 constexpr int kStagedBytes = ptx::kWgmmaM * kSpan * 4;  // The sums on their way out: a consumer's rows, one span.
-constexpr int kStagedAt = kStages * kStageBytes, kBarriersAt = kStagedAt + kConsumers * kStagedBytes;
-constexpr int kSharedBytes = kBarriersAt + 2 * kStages * static_cast<int>(sizeof(Mbarrier));
-constexpr auto kSwizzle = ptx::Swizzle::k128Bytes;
-constexpr int kSwizzleLines = 8 * 128;  // The swizzle's pattern: 8 lines of a span each.
+using Shared = WgmmaShared<kATileBytes + kBTileBytes, kWgmmaConsumers * kStagedBytes>;
 constexpr int64_t kMostCoordinate = INT32_MAX - kTileN;
 constexpr int kVector = 8;  // 16-bit elements that are stored at once.
-// Of the registers that the launch gives to each thread, the producer's pass to the consumers, who hold a tile.
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 64 * 1024 / ptx::kWarpgroup);
-static_assert(kSharedBytes <= 227 * 1024, "a block's shared memory");
-static_assert(kStageBytes % kSwizzleLines == 0 && kATileBytes % kSwizzleLines == 0 && kBoxBytes % kSwizzleLines == 0,
+static_assert(kATileBytes % kPatternBytes == 0 && kBTileBytes % kPatternBytes == 0,
               "swizzled tiles start where the pattern does");
 
 struct ForwardParams {
-  TensorMap a, b;
+  WgmmaOperand a, b;
   GroupedParams product;
 };
 struct WeightGradParams {
-  TensorMap a, b;
+  WgmmaOperand a, b;
   GroupedWeightGradParams product;
 };
 
@@ -115,85 +98,61 @@ __device__ __forceinline__ Work find_work(const GroupedWeightGradParams& p, int6
 __device__ __forceinline__ void* preact_of(const GroupedParams& p) { return p.preact; }
 __device__ __forceinline__ void* preact_of(const GroupedWeightGradParams&) { return nullptr; }
 
-// The barriers of a stage, and the parity of their phases: each use of a stage is a phase of both.
-struct Stage {
-  int index = 0;
-  unsigned parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++index < kStages) return;
-    index = 0;
-    parity ^= 1;
-  }
-};
-
-// Starts loading kTileM rows of A and kTileK of the inner dimension: lines of it, or boxes of kSpan rows across it.
-template <bool kAlongK>
-__device__ __forceinline__ void load_a_tile(unsigned char* tile, const TensorMap* map, Mbarrier* full, const Work& work,
-                                            int k) {
-  if constexpr (kAlongK) {
-    ptx::tma_load(tile, map, full, {k, work.a_row});
-  } else {
-#pragma unroll
-    for (int i = 0; i < kTileM / kSpan; ++i) {
-      ptx::tma_load(tile + i * kBoxBytes, map, full, {work.a_row + i * kSpan, k});
-    }
-  }
-}
-
-// The same for kTileN rows of one matrix of B.
-template <bool kAlongK>
-__device__ __forceinline__ void load_b_tile(unsigned char* tile, const TensorMap* map, Mbarrier* full, const Work& work,
-                                            int k) {
-  if constexpr (kAlongK) {
-    ptx::tma_load(tile, map, full, {k, work.b_row, work.b_matrix});
-  } else {
-#pragma unroll
-    for (int i = 0; i < kTileN / kSpan; ++i) {
-      ptx::tma_load(tile + i * kBoxBytes, map, full, {work.b_row + i * kSpan, k, work.b_matrix});
-    }
-  }
-}
-
-// The descriptor of kWgmmaK of the inner dimension from `k` on, of all rows of such a tile.
-template <bool kAlongK>
-__device__ __forceinline__ uint64_t operand(const unsigned char* tile, int k) {
-  const unsigned char* const from = tile + (kAlongK ? k * 2 : k * kSpan * 2);
-  return ptx::wgmma_descriptor(from, kBoxBytes, kSwizzleLines, kSwizzle);
-}
-
-template <bool kAAlongK, bool kBAlongK, class Params>
-__device__ __forceinline__ void produce(const Params& p, unsigned char* shared, Mbarrier* full, Mbarrier* empty) {
-  const bool leader = ptx::elect_one();
-  Stage stage;
+template <class Params>
+__device__ __forceinline__ void produce(const Params& p, unsigned char* shared, bool leader) {
+  Shared::Stage stage;
   for (int64_t i = blockIdx.x; i < most_tiles(p.product); i += gridDim.x) {
     const Work work = find_work(p.product, i);
     if (!leader || work.rows <= 0) continue;
-    for (int k = work.k; k < work.k_end; k += kTileK) {
-      ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // The first round finds the stages empty.
-      ptx::mbarrier_arrive_expect(&full[stage.index], kStageBytes);
-      unsigned char* const a_tile = shared + stage.index * kStageBytes;
-      load_a_tile<kAAlongK>(a_tile, &p.a, &full[stage.index], work, k);
-      load_b_tile<kBAlongK>(a_tile + kATileBytes, &p.b, &full[stage.index], work, k);
+    for (WgmmaSource from{work.k, {0, 0, work.b_matrix}, 0}; from.k < work.k_end; from.k += kSpan) {
+      ptx::Mbarrier* const full = open_stage(Shared::ring(shared), stage, Shared::kStageBytes);
+      unsigned char* const a_tile = shared + stage.index * Shared::kStageBytes;
+      load_operand<kTileM>(a_tile, p.a, full, work.a_row, from);
+      load_operand<kTileN>(a_tile + kATileBytes, p.b, full, work.b_row, from, p.b.batch[2]);
       stage.advance();
     }
   }
 }
 
-// Puts zeros in the place of steps [left, kTileK) of the inner dimension, which are lines of the stage's boxes: the
+// Puts zeros in the place of steps [left, kSpan) of the inner dimension, which are lines of the stage's boxes: the
 // consumer's own of A, and half of B's.
-__device__ __forceinline__ void clear_lines(unsigned char* stage, int consumer, int thread, int left) {
-  constexpr int kLineBytes = kSpan * 2, kBoxes = kTileN / kSpan / kConsumers;
-  constexpr int kBothConsumers = 1 + kConsumers;  // The named barrier behind the ones that each consumer has.
+__device__ __forceinline__ void clear_lines(unsigned char* stage, int consumer, int left) {
+  constexpr int kBoxes = kTileN / kBoxRows / kWgmmaConsumers;
+  constexpr int kBothConsumers = 1 + kWgmmaConsumers;  // The named barrier behind the ones that each consumer has.
+  const int thread = static_cast<int>(threadIdx.x) % ptx::kWarpgroup;
   unsigned char* const own = stage + consumer * kBoxBytes;
   unsigned char* const half = stage + kATileBytes + consumer * kBoxes * kBoxBytes;
-  for (int at = left * kLineBytes + thread * 16; at < kBoxBytes; at += ptx::kWarpgroup * 16) {
+  for (int at = left * kSpanBytes + thread * 16; at < kBoxBytes; at += ptx::kWarpgroup * 16) {
     *reinterpret_cast<uint4*>(own + at) = make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < kBoxes; ++i) *reinterpret_cast<uint4*>(half + i * kBoxBytes + at) = make_uint4(0, 0, 0, 0);
   }
   ptx::fence_proxy_async();
-  ptx::named_barrier_sync(kBothConsumers, kConsumers * ptx::kWarpgroup);
+  ptx::named_barrier_sync(kBothConsumers, kWgmmaConsumers * ptx::kWarpgroup);
+}
+
+// The products of a tile, by the warpgroup `consumer`: `steps`, at least one.
+template <class T>
+__device__ __forceinline__ void multiply_tile(const ForwardParams& p, const Work&, unsigned char* shared, int consumer,
+                                              int steps, Shared::Stage& stage, float (&sums)[1][kTileN / 2]) {
+  const uint64_t a = operand_descriptor(shared + consumer * kBoxBytes), b = operand_descriptor(shared + kATileBytes);
+  if (p.b.along_k) {
+    multiply_stages<T, true, true, Shared::kStageBytes>(sums, a, b, Shared::ring(shared), stage, steps);
+  } else {
+    multiply_stages<T, true, false, Shared::kStageBytes>(sums, a, b, Shared::ring(shared), stage, steps);
+  }
+}
+template <class T>
+__device__ __forceinline__ void multiply_tile(const WeightGradParams&, const Work& work, unsigned char* shared,
+                                              int consumer, int steps, Shared::Stage& stage,
+                                              float (&sums)[1][kTileN / 2]) {
+  const uint64_t a = operand_descriptor(shared + consumer * kBoxBytes), b = operand_descriptor(shared + kATileBytes);
+  const auto clear = [&](int step) {
+    const int left = work.k_end - work.k - step * kSpan;
+    if (left < kSpan) clear_lines(shared + stage.index * Shared::kStageBytes, consumer, left);
+  };
+  multiply_stages<T, false, false, Shared::kStageBytes>(sums, a, b, Shared::ring(shared), stage, steps, 1, Nothing{},
+                                                        clear);
 }
 
 // Where element (row, col) of a consumer's staged sums lies: neighbouring rows are in different banks.
@@ -240,47 +199,24 @@ __device__ __forceinline__ void store_staged(const Work& work, const float* stag
   }
 }
 
-template <class T, bool kAAlongK, bool kBAlongK, class Params>
-__device__ __forceinline__ void consume(const Params& p, unsigned char* shared, Mbarrier* full, Mbarrier* empty) {
-  const int consumer = static_cast<int>(threadIdx.x) / ptx::kWarpgroup - 1;
-  const int thread = static_cast<int>(threadIdx.x) % ptx::kWarpgroup, lane = thread % 32;
-  auto* const staged = reinterpret_cast<float*>(shared + kStagedAt + consumer * kStagedBytes);
-  Stage stage;
-  float sums[kTileN / 2] = {};
+template <class T, class Params>
+__device__ __forceinline__ void consume(const Params& p, unsigned char* shared, int consumer) {
+  const int thread = static_cast<int>(threadIdx.x) % ptx::kWarpgroup;
+  auto* const staged = reinterpret_cast<float*>(shared + Shared::kBuffersAt + consumer * kStagedBytes);
+  Shared::Stage stage;
+  float sums[1][kTileN / 2];
   for (int64_t i = blockIdx.x; i < most_tiles(p.product); i += gridDim.x) {
     const Work work = find_work(p.product, i);
     if (work.rows <= 0) continue;
-    int previous = 0;
-    for (int k = work.k; k < work.k_end; k += kTileK) {
-      ptx::mbarrier_wait(&full[stage.index], stage.parity);
-      unsigned char* const a_tile = shared + stage.index * kStageBytes;
-      if constexpr (!kAAlongK) {
-        if (work.k_end - k < kTileK) clear_lines(a_tile, consumer, thread, work.k_end - k);
-      }
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int part = 0; part < kTileK; part += ptx::kWgmmaK<T>) {
-        // 64 rows are 64 lines of the inner dimension, or a box: as many bytes.
-        ptx::wgmma<T, kTileN, kAAlongK, kBAlongK>(sums, operand<kAAlongK>(a_tile + consumer * kBoxBytes, part),
-                                                  operand<kBAlongK>(a_tile + kATileBytes, part),
-                                                  k > work.k || part > 0);
-      }
-      ptx::wgmma_commit();
-      ptx::wgmma_wait<1>();  // The step before is done, this one runs on.
-      if (k > work.k && lane == 0) ptx::mbarrier_arrive(&empty[previous]);
-      previous = stage.index;
-      stage.advance();
-    }
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_registers(sums);
-    if (work.k < work.k_end && lane == 0) ptx::mbarrier_arrive(&empty[previous]);
+    const int steps = (work.k_end - work.k + kSpan - 1) / kSpan;
+    if (steps > 0) multiply_tile<T>(p, work, shared, consumer, steps, stage, sums);
 
 #pragma unroll 1
     for (int box = 0; box < kTileN / kSpan; ++box) {
       const int col0 = work.b_row + box * kSpan;
       if (col0 >= p.product.n) break;
       ptx::named_barrier_sync(1 + consumer, ptx::kWarpgroup);  // The box before has been read.
-      stage_box(staged, sums, box, thread);
+      stage_box(staged, sums[0], box, thread);
       ptx::named_barrier_sync(1 + consumer, ptx::kWarpgroup);
       store_staged<T>(work, staged, consumer * ptx::kWgmmaM, col0, p.product.n, p.product.output, preact_of(p.product),
                       thread);
@@ -288,45 +224,32 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* shared, 
   }
 }
 
-template <class T, bool kAAlongK, bool kBAlongK, class Params>
+template <class T, class Params>
 __device__ __forceinline__ void run_block(const Params& p, unsigned char* shared) {
-  auto* const full = reinterpret_cast<Mbarrier*>(shared + kBarriersAt);
-  Mbarrier* const empty = full + kStages;
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
-      ptx::mbarrier_init(&full[stage], 1);
-      ptx::mbarrier_init(&empty[stage], 4 * kConsumers);  // A warp each.
-    }
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
-  if (threadIdx.x < ptx::kWarpgroup) {
-    ptx::release_registers<kProducerRegisters>();
-    if (threadIdx.x < 32) produce<kAAlongK, kBAlongK>(p, shared, full, empty);
-  } else {
-    ptx::take_registers<kConsumerRegisters>();
-    consume<T, kAAlongK, kBAlongK>(p, shared, full, empty);
-  }
+  constexpr int kRegisters = 40;  // A producer that looks for groups has more to remember.
+  specialise_warps<kRegisters>(
+      Shared::ring(shared), [&](bool leader) { produce(p, shared, leader); },
+      [&](int consumer) { consume<T>(p, shared, consumer); });
 }
 
 #endif  // WARPWRIGHT_SM90A
 
 // machine code: sm_90a: HGMMA, UTMALDG, STG.128; else: empty
-template <class T, bool kBAlongK>
-__global__ void __launch_bounds__(kThreads) grouped_wgmma_kernel(const __grid_constant__ ForwardParams p) {
+template <class T>
+__global__ void __launch_bounds__(kWgmmaThreads, 1) grouped_wgmma_kernel(const __grid_constant__ ForwardParams p) {
 #if WARPWRIGHT_SM90A
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  run_block<T, true, kBAlongK>(p, shared);
+  run_block<T>(p, shared);
 #endif
 }
 
 // machine code: sm_90a: HGMMA, UTMALDG, STG.128; else: empty
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kWgmmaThreads, 1)
     grouped_weight_grad_wgmma_kernel(const __grid_constant__ WeightGradParams p) {
 #if WARPWRIGHT_SM90A
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  run_block<T, false, false>(p, shared);
+  run_block<T>(p, shared);
 #endif
 }
 
@@ -338,18 +261,12 @@ using ptx::TensorLayout;
 TensorLayout a_of(const GroupedParams& p) { return {p.a, p.dtype, 2, {p.k, p.groups.rows}, {1, p.a_row}}; }
 TensorLayout a_of(const GroupedWeightGradParams& p) { return {p.a, p.dtype, 2, {p.m, p.groups.rows}, {1, p.a_row}}; }
 
-TensorLayout b_of(const GroupedParams& p) {
-  const int64_t groups = p.groups.count;
-  if (p.b_col == 1) return {p.b, p.dtype, 3, {p.k, p.n, groups}, {1, p.b_row, p.b_group}};
-  return {p.b, p.dtype, 3, {p.n, p.k, groups}, {p.b_row, p.b_col, p.b_group}};
+TensorLayout b_of(const GroupedParams& p) {  // A batch of matrices, as load_operand wants it.
+  const int64_t groups = p.groups.count, group = p.b_group;
+  if (p.b_col == 1) return {p.b, p.dtype, 5, {p.k, p.n, groups, 1, 1}, {1, p.b_row, group, group, group}};
+  return {p.b, p.dtype, 5, {p.n, p.k, groups, 1, 1}, {p.b_row, p.b_col, group, group, group}};
 }
-TensorLayout b_of(const GroupedWeightGradParams& p) {  // One matrix.
-  return {p.b, p.dtype, 3, {p.n, p.groups.rows, 1}, {1, p.b_row, p.b_row * p.groups.rows}};
-}
-
-TensorMap map_of(const TensorLayout& layout, int lines) {
-  return ptx::encode_tiled(layout, {{kSpan, lines, 1}}, kSwizzle);
-}
+TensorLayout b_of(const GroupedWeightGradParams& p) { return {p.b, p.dtype, 2, {p.n, p.groups.rows}, {1, p.b_row}}; }
 
 template <class Params>
 bool takes(const Params& p, bool whatever_the_rows) {
@@ -365,12 +282,7 @@ bool takes(const Params& p, bool whatever_the_rows) {
 template <class Params, class Product>
 void run(const char* name, void (*kernel)(Params), const Params& params, const Product& product, Stream stream) {
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(most_tiles(product), current_device().multiprocessors));
-  launch(name, kernel, {dim3(blocks), dim3(kThreads), stream, kSharedBytes}, params);
-}
-
-template <class T>
-auto kernel_for(bool b_along_k) {
-  return b_along_k ? grouped_wgmma_kernel<T, true> : grouped_wgmma_kernel<T, false>;
+  launch(name, kernel, {dim3(blocks), dim3(kWgmmaThreads), stream, Shared::kBytes}, params);
 }
 
 }  // namespace
@@ -380,10 +292,11 @@ bool grouped_wgmma_takes(const GroupedParams& params) {
 }
 
 void grouped_wgmma(const GroupedParams& params, Stream stream) {
-  const bool b_along_k = params.b_col == 1;
-  const ForwardParams p{map_of(a_of(params), kTileM), map_of(b_of(params), b_along_k ? kTileN : kSpan), params};
-  const auto kernel = params.dtype == DType::kFloat16 ? kernel_for<__half>(b_along_k)  //
-                                                      : kernel_for<__nv_bfloat16>(b_along_k);
+  ForwardParams p{wgmma_operand(a_of(params), true, kTileM), wgmma_operand(b_of(params), params.b_col == 1, kTileN),
+                  params};
+  p.b.batch[2] = true;                                                                // A matrix for each group.
+  const auto kernel = params.dtype == DType::kFloat16 ? grouped_wgmma_kernel<__half>  //
+                                                      : grouped_wgmma_kernel<__nv_bfloat16>;
   run("grouped_wgmma", kernel, p, params, stream);
 }
 
@@ -392,7 +305,8 @@ bool grouped_weight_grad_wgmma_takes(const GroupedWeightGradParams& params) {
 }
 
 void grouped_weight_grad_wgmma(const GroupedWeightGradParams& params, Stream stream) {
-  const WeightGradParams p{map_of(a_of(params), kSpan), map_of(b_of(params), kSpan), params};
+  const WeightGradParams p{wgmma_operand(a_of(params), false, kTileM), wgmma_operand(b_of(params), false, kTileN),
+                           params};
   const auto kernel = params.dtype == DType::kFloat16 ? grouped_weight_grad_wgmma_kernel<__half>
                                                       : grouped_weight_grad_wgmma_kernel<__nv_bfloat16>;
   run("grouped_weight_grad_wgmma", kernel, p, params, stream);

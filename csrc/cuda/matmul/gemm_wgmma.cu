@@ -51,14 +51,9 @@ Operand b_of(const GemmParams& p) { return operand_of(p, p.b, p.n, p.b_batch, p.
 
 bool can_read(const Operand& operand) { return operand.fits && ptx::tensor_map_takes(operand.layout); }
 
-// Loaded by tiles of `tile_rows`, by `sharers` blocks together.
-WgmmaOperand wgmma_operand(const Operand& operand, int tile_rows, int sharers) {
-  WgmmaOperand result{};
-  const int span = span_of(operand.layout.dtype), lines = operand.along_k ? tile_rows / sharers : span;
-  result.map = ptx::encode_tiled(operand.layout, {{span, lines, 1, 1, 1}}, kOperandSwizzle);
-  result.along_k = operand.along_k;
+WgmmaOperand batched_operand(const Operand& operand, int tile_rows, int sharers) {
+  WgmmaOperand result = wgmma_operand(operand.layout, operand.along_k, tile_rows, sharers);
   std::copy_n(operand.batch, kMaxBatchDims, result.batch);
-  result.sharers = static_cast<unsigned>(sharers);
   return result;
 }
 
@@ -137,8 +132,8 @@ void gemm_wgmma(const GemmParams& params, const WgmmaConfig& config, void* works
   if (!wgmma_allows(params, config)) throw std::logic_error("warpwright: this product cannot be configured so");
   GemmWgmmaParams p{};
   const Operand a = a_of(params), b = b_of(params);
-  p.a = wgmma_operand(config.swapped ? b : a, config.tile_m, 1);
-  p.b = wgmma_operand(config.swapped ? a : b, config.tile_n, config.cluster);
+  p.a = batched_operand(config.swapped ? b : a, config.tile_m, 1);
+  p.b = batched_operand(config.swapped ? a : b, config.tile_n, config.cluster);
   p.gemm = params;
   p.walk = walk_of(params, config);
   p.batched = params.matrices() > 1;

@@ -1,7 +1,7 @@
 // Product of 8-bit matrices on Hopper's tensor cores (sm_90a): TMA, mbarrier, wgmma.
 //
-// As in gemm_wgmma a block stays on its multiprocessor and walks the output's tiles, here of 128 x 128; the first
-// warpgroup's elected thread has TMA bring the next stages, each of the other two multiplies 64 of a tile's rows.
+// As in gemm_wgmma a block stays on its multiprocessor and walks the output's tiles, here of 128 x 128; its producer
+// has TMA bring the next stages, each of its consumers multiplies 64 of a tile's rows.
 //
 // A stage is kScaleBlock of k. The tensor cores add 8-bit floats' products up with some 14 bits, so that a stage's sums
 // are moved to a second set of registers, times the scales of the block; while one warpgroup does that, the other one's
@@ -12,40 +12,27 @@
 
 #include "cuda/device.h"
 #include "cuda/launch.h"
-#include "cuda/ptx/elect.cuh"
-#include "cuda/ptx/setmaxnreg.cuh"
 #include "cuda/scaled/epilogue.cuh"
 #include "cuda/scaled/scaled_wgmma.cuh"
 #include "cuda/tile/box_writer.cuh"
 #include "cuda/tile/scheduler.cuh"
+#include "cuda/tile/warp_specialised.cuh"
+#include "cuda/tile/wgmma_operand.cuh"
 
 namespace warpwright::cuda {
 namespace {
 
-using ptx::Mbarrier, ptx::TensorMap;
-
-constexpr int kTileM = 128, kTileN = 128, kTileK = kScaleBlock;
-constexpr int kConsumers = kTileM / ptx::kWgmmaM;
-constexpr int kThreads = ptx::kWarpgroup * (1 + kConsumers);
-constexpr int kStages = 6;
-constexpr int kATileBytes = kTileM * kTileK, kStageBytes = kATileBytes + kTileN * kTileK;
-constexpr int kBuffersAt = kStages * kStageBytes;
-constexpr int kBarriersAt = kBuffersAt + kConsumers * BoxWriter::kBuffers * BoxWriter::kBytes;
-constexpr int kSharedBytes = kBarriersAt + 2 * kStages * static_cast<int>(sizeof(Mbarrier));
-constexpr auto kSwizzle = ptx::Swizzle::k128Bytes;
-constexpr int kSwizzleLines = 8 * 128;  // The swizzle's pattern: 8 rows of 128 bytes.
-// Of the registers that the launch gives to each thread, the producer's pass to the consumers.
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-static_assert(kTileK == 128, "a row of a stage is the span that the swizzle permutes");
+constexpr int kTileM = kWgmmaConsumers * ptx::kWgmmaM, kTileN = 128, kTileK = kScaleBlock;
+constexpr int kATileBytes = kTileM * kTileK, kBTileBytes = kTileN * kTileK;
+constexpr int kBuffersBytes = BoxWriter::kBuffers * BoxWriter::kBytes;  // A consumer's.
+using Shared = WgmmaShared<kATileBytes + kBTileBytes, kWgmmaConsumers * kBuffersBytes>;
+static_assert(kTileK == kSpanBytes, "a row of a stage is the span that the swizzle permutes");
 static_assert(kTileN == kScaleBlock, "one scale of `other` serves a tile where blocks have one");
-static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 64 * 1024 / ptx::kWarpgroup);
-static_assert(kSharedBytes <= 227 * 1024, "a block's shared memory");
-static_assert(kStageBytes % kSwizzleLines == 0 && kATileBytes % kSwizzleLines == 0 &&
-                  BoxWriter::kBytes % kSwizzleLines == 0,
+static_assert(kATileBytes % kPatternBytes == 0 && kBTileBytes % kPatternBytes == 0,
               "swizzled tiles start where the pattern does");
 
 struct ScaledWgmmaParams {
-  TensorMap input, other, output;
+  ptx::TensorMap input, other, output;
   ScaledMatmulParams scaled;
 };
 
@@ -54,31 +41,18 @@ struct ScaledWgmmaParams {
 
 #if WARPWRIGHT_SM90A
 
-// The barriers of a stage, and the parity of their phases: each use of a stage is a phase of both.
-struct Stage {
-  int index = 0;
-  unsigned parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++index < kStages) return;
-    index = 0;
-    parity ^= 1;
-  }
-};
-
-__device__ __forceinline__ void produce(const ScaledWgmmaParams& p, unsigned char* shared, Mbarrier* full,
-                                        Mbarrier* empty) {
+__device__ __forceinline__ void produce(const ScaledWgmmaParams& p, unsigned char* shared, bool leader) {
+  if (!leader) return;
   const ScaledMatmulParams& scaled = p.scaled;
-  Stage stage;
+  Shared::Stage stage;
   for (int64_t i = blockIdx.x; i < tiles_of<kTileM, kTileN>(scaled.m, scaled.n); i += gridDim.x) {
     const MatrixTile tile = banded_tile<kTileM, kTileN>(i, scaled.m, scaled.n);
     const int m0 = static_cast<int>(tile.m0), n0 = static_cast<int>(tile.n0);
     for (int k = 0; k < scaled.k; k += kTileK) {
-      ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // The first round finds the stages empty.
-      ptx::mbarrier_arrive_expect(&full[stage.index], kStageBytes);
-      unsigned char* const a_tile = shared + stage.index * kStageBytes;
-      ptx::tma_load(a_tile, &p.input, &full[stage.index], {k, m0});
-      ptx::tma_load(a_tile + kATileBytes, &p.other, &full[stage.index], {k, n0});
+      ptx::Mbarrier* const full = open_stage(Shared::ring(shared), stage, Shared::kStageBytes);
+      unsigned char* const a_tile = shared + stage.index * Shared::kStageBytes;
+      ptx::tma_load(a_tile, &p.input, full, {k, m0});
+      ptx::tma_load(a_tile + kATileBytes, &p.other, full, {k, n0});
       stage.advance();
     }
   }
@@ -158,14 +132,15 @@ __device__ __forceinline__ void write_tile(const ScaledWgmmaParams& params, BoxW
 }
 
 template <class A, class B>
-__device__ __forceinline__ void consume(const ScaledWgmmaParams& params, unsigned char* shared, Mbarrier* full,
-                                        Mbarrier* empty) {
+__device__ __forceinline__ void consume(const ScaledWgmmaParams& params, unsigned char* shared, int consumer) {
   constexpr bool kFloat = ptx::kIsFloat8<A>;
   const ScaledMatmulParams& p = params.scaled;
-  const int consumer = static_cast<int>(threadIdx.x) / ptx::kWarpgroup - 1;
   const int thread = static_cast<int>(threadIdx.x) % ptx::kWarpgroup, lane = thread % 32;
-  BoxWriter writer{shared + kBuffersAt + consumer * BoxWriter::kBuffers * BoxWriter::kBytes, 1 + consumer, thread};
-  Stage stage;
+  BoxWriter writer{shared + Shared::kBuffersAt + consumer * kBuffersBytes, 1 + consumer, thread};
+  const uint64_t a_tiles = operand_descriptor(shared + consumer * ptx::kWgmmaM * kTileK);
+  const uint64_t b_tiles = operand_descriptor(shared + kATileBytes);
+  auto& ring = Shared::ring(shared);
+  Shared::Stage stage;
   ptx::Sum<A> sums[kTileN / 2] = {};
   for (int64_t i = blockIdx.x; i < tiles_of<kTileM, kTileN>(p.m, p.n); i += gridDim.x) {
     const MatrixTile tile = banded_tile<kTileM, kTileN>(i, p.m, p.n);
@@ -173,20 +148,18 @@ __device__ __forceinline__ void consume(const ScaledWgmmaParams& params, unsigne
     float totals[kTileN / 2] = {};
     for (int64_t k = 0; k < p.k; k += kTileK) {
       const BlockScales scales(p, first_row, tile.n0, k / kTileK);
-      ptx::mbarrier_wait(&full[stage.index], stage.parity);
-      const unsigned char* const b_tile = shared + stage.index * kStageBytes + kATileBytes;
-      const unsigned char* const a_tile = b_tile - kATileBytes + consumer * ptx::kWgmmaM * kTileK;
+      ptx::mbarrier_wait(&ring.full[stage.index], stage.parity);
+      const int offset = stage.index * Shared::kStageBytes / 16;
       ptx::wgmma_fence();
 #pragma unroll
-      for (int part = 0; part < kTileK; part += ptx::kProductBytes) {
-        ptx::wgmma<A, B, kTileN>(sums, ptx::wgmma_descriptor(a_tile + part, 0, kSwizzleLines, kSwizzle),
-                                 ptx::wgmma_descriptor(b_tile + part, 0, kSwizzleLines, kSwizzle),
-                                 part > 0 || (!kFloat && k > 0));
+      for (int part = 0; part < kTileK / ptx::kProductBytes; ++part) {
+        ptx::wgmma<A, B, kTileN>(sums, advanced<true>(a_tiles + offset, 0, part),
+                                 advanced<true>(b_tiles + offset, 0, part), part > 0 || (!kFloat && k > 0));
       }
       ptx::wgmma_commit();
       ptx::wgmma_wait<0>();
       ptx::wgmma_registers(sums);
-      if (lane == 0) ptx::mbarrier_arrive(&empty[stage.index]);
+      release_stage(ring, stage.index);
       stage.advance();
       if constexpr (kFloat) promote(totals, sums, scales, p.other_scale.row_stride, p.n - tile.n0, lane);
     }
@@ -199,26 +172,12 @@ __device__ __forceinline__ void consume(const ScaledWgmmaParams& params, unsigne
 
 // machine code: not sm_90a: empty; signed char>: IGMMA, UTMALDG, STSM, UTMASTG; else: QGMMA, UTMALDG, STSM, UTMASTG
 template <class A, class B>
-__global__ void __launch_bounds__(kThreads) scaled_wgmma_kernel(const __grid_constant__ ScaledWgmmaParams p) {
+__global__ void __launch_bounds__(kWgmmaThreads, 1) scaled_wgmma_kernel(const __grid_constant__ ScaledWgmmaParams p) {
 #if WARPWRIGHT_SM90A
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  auto* const full = reinterpret_cast<Mbarrier*>(shared + kBarriersAt);
-  Mbarrier* const empty = full + kStages;
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
-      ptx::mbarrier_init(&full[stage], 1);
-      ptx::mbarrier_init(&empty[stage], 4 * kConsumers);  // A warp each.
-    }
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
-  if (threadIdx.x < ptx::kWarpgroup) {
-    ptx::release_registers<kProducerRegisters>();
-    if (threadIdx.x < 32 && ptx::elect_one()) produce(p, shared, full, empty);
-  } else {
-    ptx::take_registers<kConsumerRegisters>();
-    consume<A, B>(p, shared, full, empty);
-  }
+  specialise_warps(
+      Shared::ring(shared), [&](bool leader) { produce(p, shared, leader); },
+      [&](int consumer) { consume<A, B>(p, shared, consumer); });
 #endif
 }
 
@@ -258,14 +217,16 @@ bool scaled_wgmma_takes(const ScaledMatmulParams& params) {
 }
 
 void scaled_wgmma(const ScaledMatmulParams& params, Stream stream) {
-  const ScaledWgmmaParams p{ptx::encode_tiled(input_layout(params), {{kTileK, kTileM}}, kSwizzle),
-                            ptx::encode_tiled(other_layout(params), {{kTileK, kTileN}}, kSwizzle),
-                            ptx::encode_tiled(output_layout(params), {{BoxWriter::kSide, BoxWriter::kSide}}, kSwizzle),
-                            params};
+  const auto map = [](const ptx::TensorLayout& layout, int columns, int rows) {
+    return ptx::encode_tiled(layout, {{columns, rows}}, kOperandSwizzle);
+  };
+  static_assert(BoxWriter::kSwizzle == kOperandSwizzle);
+  const ScaledWgmmaParams p{map(input_layout(params), kTileK, kTileM), map(other_layout(params), kTileK, kTileN),
+                            map(output_layout(params), BoxWriter::kSide, BoxWriter::kSide), params};
   const int64_t blocks =
       std::min<int64_t>(tiles_of<kTileM, kTileN>(params.m, params.n), current_device().multiprocessors);
   const auto kernel = kernel_for(params.input_dtype, params.other_dtype);
-  launch("scaled_wgmma", kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream, kSharedBytes}, p);
+  launch("scaled_wgmma", kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kWgmmaThreads), stream, Shared::kBytes}, p);
 }
 
 }  // namespace warpwright::cuda

@@ -1,8 +1,8 @@
 // linear on a 2:4 sparse weight, on Hopper's tensor cores (sm_90a): TMA, mbarrier, wgmma.sp.
 //
 // As matmul/gemm_wgmma.cu, with the product transposed, because the sparse operand of wgmma.sp is A: a persistent block
-// walks tiles of 128 features of the output, the weight's rows, by 256 rows of it, the input's. One thread has TMA
-// bring the next steps of kStepK, of which the weight keeps half; two warpgroups multiply 64 features each. Their sums
+// walks tiles of 128 features of the output, the weight's rows, by 256 rows of it, the input's. The producer has TMA
+// bring the next steps of kStepK, of which the weight keeps half; the consumers multiply 64 features each. Their sums
 // are turned round in shared memory, 64 rows at a time: so neighbouring threads store neighbouring features, and the
 // epilogue is in the code a few times, not once for each of a thread's 128 sums.
 //
@@ -14,49 +14,34 @@
 #include "cuda/device.h"
 #include "cuda/matmul/epilogue.cuh"
 #include "cuda/ptx/barrier.cuh"
-#include "cuda/ptx/elect.cuh"
-#include "cuda/ptx/fence.cuh"
-#include "cuda/ptx/setmaxnreg.cuh"
-#include "cuda/ptx/tma.cuh"
 #include "cuda/ptx/wgmma_sp.cuh"
 #include "cuda/sparse/linear_sparse24_mma.cuh"
 #include "cuda/sparse/linear_sparse24_wgmma.cuh"
 #include "cuda/tile/scheduler.cuh"
+#include "cuda/tile/warp_specialised.cuh"
+#include "cuda/tile/wgmma_mainloop.cuh"
 
 namespace warpwright::cuda {
 namespace {
 
-using ptx::Mbarrier, ptx::TensorMap;
-
-constexpr int kFeatures = 128, kRows = 256;  // Of the output's tiles.
-constexpr int kStepK = 64, kKept = kStepK / 2;
-constexpr int kConsumers = kFeatures / ptx::kWgmmaM;
-constexpr int kThreads = ptx::kWarpgroup * (1 + kConsumers);
-constexpr int kStages = 4;
-// Lines of the weight's tiles are as long as the swizzle of 64 bytes permutes, lines of the others' as that of 128.
-constexpr auto kValuesSwizzle = ptx::Swizzle::k64Bytes, kSwizzle = ptx::Swizzle::k128Bytes;
-constexpr int kSpan = 64;  // 16-bit elements in 128 bytes.
-constexpr int kValuesLine = kKept * 2, kLine = kSpan * 2;
-constexpr int kValuesPattern = 8 * kValuesLine, kPattern = 8 * kLine;  // Of eight lines.
-constexpr int kBoxRows = 64, kBoxBytes = kBoxRows * kLine;
-constexpr int kValuesBytes = kFeatures * kValuesLine, kStageBytes = kValuesBytes + kRows * kLine;
+constexpr int kFeatures = kWgmmaConsumers * ptx::kWgmmaM, kRows = 256;  // Of the output's tiles.
+constexpr int kStepK = span_of(DType::kFloat16), kKept = kStepK / 2;    // Of K, and what the weight keeps of them.
+// Lines of the weight's tiles are as long as the swizzle of 64 bytes permutes.
+constexpr auto kValuesSwizzle = ptx::Swizzle::k64Bytes;
+constexpr int kValuesLine = kKept * 2, kValuesPattern = 8 * kValuesLine;
+constexpr int kValuesBytes = kFeatures * kValuesLine;
 // A consumer's sums on their way out, (rows, features): with four more features the elements that a warp writes at once
 // lie in different banks.
 constexpr int kStagedColumns = ptx::kWgmmaM + 4, kStagedBytes = kBoxRows * kStagedColumns * 4;
-constexpr int kStagedAt = kStages * kStageBytes, kBarriersAt = kStagedAt + kConsumers * kStagedBytes;
-constexpr int kSharedBytes = kBarriersAt + 2 * kStages * static_cast<int>(sizeof(Mbarrier));
-// Of the registers that the launch gives to each thread, the producer's pass to the consumers, who hold a tile.
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 64 * 1024 / ptx::kWarpgroup);
-static_assert(kSharedBytes <= 227 * 1024, "a block's shared memory");
-static_assert(kStepK == kSpan && kBoxRows == kSpan && kStepK == 2 * ptx::kWgmmaSpK,
-              "a step, or a box of rows, is a span of the input; a step is two products");
-static_assert(kStageBytes % kPattern == 0 && kValuesBytes % kPattern == 0 && kBoxBytes % kPattern == 0,
+using Shared = WgmmaShared<kValuesBytes + kRows * kSpanBytes, kWgmmaConsumers * kStagedBytes>;
+static_assert(kStepK == 2 * ptx::kWgmmaSpK, "a step is two products");
+static_assert(Shared::kStageBytes % kPatternBytes == 0 && kValuesBytes % kPatternBytes == 0,
               "swizzled tiles start where the pattern does");
 static_assert(ptx::kWgmmaM * kValuesLine % kValuesPattern == 0, "and each consumer's part of one");
 
 struct LinearSparse24WgmmaParams {
-  TensorMap values, input;
+  ptx::TensorMap values;
+  WgmmaOperand input;
   LinearSparse24Params linear;
 };
 
@@ -65,41 +50,18 @@ struct LinearSparse24WgmmaParams {
 
 #if WARPWRIGHT_SM90A
 
-// Where a thread is in the ring of stages; each round is a phase of their barriers.
-struct Stage {
-  int index = 0;
-  unsigned parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++index < kStages) return;
-    index = 0;
-    parity ^= 1;
-  }
-};
-
-template <bool kInputAlongK>
-__device__ __forceinline__ void produce(const LinearSparse24WgmmaParams& p, unsigned char* shared, Mbarrier* full,
-                                        Mbarrier* empty) {
+__device__ __forceinline__ void produce(const LinearSparse24WgmmaParams& p, unsigned char* shared, bool leader) {
+  if (!leader) return;
   const GemmParams& gemm = p.linear.gemm;
-  Stage stage;
+  Shared::Stage stage;
   for (int64_t i = blockIdx.x; i < tiles_of<kRows, kFeatures>(gemm.m, gemm.n); i += gridDim.x) {
     const MatrixTile tile = banded_tile<kRows, kFeatures>(i, gemm.m, gemm.n);
     const int m0 = static_cast<int>(tile.m0), n0 = static_cast<int>(tile.n0);
-    for (int k = 0; k < gemm.k; k += kStepK) {
-      Mbarrier* const arrived = &full[stage.index];
-      ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // The first round finds the stages empty.
-      ptx::mbarrier_arrive_expect(arrived, kStageBytes);
-      unsigned char* const values = shared + stage.index * kStageBytes;
-      unsigned char* const input = values + kValuesBytes;
-      ptx::tma_load(values, &p.values, arrived, {k / 2, n0});
-      if constexpr (kInputAlongK) {
-        ptx::tma_load(input, &p.input, arrived, {k, m0});
-      } else {
-#pragma unroll
-        for (int box = 0; box < kRows / kBoxRows; ++box) {
-          ptx::tma_load(input + box * kBoxBytes, &p.input, arrived, {m0 + box * kBoxRows, k});
-        }
-      }
+    for (WgmmaSource from{}; from.k < gemm.k; from.k += kStepK) {
+      ptx::Mbarrier* const full = open_stage(Shared::ring(shared), stage, Shared::kStageBytes);
+      unsigned char* const values = shared + stage.index * Shared::kStageBytes;
+      ptx::tma_load(values, &p.values, full, {from.k / 2, n0});
+      load_operand<kRows>(values + kValuesBytes, p.input, full, m0, from);
       stage.advance();
     }
   }
@@ -147,51 +109,60 @@ __device__ __forceinline__ void store_sums(const GemmParams& gemm, float* staged
   }
 }
 
+// The products of a tile, `steps` at least one; `values` and `input` are what wgmma is told of the operands in stage 0.
 template <class T, bool kInputAlongK>
-__device__ __forceinline__ void consume(const LinearSparse24WgmmaParams& p, unsigned char* shared, Mbarrier* full,
-                                        Mbarrier* empty) {
+__device__ __forceinline__ void multiply_tile(float (&sums)[kRows / 2], uint64_t values, uint64_t input,
+                                              const Metadata& metadata, Shared::Barriers& ring, Shared::Stage& stage,
+                                              int steps) {
+  int previous = 0;
+  // `now` belongs to this step's products until the next step has waited for them; by then `next` is free again.
+  const auto multiply = [&](int step, const uint32_t& now, uint32_t& next) {
+    ptx::mbarrier_wait(&ring.full[stage.index], stage.parity);
+    const int offset = stage.index * Shared::kStageBytes / 16;
+    const auto a = [&](int half) { return values + offset + half * kValuesLine / 2 / 16; };
+    // A product takes two of wgmma's steps of the input.
+    const auto b = [&](int half) { return advanced<kInputAlongK>(input + offset, 0, 2 * half); };
+    ptx::wgmma_fence();
+    ptx::wgmma_sp<T, kRows, 0, true, kInputAlongK>(sums, a(0), b(0), now, step > 0);
+    ptx::wgmma_sp<T, kRows, 1, true, kInputAlongK>(sums, a(1), b(1), now, true);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<1>();  // The step before is done, this one runs on.
+    if (step > 0) release_stage(ring, previous);
+    previous = stage.index;
+    stage.advance();
+    if (step + 1 < steps) next = metadata[step + 1];
+  };
+  uint32_t even = metadata[0], odd = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; step += 2) {
+    multiply(step, even, odd);
+    if (step + 1 < steps) multiply(step + 1, odd, even);
+  }
+  ptx::wgmma_wait<0>();
+  ptx::wgmma_registers(sums);
+  release_stage(ring, previous);
+}
+
+template <class T>
+__device__ __forceinline__ void consume(const LinearSparse24WgmmaParams& p, unsigned char* shared, int consumer) {
   const GemmParams& gemm = p.linear.gemm;
-  const int consumer = static_cast<int>(threadIdx.x) / ptx::kWarpgroup - 1;
   const int thread = static_cast<int>(threadIdx.x) % ptx::kWarpgroup, lane = thread % 32;
-  auto* const staged = reinterpret_cast<float*>(shared + kStagedAt + consumer * kStagedBytes);
-  Stage stage;
-  float sums[kRows / 2] = {};
+  auto* const staged = reinterpret_cast<float*>(shared + Shared::kBuffersAt + consumer * kStagedBytes);
+  const uint64_t values =
+      ptx::wgmma_descriptor(shared + consumer * ptx::kWgmmaM * kValuesLine, 0, kValuesPattern, kValuesSwizzle);
+  const uint64_t input = operand_descriptor(shared + kValuesBytes);
   const auto steps = static_cast<int>(gemm.k / kStepK);
+  Shared::Stage stage;
+  float sums[kRows / 2];
   for (int64_t i = blockIdx.x; i < tiles_of<kRows, kFeatures>(gemm.m, gemm.n); i += gridDim.x) {
     const MatrixTile tile = banded_tile<kRows, kFeatures>(i, gemm.m, gemm.n);
     const int64_t feature0 = tile.n0 + consumer * ptx::kWgmmaM;
     const Metadata metadata(p.linear.weight, gemm.n, feature0 + thread / 32 * 16, lane);
-    int previous = 0;
-    // `now` belongs to this step's products until the next step has waited for them; by then `next` is free again.
-    const auto multiply = [&](int step, const uint32_t& now, uint32_t& next) {
-      ptx::mbarrier_wait(&full[stage.index], stage.parity);
-      const unsigned char* const values = shared + stage.index * kStageBytes + consumer * ptx::kWgmmaM * kValuesLine;
-      const unsigned char* const input = shared + stage.index * kStageBytes + kValuesBytes;
-      const auto a = [&](int half) {
-        return ptx::wgmma_descriptor(values + half * kValuesLine / 2, 0, kValuesPattern, kValuesSwizzle);
-      };
-      const auto b = [&](int half) {
-        const int from = half * ptx::kWgmmaSpK * (kInputAlongK ? 2 : kLine);
-        return ptx::wgmma_descriptor(input + from, kBoxBytes, kPattern, kSwizzle);
-      };
-      ptx::wgmma_fence();
-      ptx::wgmma_sp<T, kRows, 0, true, kInputAlongK>(sums, a(0), b(0), now, step > 0);
-      ptx::wgmma_sp<T, kRows, 1, true, kInputAlongK>(sums, a(1), b(1), now, true);
-      ptx::wgmma_commit();
-      ptx::wgmma_wait<1>();  // The step before is done, this one runs on.
-      if (step > 0 && lane == 0) ptx::mbarrier_arrive(&empty[previous]);
-      previous = stage.index;
-      stage.advance();
-      if (step + 1 < steps) next = metadata[step + 1];
-    };
-    uint32_t even = metadata[0], odd = 0;
-    for (int step = 0; step < steps; step += 2) {
-      multiply(step, even, odd);
-      if (step + 1 < steps) multiply(step + 1, odd, even);
+    if (p.input.along_k) {
+      multiply_tile<T, true>(sums, values, input, metadata, Shared::ring(shared), stage, steps);
+    } else {
+      multiply_tile<T, false>(sums, values, input, metadata, Shared::ring(shared), stage, steps);
     }
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_registers(sums);
-    if (lane == 0) ptx::mbarrier_arrive(&empty[previous]);
     store_sums<T>(gemm, staged, consumer, tile.m0, feature0, sums);
   }
 }
@@ -199,28 +170,14 @@ __device__ __forceinline__ void consume(const LinearSparse24WgmmaParams& p, unsi
 #endif  // WARPWRIGHT_SM90A
 
 // machine code: sm_90a: HGMMA.SP, UTMALDG; else: empty
-template <class T, bool kInputAlongK>
-__global__ void __launch_bounds__(kThreads)
+template <class T>
+__global__ void __launch_bounds__(kWgmmaThreads, 1)
     linear_sparse24_wgmma_kernel(const __grid_constant__ LinearSparse24WgmmaParams p) {
 #if WARPWRIGHT_SM90A
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  auto* const full = reinterpret_cast<Mbarrier*>(shared + kBarriersAt);
-  Mbarrier* const empty = full + kStages;
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
-      ptx::mbarrier_init(&full[stage], 1);
-      ptx::mbarrier_init(&empty[stage], 4 * kConsumers);  // A warp each.
-    }
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
-  if (threadIdx.x < ptx::kWarpgroup) {
-    ptx::release_registers<kProducerRegisters>();
-    if (threadIdx.x < 32 && ptx::elect_one()) produce<kInputAlongK>(p, shared, full, empty);
-  } else {
-    ptx::take_registers<kConsumerRegisters>();
-    consume<T, kInputAlongK>(p, shared, full, empty);
-  }
+  specialise_warps(
+      Shared::ring(shared), [&](bool leader) { produce(p, shared, leader); },
+      [&](int consumer) { consume<T>(p, shared, consumer); });
 #endif
 }
 
@@ -250,18 +207,13 @@ bool linear_sparse24_wgmma_takes(const LinearSparse24Params& params) {
 
 void linear_sparse24_wgmma(const LinearSparse24Params& params, Stream stream) {
   const GemmParams& gemm = params.gemm;
-  const bool along_k = gemm.a_col == 1;
   const LinearSparse24WgmmaParams p{ptx::encode_tiled(values_of(params), {{kKept, kFeatures}}, kValuesSwizzle),
-                                    ptx::encode_tiled(input_of(gemm), {{kSpan, along_k ? kRows : kStepK}}, kSwizzle),
-                                    params};
+                                    wgmma_operand(input_of(gemm), gemm.a_col == 1, kRows), params};
   const int64_t blocks =
       std::min<int64_t>(tiles_of<kRows, kFeatures>(gemm.m, gemm.n), current_device().multiprocessors);
-  const auto kernel_for = [&](auto tag) {
-    using T = decltype(tag);
-    return along_k ? linear_sparse24_wgmma_kernel<T, true> : linear_sparse24_wgmma_kernel<T, false>;
-  };
-  const auto kernel = gemm.dtype == DType::kFloat16 ? kernel_for(__half{}) : kernel_for(__nv_bfloat16{});
-  const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream, kSharedBytes};
+  const auto kernel = gemm.dtype == DType::kFloat16 ? linear_sparse24_wgmma_kernel<__half>
+                                                    : linear_sparse24_wgmma_kernel<__nv_bfloat16>;
+  const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kWgmmaThreads), stream, Shared::kBytes};
   launch("linear_sparse24_wgmma", kernel, config, p);
 }
 

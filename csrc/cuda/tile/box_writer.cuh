@@ -34,9 +34,9 @@ struct BoxWriter {
     ptx::named_barrier_sync(barrier, ptx::kWarpgroup);
   }
 
-  // Columns [first, first + kColumns), as the registers of a wgmma's result hold them.
+  // Columns [first, first + kColumns), as kValues registers of a wgmma's result hold them.
   template <class T>
-  __device__ __forceinline__ void put(int first, const float (&values)[kValues]) {
+  __device__ __forceinline__ void put(int first, const float* values) {
     const int lane = thread % 32, matrix = lane / 8;  // (rows 0-7, cols 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15)
     const int row = thread / 32 * 16 + matrix % 2 * 8 + lane % 8, col = first + matrix / 2 * 8;
     uint32_t words[4];
@@ -54,6 +54,15 @@ struct BoxWriter {
       ptx::tma_store_commit();
     }
     ++boxes;
+  }
+
+  // All of it at once.
+  template <class T>
+  __device__ __forceinline__ void store(const ptx::TensorMap* map, int row0, int col0, const float* values) {
+    open();
+#pragma unroll
+    for (int part = 0; part < kSide / kColumns; ++part) put<T>(part * kColumns, values + part * kValues);
+    close(map, row0, col0);
   }
 
   // Shared memory ends with the block: not before it has been read.

@@ -28,6 +28,16 @@ struct WgmmaOperand {
   unsigned sharers;  // Blocks of the cluster that need the same tile: each loads its part for all of them.
 };
 
+// The host's: an operand whose tiles of `rows` rows `sharers` blocks load together.
+inline WgmmaOperand wgmma_operand(const ptx::TensorLayout& layout, bool along_k, int rows, int sharers = 1) {
+  WgmmaOperand operand{};
+  const int span = span_of(layout.dtype), lines = along_k ? rows / sharers : span;
+  operand.map = ptx::encode_tiled(layout, {{span, lines, 1, 1, 1}}, kOperandSwizzle);
+  operand.along_k = along_k;
+  operand.sharers = static_cast<unsigned>(sharers);
+  return operand;
+}
+
 // Where its tiles come from, but for the row.
 struct WgmmaSource {
   int k;
@@ -49,7 +59,7 @@ __device__ __forceinline__ void load_box(unsigned char* to, const WgmmaOperand& 
 // Starts loading the tile of kRows rows from `first_row` and `from.k` on, or the block's part of it.
 template <int kRows>
 __device__ __forceinline__ void load_operand(unsigned char* tile, const WgmmaOperand& operand, ptx::Mbarrier* full,
-                                             int first_row, const WgmmaSource& from, bool batched) {
+                                             int first_row, const WgmmaSource& from, bool batched = false) {
   const int sharers = static_cast<int>(operand.sharers);
   const int rows = operand.along_k ? kRows / sharers : kBoxRows;
   for (int at = from.rank % sharers * rows; at < kRows; at += sharers * rows) {

@@ -44,9 +44,18 @@ struct WgmmaStage {
   }
 };
 
+// The producer's: waits for the stage and announces what will come. Returns the barrier on which it must complete.
+template <int kStages>
+__device__ __forceinline__ ptx::Mbarrier* open_stage(WgmmaBarriers<kStages>& barriers, const WgmmaStage<kStages>& stage,
+                                                     unsigned bytes) {
+  ptx::mbarrier_wait(&barriers.empty[stage.index], stage.parity ^ 1);  // The first round finds the stages empty.
+  ptx::mbarrier_arrive_expect(&barriers.full[stage.index], bytes);
+  return &barriers.full[stage.index];
+}
+
 // A warp is done with stage `index` of each block of the cluster.
 template <int kStages>
-__device__ __forceinline__ void release_stage(WgmmaBarriers<kStages>& barriers, int index, unsigned cluster) {
+__device__ __forceinline__ void release_stage(WgmmaBarriers<kStages>& barriers, int index, unsigned cluster = 1) {
   const unsigned lane = threadIdx.x % 32;
   if (lane < cluster) ptx::mbarrier_arrive_remote(&barriers.empty[index], lane);
 }
