@@ -31,8 +31,10 @@ CUDA_LIBRARY = "libwarpwright_cuda.so"
 BUILD_INFO = "build_info.json"
 RELEASE_FILES = (CPU_LIBRARY, CUDA_LIBRARY, BUILD_INFO)
 # What the times of matrix products on a GPU depend on.
-GEMM_SOURCES = ("cuda/device.h", "cuda/launch.h", "cuda/matmul", "cuda/ptx", "cuda/tile", "kernels/gemm_plan.h")
-GEMM_SOURCES += ("kernels/matmul.h",)
+GEMM_SOURCES = (
+    *("cuda/device.h", "cuda/launch.h", "cuda/matmul", "cuda/ptx", "cuda/tile"),
+    *("kernels/gemm_plan.h", "kernels/matmul.h"),
+)
 DEFAULT_ARCHS = "80;90a;90+PTX"
 
 # Each CPU kernel file is compiled once per instruction set; csrc/cpu/isa.h picks one at run time.
