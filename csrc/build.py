@@ -15,6 +15,7 @@ Environment:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,11 @@ CPU_LIBRARY = "libwarpwright.so"
 CUDA_LIBRARY = "libwarpwright_cuda.so"
 BUILD_INFO = "build_info.json"
 RELEASE_FILES = (CPU_LIBRARY, CUDA_LIBRARY, BUILD_INFO)
+# What the times of matrix products on a GPU depend on.
+GEMM_SOURCES = (
+    *("cuda/device.h", "cuda/launch.h", "cuda/matmul", "cuda/ptx", "cuda/tile"),
+    *("kernels/gemm_plan.h", "kernels/matmul.h"),
+)
 DEFAULT_ARCHS = "80;90a;90+PTX"
 
 # Each CPU kernel file is compiled once per instruction set; csrc/cpu/isa.h picks one at run time.
@@ -66,6 +72,16 @@ def version() -> str:
 def all_sources() -> list[Path]:
     kinds = {".cpp", ".cu", ".cuh", ".h", ".py"}
     return sorted(p for p in CSRC.rglob("*") if p.suffix in kinds and "__pycache__" not in p.parts)
+
+
+def gemm_sources() -> str:
+    """Hash of `GEMM_SOURCES`: what `warpwright tune` measured of other kernels is not used."""
+    digest = hashlib.sha256()
+    for path in all_sources():
+        name = path.relative_to(CSRC).as_posix()
+        if any(name == part or name.startswith(f"{part}/") for part in GEMM_SOURCES):
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def find_nvcc() -> str | None:
@@ -348,6 +364,12 @@ def emulated_library(ninja: Ninja, out: Path, headers: Path, sanitize: bool = Fa
     ninja.edge("link_emulated", out, made)
 
 
+def write_info(folder: Path, info: dict[str, object]) -> None:
+    """What is known of the libraries in a folder: `info`, the version and the hash of the products' kernels."""
+    text = json.dumps({"version": version()} | info | {"gemm_sources": gemm_sources()}, indent=2) + "\n"
+    (folder / BUILD_INFO).write_text(text)
+
+
 def build_emulated() -> Path:
     """The CUDA kernels as CPU code, for the tests; never part of the wheel."""
     ninja = Ninja(ROOT / "build" / "emulated")
@@ -355,6 +377,7 @@ def build_emulated() -> Path:
     out = ninja.folder / EMULATED_LIBRARY
     emulated_library(ninja, out, needed_cuda_headers())
     ninja.run()
+    write_info(ninja.folder, {})
     return out
 
 
@@ -367,8 +390,7 @@ def build_sanitized() -> Path:
     if headers is not None:
         emulated_library(ninja, ninja.folder / EMULATED_LIBRARY, headers, sanitize=True)
     ninja.run()
-    info = {"version": version(), "cuda": False, "cuda_reason": "a build for the sanitizers"}
-    (ninja.folder / BUILD_INFO).write_text(json.dumps(info, indent=2) + "\n")
+    write_info(ninja.folder, {"cuda": False, "cuda_reason": "a build for the sanitizers"})
     return ninja.folder
 
 
@@ -382,7 +404,7 @@ def build_release(out: Path) -> None:
     ninja = Ninja(ROOT / "build" / "native")
     cxx_rule(ninja)
     cpu_library(ninja, ninja.folder / CPU_LIBRARY)
-    info = {"version": version(), "cuda": cuda, "cuda_reason": reason if not cuda else "nvcc found", "cuda_archs": None}
+    info = {"cuda": cuda, "cuda_reason": reason if not cuda else "nvcc found", "cuda_archs": None}
     if cuda:
         print(f"warpwright: building {CPU_LIBRARY} and {CUDA_LIBRARY} with {reason}", flush=True)
         info["cuda_archs"] = os.environ.get("WARPWRIGHT_CUDA_ARCHS") or DEFAULT_ARCHS
@@ -395,8 +417,7 @@ def build_release(out: Path) -> None:
         shutil.copy2(ninja.folder / CUDA_LIBRARY, out / CUDA_LIBRARY)
     import torch
 
-    info["torch"] = torch.__version__
-    (out / BUILD_INFO).write_text(json.dumps(info, indent=2) + "\n")
+    write_info(out, info | {"torch": torch.__version__})
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from warpwright import _library, _registry
+from warpwright import _gemm_plans, _library, _registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -122,6 +122,7 @@ def activate() -> None:
     """Makes `warpwright.use_backend("emulated")` possible."""
     _registry.activate("emulated")
     torch.ops.load_library(str(library()))
+    _gemm_plans.add_library("emulated", library())
 
 
 def launches(kernel: str) -> int:

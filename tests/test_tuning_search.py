@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from simulated_clock import SimulatedClock
+from simulated_clock import Measure, SimulatedClock
 from tuned_linear import CPU, TILE, Spy, chosen, entry, linear, problem, save, tables_in
 
 import warpwright
@@ -45,32 +45,6 @@ def text(config: dict[str, int]) -> str:
     return json.dumps(config)
 
 
-class Measure:
-    """Stands in for bench.timing.measure: seconds(config) decides; the default takes one second."""
-
-    def __init__(self, seconds, stop_at: int | None = None, spread: float = 0.001):
-        self.seconds, self.stop_at, self.spread = seconds, stop_at, spread
-        self.passes: list[list[str]] = []
-
-    def __call__(self, candidates, device, *, seconds, spread, clock, sets):
-        assert next(iter(candidates)) == "default"
-        if len(self.passes) == self.stop_at:
-            raise KeyboardInterrupt
-        self.passes.append([name for name in candidates if name != "default"])
-        found = {}
-        for name, candidate in candidates.items():
-            candidate.call(0)
-            time = 1.0 if name == "default" else self.seconds(json.loads(name))
-            half = self.spread / 2
-            found[name] = SimpleNamespace(p20=time - half, p50=time, p80=time + half, ratio_low=(1 - half) / time)
-        return found
-
-    @property
-    def quick(self) -> list[str]:
-        """What the first passes timed: all but the last, which times the finalists again."""
-        return [name for names in self.passes[:-1] for name in names]
-
-
 class Bench:
     """A case of linear's forward pass and the search for it."""
 
@@ -88,7 +62,7 @@ class Bench:
 
     @property
     def configs(self) -> list[dict[str, int]]:
-        return search.problems_of(self.case, CPU)[problem()]
+        return search.problems_of(self.case, search.Options(CPU))[problem()]
 
 
 @pytest.fixture
@@ -293,7 +267,7 @@ def test_rounding_is_no_disagreement_and_an_error_is():
 def cli(capsys, monkeypatch, bench):
     """`warpwright tune` on one case and a simulated clock: (exit code, stdout, stderr)."""
     measure = Measure(fastest)
-    monkeypatch.setattr(command, "_cases", lambda *args: [bench.case])
+    monkeypatch.setattr(command, "_cases", lambda *args: [("triton", bench.case)])
     monkeypatch.setattr(search, "measure", measure)
     monkeypatch.setattr(Case, "label", "64 x 16 x 40")
 
@@ -311,7 +285,9 @@ def test_the_command_tunes_lists_and_clears(cli, bench, folder):
     count = len(bench.configs)
     code, out, err = cli("--dry-run", "--json")
     assert code == 0
-    assert json.loads(out)["problems"] == [{"problem": str(problem()), "configurations": count, "tuned": False}]
+    assert json.loads(out)["problems"] == [
+        {"backend": "triton", "problem": str(problem()), "configurations": count, "tuned": False}
+    ]
     assert not folder.exists()
     code, out, err = cli("--json")
     report = json.loads(out)
@@ -363,13 +339,15 @@ def test_a_case_that_fails_is_named(cli, spy):
     spy(fail)
     code, out, _ = cli()
     assert code == 1
-    assert "FAILED linear 64 x 16 x 40 float32: out of resources" in out
+    assert "FAILED linear 64 x 16 x 40 float32, triton: out of resources" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--op", "swiglu"], "--op must be one of linear, conv2d, linear_glu, rms_norm, layer_norm, got 'swiglu'"),
+        (["--backend", "cuda"], "--backend must be one of native, triton, got 'cuda'"),
+        (["--backend", "native"], "nothing can be tuned: there is no CUDA GPU"),
         (["--device", "tpu"], "--device must be one of cpu, cuda, got 'tpu'"),
         (["--device", "cuda"], "--device cuda: torch sees no CUDA GPU"),
     ],

@@ -54,7 +54,7 @@ class Explanation:
             not known, and `roofline_reason` says where they are from, or why there are none.
         configurations: tile, warps and stages of the forward pass's Triton kernels, and where they come from.
         plans: the ways in which the C++ kernels of a GPU could compute a product, with predicted times: the one that is
-            taken, unless `warpwright tune` has measured a faster one, then the alternatives.
+            taken, with its measured time where `warpwright tune` has found it, then the alternatives.
     """
 
     op: str
@@ -140,7 +140,7 @@ def explain(fn: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanat
         roofline=roofline,
         roofline_reason=roofline_reason,
         configurations=configurations(name, backend, function, args, kwargs) if device.type != "meta" else [],
-        plans=gemm_plans(name, backend, device, bound),
+        plans=gemm_plans(name, backend, device, function, args, kwargs),
     )
 
 

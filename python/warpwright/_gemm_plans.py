@@ -1,9 +1,17 @@
-"""How C++ kernels compute a matrix product on a GPU: the model of csrc/kernels/gemm_plan.h, and what overrules it."""
+"""How C++ kernels compute a matrix product on a GPU: the model of csrc/kernels/gemm_plan.h, and what overrules it.
+
+A library overrules the model by what it was told to `prefer`: by the winners of `warpwright tune`, which
+`warpwright.tuning.products` hands over when a kind of device is first used.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import functools
 import os
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +22,14 @@ from warpwright import _library
 from warpwright._check import PRECISIONS
 
 #: In the order of the enums of csrc/kernels.
-_KERNELS = ("simple", "gemv", "mma", "tf32", "wgmma")
+KERNELS = ("simple", "gemv", "mma", "tf32", "wgmma")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_PLANS = 256
+#: More blocks than these never share a tile's sum.
+MOST_SPLITS = 32
+
+#: backend -> the library that has its kernels; see `add_library`.
+LIBRARIES: dict[str, Path] = {}
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class GemmPlan:
         swapped: whether tiles are those of the transposed output.
         cluster: blocks that load an operand for one another.
         seconds: predicted by the model, from datasheet rates.
+        measured: seconds that `warpwright tune` measured of it for such a product; None where it did not, or where
+            another plan won.
     """
 
     kernel: str
@@ -42,8 +57,11 @@ class GemmPlan:
     swapped: bool = False
     cluster: int = 1
     seconds: float = 0.0
+    measured: float | None = None
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """Such as "mma 64 x 64, 2 splits"."""
         notes = {
             f"{self.splits} splits": self.splits > 1,
             "pingpong": self.pingpong,
@@ -51,7 +69,13 @@ class GemmPlan:
             f"clusters of {self.cluster}": self.cluster > 1,
         }
         how = "".join(f", {note}" for note, there in notes.items() if there)
-        return f"{self.kernel} {self.tile_m} x {self.tile_n}{how}: {self.seconds * 1e6:.3g} us predicted"
+        return f"{self.kernel} {self.tile_m} x {self.tile_n}{how}"
+
+    def __str__(self) -> str:
+        predicted = f"{self.seconds * 1e6:.3g} us predicted"
+        if self.measured is None:
+            return f"{self.text}: {predicted}"
+        return f"{self.text}: {self.measured * 1e6:.3g} us measured by warpwright tune, {predicted}"
 
 
 @dataclass(frozen=True)
@@ -84,26 +108,20 @@ class GemmQuestion:
 
     def plans(self) -> list[GemmPlan]:
         """Every way to compute it, the one that should be fastest first."""
-        question = _Question(
-            self.matrices, self.m, self.n, self.k, _DTYPES.index(self.dtype), PRECISIONS.index(self.precision),
-            self.capability, self.multiprocessors, self.batch_invariant, self.lines, self.a_along_k, self.b_along_k,
-            self.aligned, self.tma, self.by_tma,
-        )  # fmt: skip
-        found = (_Plan * _MOST_PLANS)()
+        question, found = _as_c(self), (_Plan * _MOST_PLANS)()
         count = _function(_library.CPU_LIBRARY, "warpwright_gemm_plans")(ctypes.byref(question), found, _MOST_PLANS)
-        return [
-            GemmPlan(
-                _KERNELS[p.kernel],
-                p.tile_m,
-                p.tile_n,
-                p.splits,
-                bool(p.pingpong),
-                bool(p.swapped),
-                p.cluster,
-                p.seconds,
-            )
-            for p in found[:count]
-        ]
+        return [_of_c(plan) for plan in found[:count]]
+
+    def bucketed(self) -> GemmQuestion:
+        """It with the sizes that grow with the batch rounded up to powers of two: what stands for all like it.
+
+        These are `matrices`, and `m`; of a weight's gradient, neither of whose operands lies along K, `k`.
+        """
+        from warpwright.tuning import power_of_two  # Here, so that importing warpwright does not load the tables.
+
+        grows = "m" if self.a_along_k or self.b_along_k else "k"
+        sizes = {name: power_of_two(getattr(self, name)) for name in ("matrices", grows)}
+        return dataclasses.replace(self, **sizes)  # type: ignore[arg-type]
 
 
 def question_of(
@@ -145,20 +163,20 @@ def _aligned(operand: Tensor, unit: int) -> bool:
 def prefer(library: Path, plan: GemmPlan, question: GemmQuestion | None = None) -> None:
     """Makes a library's kernels take `plan` for products like `question`, or for all that can take it.
 
-    Sizes that grow with the batch (matrices, m) stand for all up to the next power of two.
+    Products are like it when they have its `bucketed` sizes, dtype, precision and layout, on a device of its capability
+    and number of multiprocessors. What was preferred for them before is replaced.
     """
-    from warpwright.tuning import power_of_two  # Here, so that importing warpwright does not load the tables.
-
     kernel = (
-        _KERNELS.index(plan.kernel), plan.tile_m, plan.tile_n, plan.splits, plan.pingpong, plan.swapped, plan.cluster,
+        KERNELS.index(plan.kernel), plan.tile_m, plan.tile_n, plan.splits, plan.pingpong, plan.swapped, plan.cluster,
+        plan.measured or 0.0,
     )  # fmt: skip
     if question is None:
-        preference = _Preference(0, 0, 0, 0, 0, 0, 0, 0, *kernel)
+        preference = _Preference(*[0] * 10, *kernel)
     else:
-        q = question
+        q = question.bucketed()
         preference = _Preference(
-            power_of_two(q.matrices), power_of_two(q.m), q.n, q.k,
-            _DTYPES.index(q.dtype), PRECISIONS.index(q.precision), q.a_along_k, q.b_along_k, *kernel,
+            q.matrices, q.m, q.n, q.k, _DTYPES.index(q.dtype), PRECISIONS.index(q.precision), q.a_along_k, q.b_along_k,
+            q.capability, q.multiprocessors, *kernel,
         )  # fmt: skip
     _function(library, "warpwright_gemm_prefer")(ctypes.byref(preference))
 
@@ -167,6 +185,53 @@ def forget(library: Path) -> None:
     """Undoes every `prefer`."""
     _function(library, "warpwright_gemm_forget")()
 
+
+def chosen(library: Path, question: GemmQuestion) -> GemmPlan:
+    """The plan that a library's kernels would take now."""
+    plan, choose = _Plan(), _function(library, "warpwright_gemm_choose")
+    choose.restype = ctypes.c_double
+    measured = choose(ctypes.byref(_as_c(question)), ctypes.byref(plan))
+    return _of_c(plan, measured or None)
+
+
+# ---- measured winners ----
+
+_OnDevice = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_int32)
+#: Kept, because a library keeps their addresses.
+_loaders: dict[str, Callable[[int, int], None]] = {}
+
+
+def add_library(backend: str, library: Path) -> None:
+    """Says which library has a backend's kernels, and gives it measured winners once a device is used: no file is read
+    before. What a product is called by, Python or compiled code, does not matter."""
+
+    def load(capability: int, multiprocessors: int) -> None:
+        try:
+            from warpwright.tuning import products
+
+            products.load(backend, capability, multiprocessors)
+        except Exception as error:  # The product must not fail for it, and a callback cannot raise.
+            warnings.warn(f"warpwright: tables are not used: {error}", RuntimeWarning, stacklevel=2)
+
+    LIBRARIES[backend] = library
+    _loaders[backend] = _OnDevice(load)
+    _function(library, "warpwright_gemm_on_device")(_loaders[backend])
+
+
+def suspend(backend: str) -> None:
+    """Takes a library's preferences away, until `reload`."""
+    forget(LIBRARIES[backend])
+    _function(LIBRARIES[backend], "warpwright_gemm_on_device")(None)
+
+
+def reload() -> None:
+    """Makes every library ask for measured winners again."""
+    for backend, library in LIBRARIES.items():
+        forget(library)
+        _function(library, "warpwright_gemm_on_device")(_loaders[backend])
+
+
+# ---- the library's own types ----
 
 _PLAN = ("kernel", "tile_m", "tile_n", "splits", "pingpong", "swapped", "cluster")
 
@@ -193,9 +258,29 @@ class _Preference(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("matrices", "m", "n", "k")),
         *((name, ctypes.c_int32) for name in ("dtype", "precision", "a_along_k", "b_along_k")),
+        *((name, ctypes.c_int32) for name in ("capability", "multiprocessors")),
         *((name, ctypes.c_int32) for name in _PLAN),
+        ("seconds", ctypes.c_double),
     )
 
 
+def _as_c(question: GemmQuestion) -> _Question:
+    q = question
+    return _Question(
+        q.matrices, q.m, q.n, q.k, _DTYPES.index(q.dtype), PRECISIONS.index(q.precision), q.capability,
+        q.multiprocessors, q.batch_invariant, q.lines, q.a_along_k, q.b_along_k, q.aligned, q.tma, q.by_tma,
+    )  # fmt: skip
+
+
+def _of_c(p: _Plan, measured: float | None = None) -> GemmPlan:
+    how = (KERNELS[p.kernel], p.tile_m, p.tile_n, p.splits, bool(p.pingpong), bool(p.swapped), p.cluster)
+    return GemmPlan(*how, p.seconds, measured)
+
+
+@functools.cache
 def _function(library: Path, name: str) -> ctypes._NamedFuncPointer:
     return getattr(ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD), name)
+
+
+if _library.CUDA_MISSING is None:
+    add_library("native", _library.CUDA_LIBRARY)

@@ -5,8 +5,8 @@ Mirrors the choices of csrc/bindings; tests/test_introspection.py compares both 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from warpwright import _library
-from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import triton_interpreted
 from warpwright._check import needs_preact
-from warpwright._gemm_plans import GemmPlan, question_of
+from warpwright._gemm_plans import LIBRARIES, GemmPlan, chosen
 from warpwright.ops._epilogue import wants_grad
 
 #: kPlainWork, kFusedWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
@@ -124,32 +123,28 @@ def configurations(
 # ---- plans ----
 
 
-def gemm_plans(op: str, backend: str, device: torch.device, bound: dict[str, Any]) -> list[GemmPlan]:
-    """The ways in which a GPU's C++ kernels could compute op(**bound), the one that should be fastest first."""
-    operands = {"linear": ("input", "weight"), "matmul": ("input", "other"), "bmm": ("input", "mat2")}
-    operands["addmm"] = ("mat1", "mat2")
-    if op not in operands or (backend, device.type) not in (("native", "cuda"), ("emulated", "cpu")):
+def gemm_plans(
+    op: str,
+    backend: str,
+    device: torch.device,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[GemmPlan]:
+    """The ways in which a GPU's C++ kernels could compute op(*args, **kwargs): the one that they take, then the others,
+    the one that should be fastest first."""
+    if backend not in LIBRARIES or (backend, device.type) not in (("native", "cuda"), ("emulated", "cpu")):
         return []
-    first, second = operands[op]
-    a, b = _without_data(bound[first]), _without_data(bound[second])
-    if a.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    from warpwright.tuning import products  # Here, so that importing warpwright does not load the tables.
+
+    if op not in products.PRODUCT_OPS:
         return []
-    if op == "linear" or (b.dim() <= 2 and _views(a, 1)):
-        a = a.reshape(-1, a.shape[-1])  # As the op does: the leading dimensions are rows.
-    if op != "linear":
-        b = b.unsqueeze(1) if b.dim() == 1 else b
-        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        a, b = a.expand(*batch, *a.shape[-2:]), b.mT.expand(*batch, *b.mT.shape[-2:])
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        capability, multiprocessors = properties.major * 10 + properties.minor, properties.multi_processor_count
-    else:  # csrc/emulator/runtime.h.
-        capability, multiprocessors = int(os.environ.get("WARPWRIGHT_EMULATOR_ARCH", "90")), 2
-    precision, invariant = arithmetic_of(bound[first])
-    # csrc/cuda/matmul/gemm_wgmma.cu: what can leave by TMA.
-    plain = bound.get("residual") is None and bound.get("activation") in (None, "none", "relu") and op != "addmm"
-    half = bound.get("out_dtype") in (None, torch.float16, torch.bfloat16)
-    return question_of(a, b, precision, invariant, capability, multiprocessors, plain and half).plans()
+    plans = []
+    for question in products.foreseen(function, args, kwargs, device, backend):
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            taken = chosen(LIBRARIES[backend], question)
+        plans += [taken, *(plan for plan in question.plans() if plan.text != taken.text)]
+    return plans
 
 
 # ---- copies ----

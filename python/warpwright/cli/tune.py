@@ -1,8 +1,9 @@
-"""`warpwright tune`: finds the fastest tile configurations for this GPU and saves them where every call looks."""
+"""`warpwright tune`: finds the fastest configurations of kernels for this GPU and saves them where every call looks."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,18 +12,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from warpwright._backend import triton_missing
 from warpwright.cli._output import JsonOption, print_json, progress, stdout
 
 if TYPE_CHECKING:
     from warpwright.bench.case import Case
     from warpwright.tuning.search import Options
-    from warpwright.tuning.tables import Config, Entry, Problem, Store
+    from warpwright.tuning.tables import Entry, Problem, Store
 
 EPILOG = (
     "Examples:\n\n"
     "  warpwright tune\n\n"
     "  warpwright tune --op linear --dtype bfloat16 --suite my_shapes.yaml --budget 3600\n\n"
+    "  warpwright tune --backend native --dry-run\n\n"
     "  warpwright tune --list"
 )
 INTERPRETED_NOTE = "kernels are interpreted on the CPU: these times mean nothing, and are used only where that is so"
@@ -32,6 +33,12 @@ def tune(
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     suite: Annotated[str, typer.Option(help="A suite of `warpwright bench`, or a YAML file of your shapes.")] = "quick",
     dtype: Annotated[list[str] | None, typer.Option(help="Only this dtype; may be repeated.")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="native (the C++ kernels of matrix products) or triton; both where they can run, unless given."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, or cpu with TRITON_INTERPRET=1.")] = None,
     budget: Annotated[
         float | None, typer.Option(min=0, help="Stop after so many seconds; the next start goes on from there.")
@@ -41,14 +48,17 @@ def tune(
         typer.Option(min=0.001, help="For each of the best configurations; a tenth of it for each in the first pass."),
     ] = 0.3,
     show: Annotated[bool, typer.Option("--list", help="Show what is tuned, and what is out of date.")] = False,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove this GPU's table and unfinished searches.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove this GPU's table and unfinished searches, or a --backend's part.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be tried; time and save nothing.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Search tile configurations for a suite's shapes and save the winners for this GPU.
+    """Search the kernels' configurations for a suite's shapes and save the winners for this GPU.
 
+    Tiles, warps and stages of Triton kernels; of the C++ kernels' matrix products kernel, tile and splits of the sum.
     A configuration is saved only if its results are right and it beats the default by more than the measured spread.
     Ctrl-C stops at any time without losing what was measured; the next start goes on from there. Tables lie in
     WARPWRIGHT_TUNING_DIR, or the platform's folder for a user's data.
@@ -56,23 +66,21 @@ def tune(
     if show:
         _list(json)
         return
-    missing = triton_missing()
-    if missing is not None:
-        raise RuntimeError(f"warpwright: tune: nothing can be tuned: {missing}")
     from warpwright.tuning.search import gpu_of
     from warpwright.tuning.tables import Store
 
-    where = _device(device)
-    store = Store(gpu_of(where))
+    where = torch.device("cpu") if backend == "emulated" else _device(device)
+    backends = _backends(backend, where)
+    store = Store(gpu_of(where, backends[0]))
     if clear:
-        _clear(store, json)
+        _clear(store, backend, json)
         return
     store.entries()  # A damaged table ends the command here, not after hours.
-    cases = _cases(suite, where, op, dtype)
+    cases = _cases(suite, where, op, dtype, backends)
     if where.type == "cpu":
         typer.echo(f"warpwright: tune: {INTERPRETED_NOTE}", err=True)
     if dry_run:
-        _dry_run(cases, where, store, json)
+        _dry_run(cases, _options(where, seconds, budget), store, json)
         return
     report = _search(cases, store, _options(where, seconds, budget))
     _report(report, store, json)
@@ -91,19 +99,40 @@ def _device(name: str | None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu")
 
 
-def _cases(suite: str, device: torch.device, op: list[str] | None, dtype: list[str] | None) -> list[Case]:
-    from warpwright.tuning.launches import TUNABLE_OPS
+def _backends(name: str | None, device: torch.device) -> list[str]:
+    """Those whose kernels are tuned."""
+    from warpwright.tuning.search import missing
 
+    known = ("native", "triton")
+    if name not in (None, "emulated", *known):
+        raise RuntimeError(f"warpwright: tune: --backend must be one of {', '.join(known)}, got {name!r}")
+    wanted = known if name is None else (name,)
+    reasons = {backend: missing(backend) for backend in wanted}
+    found = [backend for backend, reason in reasons.items() if reason is None]
+    if name is None and device.type == "cpu" and len(found) > 1:
+        found.remove("native")  # On a machine with a GPU that --device leaves out.
+    if not found:
+        why = "; triton: ".join(str(reason) for reason in reasons.values())
+        raise RuntimeError(f"warpwright: tune: nothing can be tuned: {why}")
+    return found
+
+
+def _cases(
+    suite: str, device: torch.device, op: list[str] | None, dtype: list[str] | None, backends: list[str]
+) -> list[tuple[str, Case]]:
+    """(backend, case) of each case that has tunable kernels there."""
+    from warpwright.tuning.search import tunable_ops
+
+    known = ", ".join(names := dict.fromkeys(name for backend in backends for name in tunable_ops(backend)))
     for name in op or []:
-        if name not in TUNABLE_OPS:
-            raise RuntimeError(f"warpwright: tune: --op must be one of {', '.join(TUNABLE_OPS)}, got {name!r}")
+        if name not in names:
+            raise RuntimeError(f"warpwright: tune: --op must be one of {known}, got {name!r}")
     import warpwright.bench.operators  # noqa: F401  (fills OPERATORS)
     from warpwright.bench.suite import load_suite, select
-    from warpwright.tuning.search import tunable_cases
 
-    cases = tunable_cases(select(load_suite(suite, device.type), op, dtype, None))
+    selected = select(load_suite(suite, device.type), op, dtype, None)
+    cases = [(backend, case) for backend in backends for case in selected if case.op in tunable_ops(backend)]
     if not cases:
-        known = ", ".join(TUNABLE_OPS)
         raise RuntimeError(
             f"warpwright: tune: suite {suite} has no case of {known} with this combination of --op and --dtype"
         )
@@ -131,7 +160,7 @@ class _Outcome:
         self.stopped: str | None = None
 
 
-def _search(cases: list[Case], store: Store, options: Options) -> _Outcome:
+def _search(cases: list[tuple[str, Case]], store: Store, options: Options) -> _Outcome:
     from warpwright.tuning.search import OutOfTime, Step
     from warpwright.tuning.search import tune as search
 
@@ -145,14 +174,15 @@ def _search(cases: list[Case], store: Store, options: Options) -> _Outcome:
             bar.update(current, description=f"{step.problem}{best}", completed=step.done, total=step.total)
 
         try:
-            for case in cases:
-                bar.update(overall, description=f"{case.op} {case.label} {case.dtype_name}")
+            for backend, case in cases:
+                name = f"{case.op} {case.label} {case.dtype_name}, {backend}"
+                bar.update(overall, description=name)
                 try:
-                    for entry in search(case, store, options, show):
+                    for entry in search(case, store, replace(options, backend=backend), show):
                         found.tuned.append(entry)
                     found.finished += 1
                 except RuntimeError as error:
-                    found.failures[f"{case.op} {case.label} {case.dtype_name}"] = " ".join(str(error).split())
+                    found.failures[name] = " ".join(str(error).split())
                 bar.advance(overall)
         except KeyboardInterrupt:
             found.stopped = "interrupted"
@@ -193,7 +223,7 @@ def _report(found: _Outcome, store: Store, json: bool) -> None:
 
 def _table(title: str, entries: list[tuple[Entry, str]]) -> Table:
     table = Table(title=escape(title), title_justify="left")
-    for name in ("kernel", "dtype", "sizes", "layout", "configuration"):
+    for name in ("backend", "kernel", "dtype", "sizes", "layout", "configuration"):
         table.add_column(name)
     for name in ("us", "default us", "gain", "tried", "failed", "wrong"):
         table.add_column(name, justify="right")
@@ -203,13 +233,19 @@ def _table(title: str, entries: list[tuple[Entry, str]]) -> Table:
         sizes = " ".join(f"{name}={size}" for name, size in problem.sizes)
         us = [f"{value * 1e6:.2f}" for value in (entry.seconds, entry.default_seconds)]
         counts = [str(count) for count in (entry.candidates, entry.failed, entry.wrong)]
-        what = (problem.kernel, problem.dtype, sizes, problem.layout, _config(entry.config))
+        what = (problem.backend, problem.kernel, problem.dtype, sizes, problem.layout, _config(entry))
         table.add_row(*map(escape, what), *us, f"{entry.gain:.2f}x", *counts, state)
     return table
 
 
-def _config(config: Config | None) -> str:
-    return "default" if config is None else " ".join(f"{name}={value}" for name, value in config.items())
+def _config(entry: Entry) -> str:
+    if entry.config is None:
+        return "default"
+    if entry.problem.backend != "triton":
+        from warpwright.tuning.products import text_of
+
+        return text_of(entry.config)
+    return " ".join(f"{name}={value}" for name, value in entry.config.items())
 
 
 # ---- showing and clearing ----
@@ -236,49 +272,49 @@ def _list(json: bool) -> None:
 
 
 def _state(problem: Problem, entry: Entry) -> str:
-    from warpwright.tuning.launches import load_kernels
+    from warpwright.tuning.search import unused
 
-    tunable = load_kernels().get(problem.kernel)
-    if tunable is None or tunable.backend != problem.backend:
-        return "not used: no such kernel"
-    return "in use" if entry.sources == tunable.sources else "not used: the kernel's source has changed"
+    reason = unused(problem, entry)
+    return "in use" if reason is None else f"not used: {reason}"
 
 
-def _clear(store: Store, json: bool) -> None:
+def _clear(store: Store, backend: str | None, json: bool) -> None:
     from warpwright.tuning import reload
 
-    removed = store.clear()
+    removed = store.clear(backend)
     reload()
     if json:
         print_json({"removed": [str(path) for path in removed]})
         return
     console = stdout()
     for path in removed:
-        console.print(f"removed {path}", soft_wrap=True)
+        console.print(f"removed {path}" if backend is None else f"removed {backend} from {path}", soft_wrap=True)
     if not removed:
         console.print(f"nothing to remove for {store.gpu}")
 
 
-def _dry_run(cases: list[Case], device: torch.device, store: Store, json: bool) -> None:
-    from warpwright.tuning.launches import load_kernels
-    from warpwright.tuning.search import is_tuned, problems_of
+def _dry_run(cases: list[tuple[str, Case]], options: Options, store: Store, json: bool) -> None:
+    from warpwright.tuning.search import is_tuned, problems_of, sources_of
 
-    entries, kernels = store.entries(), load_kernels()
+    entries = store.entries()
     planned: dict[Problem, tuple[int, bool]] = {}
-    for case in cases:
-        for problem, configs in problems_of(case, device).items():
-            planned.setdefault(problem, (len(configs), is_tuned(problem, kernels[problem.kernel].sources, entries)))
-    rows = [(str(problem), count, done) for problem, (count, done) in planned.items()]
+    for backend, case in cases:
+        for problem, configs in problems_of(case, replace(options, backend=backend)).items():
+            planned.setdefault(problem, (len(configs), is_tuned(problem, sources_of(problem), entries)))
     if json:
-        plan = [{"problem": text, "configurations": count, "tuned": done} for text, count, done in rows]
+        plan = [
+            {"backend": problem.backend, "problem": str(problem), "configurations": count, "tuned": done}
+            for problem, (count, done) in planned.items()
+        ]
         print_json({"gpu": store.gpu, "table": str(store.table), "problems": plan})
         return
     table = Table(title=f"what would be tried on {escape(store.gpu)}", title_justify="left")
+    table.add_column("backend")
     table.add_column("launch")
     table.add_column("configurations", justify="right")
     table.add_column("state")
-    for text, count, done in rows:
-        table.add_row(escape(text), str(count), "tuned" if done else "open")
+    for problem, (count, done) in planned.items():
+        table.add_row(problem.backend, escape(str(problem)), str(count), "tuned" if done else "open")
     stdout().print(table)
 
 

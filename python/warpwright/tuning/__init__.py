@@ -1,7 +1,8 @@
 """Tile configurations: which one a kernel is launched with, and the search for better ones.
 
-`selector` is what launchers ask, `tables` the files that hold measured winners, `launches` which launches an op makes,
-`search` the measuring behind `warpwright tune`. Nothing is timed unless that command is given.
+`selector` is what launchers of Triton kernels ask, `launches` which of these an op makes; `products` is both for the
+products of the C++ kernels. `tables` are the files that hold measured winners, `search` is the measuring behind
+`warpwright tune`. Nothing is timed unless that command is given.
 """
 
 from warpwright.tuning.selector import (

@@ -1,4 +1,4 @@
-"""Which launches of tunable kernels an op makes: noted while it runs, or without running anything."""
+"""Which launches of tunable Triton kernels an op makes: noted while it runs, or without running anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from warpwright.tuning.selector import TUNABLES, Launch, Tunable, intercept
 if TYPE_CHECKING:
     from warpwright.bench.case import Case
 
-#: The ops that stand on tunable kernels; their forward passes launch no other kernels.
+#: The ops that stand on tunable Triton kernels; their forward passes launch no other kernels.
 TUNABLE_OPS = ("linear", "conv2d", "linear_glu", "rms_norm", "layer_norm")
 
 
@@ -37,9 +37,6 @@ def record(case: Case, device: torch.device, seed: int = 0, *, run: bool = True)
         seed: of the case's inputs.
         run: False leaves the launches out, so that results are whatever memory held.
     """
-    sample = case.sample(device, seed)
-    if not any(direction != "forward" for direction in case.directions):
-        sample = sample.map(Tensor.detach)
     found: list[Launch] = []
 
     def note(launch: Launch) -> None:
@@ -48,24 +45,33 @@ def record(case: Case, device: torch.device, seed: int = 0, *, run: bool = True)
             launch.run(launch.choice.config)
 
     with use_backend("triton"), intercept(note):
-        result = getattr(ops, case.op)(*sample.args, **sample.kwargs)
-        outputs = [t for t in ((result,) if isinstance(result, Tensor) else result) if t.requires_grad]
-        if outputs:
-            generator = torch.Generator(device).manual_seed(seed)
-            cotangents = [torch.empty_like(t).uniform_(-1, 1, generator=generator) for t in outputs]
-            torch.autograd.grad(outputs, [t for t in sample.tensors() if t.requires_grad], cotangents)
+        run_case(case, device, seed)
     return found
 
 
-class _Calls(TorchDispatchMode):
-    """Notes the calls of Triton operators."""
+def run_case(case: Case, device: torch.device, seed: int) -> None:
+    """One call of a case on the current backend, and its backward pass where the case has one."""
+    sample = case.sample(device, seed)
+    if not any(direction != "forward" for direction in case.directions):
+        sample = sample.map(Tensor.detach)
+    result = getattr(ops, case.op)(*sample.args, **sample.kwargs)
+    outputs = [t for t in ((result,) if isinstance(result, Tensor) else result) if t.requires_grad]
+    if outputs:
+        generator = torch.Generator(device).manual_seed(seed)
+        cotangents = [torch.empty_like(t).uniform_(-1, 1, generator=generator) for t in outputs]
+        torch.autograd.grad(outputs, [t for t in sample.tensors() if t.requires_grad], cotangents)
 
-    def __init__(self) -> None:
+
+class Calls(TorchDispatchMode):
+    """Notes the calls of a backend's operators: name and arguments."""
+
+    def __init__(self, backend: str) -> None:
         super().__init__()
+        self.namespace = _registry.NAMESPACES[backend]
         self.found: list[tuple[str, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func.namespace == _registry.NAMESPACES["triton"]:
+        if func.namespace == self.namespace:
             self.found.append((func._opname, args))
         return func(*args, **(kwargs or {}))
 
@@ -82,7 +88,7 @@ def foreseen(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     found: list[Launch] = []
     mode = FakeTensorMode()
     with mode:
-        with _Calls() as calls:
+        with Calls("triton") as calls:
             function(*map_tensors(args, mode.from_tensor), **map_tensors(kwargs, mode.from_tensor))
         for name, arguments in calls.found:
             module = importlib.import_module(f"{_registry.PYTHON_BACKENDS['triton']}.{_registry.OPS[name].family}")

@@ -3,31 +3,38 @@
 What may win: a configuration whose results agree with the default's, whose median beats the default's by more than the
 spread of either, and with which the op is within its error bound against float64. Otherwise the default stays. All
 that was measured is saved at once, so that a search can be stopped at any point and goes on where it was.
+
+A launch is one of a Triton kernel with a configuration, or a matrix product of the C++ kernels with a plan.
 """
 
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 import warpwright
-from warpwright import _info, ops
-from warpwright._backend import use_backend
+from warpwright import _gemm_plans, _info, ops
+from warpwright._backend import triton_missing, use_backend
 from warpwright.bench.case import Case
 from warpwright.bench.checks import Accuracy
 from warpwright.bench.clocks import Clock
 from warpwright.bench.runner import last_level_cache, sets_of_inputs
 from warpwright.bench.timing import Candidate, Timing, measure
 from warpwright.testing import evaluate
-from warpwright.tuning.launches import TUNABLE_OPS, record
-from warpwright.tuning.selector import Launch, Tunable, gpu_name, intercept, limits_of, reload
+from warpwright.tuning import launches, products
+from warpwright.tuning.launches import TUNABLE_OPS, load_kernels
+from warpwright.tuning.products import PRODUCT_OPS
+from warpwright.tuning.selector import gpu_name, reload
 from warpwright.tuning.tables import Config, Entry, Problem, Store, Unfinished
 
 #: Configurations that are timed in turns with the default; what is measured is saved after each such group.
@@ -37,12 +44,47 @@ _DEFAULT = "default"
 _FAILED, _WRONG = "failed", "wrong"
 
 
+class Launch(Protocol):
+    """What is searched for: `warpwright.tuning.Launch` of Triton's kernels, `products.Product` of the C++ ones."""
+
+    @property
+    def problem(self) -> Problem:
+        """What tables have its outcome under."""
+
+    @property
+    def sources(self) -> str:
+        """Hash of the kernel's source files."""
+
+    @property
+    def default(self) -> Config:
+        """The configuration without a table."""
+
+    @property
+    def candidates(self) -> list[Config]:
+        """The others that are tried."""
+
+    @property
+    def terms(self) -> int:
+        """Of the sum that an element of the results is."""
+
+    @property
+    def written(self) -> tuple[Tensor, ...]:
+        """The results of the latest run."""
+
+    def run(self, config: Config) -> None:
+        """Launches it."""
+
+    def forced(self, config: Config) -> AbstractContextManager[None]:
+        """The op's kernels have this configuration meanwhile, whatever their sizes."""
+
+
 @dataclass
 class Options:
     """How long to measure.
 
     Attributes:
         device: where the kernels run.
+        backend: whose kernels: "triton", "native" or, in the tests, "emulated".
         seconds: for each finalist; the first pass takes a tenth of it for each configuration.
         spread: the relative width of the confidence intervals at which measuring may end before.
         deadline: the time.monotonic() after which no group of configurations is started.
@@ -54,6 +96,7 @@ class Options:
     spread: float = 0.01
     deadline: float = float("inf")
     clock: Clock | None = None
+    backend: str = "triton"
 
 
 @dataclass(frozen=True)
@@ -76,23 +119,47 @@ class OutOfTime(Exception):
     """The deadline has passed; everything measured is saved."""
 
 
-def tunable_cases(cases: Sequence[Case]) -> list[Case]:
-    """The cases whose op stands on a tunable kernel."""
-    return [case for case in cases if case.op in TUNABLE_OPS]
+def missing(backend: str) -> str | None:
+    """Why the kernels of a backend cannot be tuned here, or None when they can."""
+    return triton_missing() if backend == "triton" else products.missing(backend)
 
 
-def problems_of(case: Case, device: torch.device) -> dict[Problem, list[Config]]:
+def tunable_ops(backend: str) -> tuple[str, ...]:
+    """The ops that stand on tunable kernels."""
+    return TUNABLE_OPS if backend == "triton" else PRODUCT_OPS
+
+
+def _record(case: Case, options: Options, seed: int = 0, *, run: bool = True) -> Sequence[Launch]:
+    if options.backend == "triton":
+        return launches.record(case, options.device, seed, run=run)
+    return products.record(case, options.device, options.backend, seed, run=run)
+
+
+def problems_of(case: Case, options: Options) -> dict[Problem, list[Config]]:
     """The problems of a case and the configurations that would be tried; nothing tunable is launched."""
-    found = {launch.problem: launch for launch in record(case, device, run=False)}
-    return {problem: _candidates(launch) for problem, launch in found.items()}
+    found = {launch.problem: launch for launch in _record(case, options, run=False)}
+    return {problem: launch.candidates for problem, launch in found.items()}
 
 
-def _candidates(launch: Launch) -> list[Config]:
-    every = launch.tunable.configs(launch.problem, launch.dtype, limits_of(launch.device))
-    return [config for config in every if config != launch.default]
+def unused(problem: Problem, entry: Entry) -> str | None:
+    """Why an entry of a table is not used, or None when it is."""
+    if problem.backend != "triton":
+        return products.unused(problem, entry)
+    if importlib.util.find_spec("triton") is None:
+        return triton_missing()
+    if problem.kernel not in (known := load_kernels()):
+        return "no such kernel"
+    return None if entry.sources == known[problem.kernel].sources else "the kernel's source has changed"
 
 
-def is_tuned(problem: Problem, sources: str, entries: Mapping[Problem, Entry]) -> bool:
+def sources_of(problem: Problem) -> str | None:
+    """Hash of the sources of a problem's kernel."""
+    if problem.backend != "triton":
+        return products.sources_of(problem.backend)
+    return load_kernels()[problem.kernel].sources
+
+
+def is_tuned(problem: Problem, sources: str | None, entries: Mapping[Problem, Entry]) -> bool:
     """Whether a table has an outcome for the kernel as it is now."""
     entry = entries.get(problem)
     return entry is not None and entry.sources == sources
@@ -106,11 +173,22 @@ def tune(case: Case, store: Store, options: Options, on_step: Callable[[Step], N
         RuntimeError: the default configuration cannot run, or its table is damaged.
     """
     entries = store.entries()
-    noted = record(case, options.device, run=False)
-    open_problems = {n.problem for n in noted if not is_tuned(n.problem, n.tunable.sources, entries)}
+    noted = _record(case, options, run=False)
+    open_problems = {n.problem for n in noted if not is_tuned(n.problem, n.sources, entries)}
     del noted
     if not open_problems:
         return
+    try:
+        if options.backend != "triton":
+            _gemm_plans.suspend(options.backend)
+        yield from _tune(case, open_problems, store, options, on_step)
+    finally:
+        reload()
+
+
+def _tune(
+    case: Case, open_problems: set[Problem], store: Store, options: Options, on_step: Callable[[Step], None]
+) -> Iterator[Entry]:
     meta = case.sample("meta")
     nbytes = max(1, sum(t.numel() * t.element_size() for t in meta.tensors()))
     # The times of interpreted kernels mean nothing, whatever a cache holds.
@@ -118,14 +196,14 @@ def tune(case: Case, store: Store, options: Options, on_step: Callable[[Step], N
     sets: dict[Problem, list[Launch]] = {}
     for seed in range(count):
         drawn: dict[Problem, Launch] = {}
-        for launch in record(case, options.device, seed):
+        for launch in _record(case, options, seed):
             drawn.setdefault(launch.problem, launch)
         for problem, launch in drawn.items():
             sets.setdefault(problem, []).append(launch)
-    truth = _Truth(case, options.device)
-    for problem, launches in sets.items():
+    truth = _Truth(case, options)
+    for problem, drawn_launches in sets.items():
         if problem in open_problems:
-            yield _Search(launches, store, options, truth, on_step).run()
+            yield _Search(drawn_launches, store, options, truth, on_step).run()
 
 
 @dataclass
@@ -133,18 +211,15 @@ class _Truth:
     """The case against float64, with one kernel's configuration forced; computed only once somebody may win."""
 
     case: Case
-    device: torch.device
+    options: Options
 
     @cached_property
     def accuracy(self) -> Accuracy:
         backward = any(direction != "forward" for direction in self.case.directions)
-        return Accuracy.of(self.case, "both" if backward else "forward", self.device)
+        return Accuracy.of(self.case, "both" if backward else "forward", self.options.device)
 
-    def holds(self, tunable: Tunable, config: Config) -> bool:
-        def force(launch: Launch) -> None:
-            launch.run(config if launch.tunable is tunable else launch.choice.config)
-
-        with use_backend("triton"), intercept(force):
+    def holds(self, launch: Launch, config: Config) -> bool:
+        with use_backend(self.options.backend), launch.forced(config):
             ours = evaluate(getattr(ops, self.case.op), self.accuracy.sample)
         return all(comparison.ok for comparison in self.accuracy.expected.compare(ours))
 
@@ -165,7 +240,7 @@ class _Search:
         return self.launches[0]
 
     def run(self) -> Entry:
-        problem, sources = self.first.problem, self.first.tunable.sources
+        problem, sources = self.first.problem, self.first.sources
         search = self.store.unfinished(problem, sources)
         self.first.run(self.first.default)
         self.expected = [t.detach().clone() for t in self.first.written]
@@ -174,7 +249,6 @@ class _Search:
         for launch in self.launches:  # Other launches of the case read what this one writes.
             launch.run(launch.default)
         self.store.add(entry)
-        reload()
         return entry
 
     def _check_device(self, failed: str) -> None:
@@ -195,7 +269,7 @@ class _Search:
     # ---- the passes ----
 
     def _quick_pass(self, search: Unfinished) -> None:
-        configs = {_text(config): config for config in _candidates(self.first)}
+        configs = {_text(config): config for config in self.first.candidates}
         left = [name for name in configs if name not in search.ratios]
         self._report(search, len(configs))
         for start in range(0, len(left), _GROUP):
@@ -225,7 +299,7 @@ class _Search:
 
     def _final(self, search: Unfinished) -> Entry:
         times = {name: ratio for name, ratio in search.ratios.items() if isinstance(ratio, (int, float))}
-        configs = {_text(config): config for config in _candidates(self.first)}
+        configs = {_text(config): config for config in self.first.candidates}
         finalists = [name for name in sorted(times, key=times.__getitem__) if name in configs][:_FINALISTS]
         good = {name: configs[name] for name in finalists}
         timings = self._measure(good, self.options.seconds)
@@ -260,31 +334,22 @@ class _Search:
 
     def _try(self, config: Config) -> str | None:
         """None where the configuration runs and agrees with the default's results."""
-        for tensor in self.first.written:
-            tensor.fill_(float("nan"))
+        _spoil(self.first.written)
         try:
             self.first.run(config)
             self._wait()
         except Exception:
             return _FAILED
         agrees = all(
-            _agree(ours.detach(), theirs, self._terms)
+            _agree(ours.detach(), theirs, self.first.terms)
             for ours, theirs in zip(self.first.written, self.expected, strict=True)
         )
         return None if agrees else _WRONG
 
-    @property
-    def _terms(self) -> int:
-        sizes = dict(self.first.problem.sizes)
-        terms = 1
-        for name in self.first.tunable.summed:
-            terms *= sizes[name]
-        return terms
-
     def _holds(self, config: Config) -> bool:
         _ = self.truth.accuracy  # What keeps PyTorch from computing it is not the configuration's fault.
         try:
-            return self.truth.holds(self.first.tunable, config)
+            return self.truth.holds(self.first, config)
         except Exception:
             return False
 
@@ -304,12 +369,18 @@ class _Search:
             triton=_info._triton_version() or "unknown",
             warpwright=warpwright.__version__,
             commit=_commit(),
-            sources=self.first.tunable.sources,
+            sources=self.first.sources,
         )
 
 
 def _spread(timing: Timing) -> float:
     return timing.p80 - timing.p20
+
+
+def _spoil(tensors: Sequence[Tensor]) -> None:
+    """What is not written again is seen to be wrong. Keeps no tensor alive."""
+    for tensor in tensors:
+        tensor.fill_(float("nan"))
 
 
 def _text(config: Config) -> str:
@@ -332,8 +403,12 @@ def _agree(ours: Tensor, theirs: Tensor, terms: int) -> bool:
 _commit = cache(_info._commit)
 
 
-def gpu_of(device: torch.device) -> str:
+def gpu_of(device: torch.device, backend: str) -> str:
     """The name of the table. Raises RuntimeError where nothing can be tuned."""
+    if backend == "native" and device.type != "cuda":
+        raise RuntimeError("warpwright: tune: the C++ kernels of a GPU are tuned on it: --device must be cuda")
+    if backend != "triton":
+        return products.gpu_name(device, backend)
     name = gpu_name(device)
     if name is None:
         raise RuntimeError("warpwright: tune: kernels on the CPU are tuned with TRITON_INTERPRET=1 only")

@@ -1,4 +1,4 @@
-"""Which configuration a kernel is launched with: the user's own table, then the package's, then the default.
+"""Which configuration a Triton kernel is launched with: the user's own table, then the package's, then the default.
 
 A kernel that can be tuned has a `Tunable` beside it, which names its sizes, its default and the configurations that may
 be tried. Its launcher hands `Tunable.launch` a function that launches with a given configuration.
@@ -9,6 +9,8 @@ costs a look-up; nothing waits for the GPU, so a choice may be made while a CUDA
 
 A configuration decides in which order a sum is added up. Results repeat bitwise with the same tables, and may differ in
 their last bits from those with others, or between batch sizes whose buckets have other configurations.
+
+`products` is the same for the C++ kernels, which choose for themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from warpwright import _gemm_plans
 from warpwright._files import FileError
 from warpwright.tuning import tables
 from warpwright.tuning.tables import Config, Entry, Problem
@@ -97,6 +101,32 @@ class Launch:
     @property
     def default(self) -> Config:
         return self.tunable.default(*self.sizes)
+
+    @property
+    def candidates(self) -> list[Config]:
+        """What may be tried in the default's place."""
+        every = self.tunable.configs(self.problem, self.dtype, limits_of(self.device))
+        return [config for config in every if config != self.default]
+
+    @property
+    def sources(self) -> str:
+        return self.tunable.sources
+
+    @property
+    def terms(self) -> int:
+        """Of a sum: what a result's rounding grows with."""
+        sizes = dict(self.problem.sizes)
+        return math.prod(sizes[name] for name in self.tunable.summed)
+
+    @contextmanager
+    def forced(self, config: Config) -> Iterator[None]:
+        """Every launch of the kernel has this configuration."""
+
+        def force(launch: Launch) -> None:
+            launch.run(config if launch.tunable is self.tunable else launch.choice.config)
+
+        with intercept(force):
+            yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,15 +223,15 @@ def choose(tunable: Tunable, device: torch.device, dtype: torch.dtype, sizes: tu
     problem = tunable.problem(dtype, sizes, layout)
     file = tables.file_name(gpu)
     paths = {"tuned here": tables.folder() / file, "shipped table": tables.SHIPPED / file}
-    read = {where: _table(path) for where, path in paths.items()}  # Both now, so that no later call reads one.
-    for where, table in read.items():
-        entry = table.get(problem)
+    read = {where: table(path) for where, path in paths.items()}  # Both now, so that no later call reads one.
+    for where, entries in read.items():
+        entry = entries.get(problem)
         if entry is None or entry.sources != tunable.sources:
             continue
         if entry.config is None:
             return Choice(default, f"default, which nothing beat: {where}")
         if not tunable.allows(entry.config, problem, dtype, limits_of(device)):
-            _warn(f"{paths[where]}: config of {problem} cannot be launched: {entry.config}")
+            warn(f"{paths[where]}: config of {problem} cannot be launched: {entry.config}")
             continue
         return Choice(dict(entry.config), where)
     return Choice(default, "default")
@@ -228,22 +258,25 @@ def limits_of(device: torch.device) -> Limits:
 
 
 @functools.lru_cache
-def _table(path: Path) -> dict[Problem, Entry]:
+def table(path: Path) -> dict[Problem, Entry]:
+    """The entries of a table, read once in a process; none, and a warning, where it is damaged."""
     try:
         return tables.read_table(path)
     except FileError as error:
-        _warn(str(error).removeprefix("warpwright: "))
+        warn(str(error).removeprefix("warpwright: "))
         return {}
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Warns of what is wrong with a table."""
     warnings.warn(f"warpwright: {message}; the default configuration is used", RuntimeWarning, stacklevel=2)
 
 
 def reload() -> None:
     """Makes this process read the tables again, after they have changed."""
-    for cache in (choose, gpu_name, limits_of, _table):
+    for cache in (choose, gpu_name, limits_of, table):
         cache.cache_clear()
+    _gemm_plans.reload()
 
 
 # ---- looking on ----

@@ -3,8 +3,8 @@
     {"format": 1, "gpu": "NVIDIA H200", "entries": [{"backend": "triton", "kernel": "gemm", ...}, ...]}
 
 The user's own lie in `folder()`, those that come with the package in warpwright/tuning/tables/. A file is read as if a
-stranger had written it, and written under another name first, so that no reader meets half of one. `backend` is
-"triton" in every entry today. The C++ CUDA kernels have one tile each; tables can carry theirs too.
+stranger had written it, and written under another name first, so that no reader meets half of one. `backend` says whose
+kernels an entry is for: "triton", or "native" for the C++ ones, whose configurations are plans (see products.py).
 """
 
 from __future__ import annotations
@@ -240,12 +240,21 @@ class Store:
             write_table(self.table, self.gpu, self.entries() | {entry.problem: entry})
         self.keep(entry.problem, None)
 
-    def clear(self) -> list[Path]:
-        """Removes the table and the unfinished searches; the files that were there."""
+    def clear(self, backend: str | None = None) -> list[Path]:
+        """Removes the table and the unfinished searches, or what they have of one backend; the files that had any."""
         found = [path for path in (self.table, self.rest) if path.exists()]
-        for path in found:
-            path.unlink()
-        return found
+        if backend is None:
+            for path in found:
+                path.unlink()
+            return found
+        entries, searches = self.entries(), self._searches()
+        with self._locked():
+            left = {problem: entry for problem, entry in entries.items() if problem.backend != backend}
+            if left != entries:
+                write_table(self.table, self.gpu, left)
+        for problem in (gone := [problem for problem in searches if problem.backend == backend]):
+            self.keep(problem, None)
+        return [path for path, had in ((self.table, left != entries), (self.rest, bool(gone))) if had]
 
 
 def tables_of_user() -> list[Path]:
