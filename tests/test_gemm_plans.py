@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import emulated
 import pytest
 import torch
@@ -149,6 +151,16 @@ def test_batch_invariant_rows(monkeypatch, arch, dtype):
         full = warpwright.ops.linear(x, w, b, activation="gelu")
         for rows in (1, 2, 17, 64):
             assert torch.equal(warpwright.ops.linear(x[:rows], w, b, activation="gelu"), full[:rows])
+
+
+def test_batch_invariant_products_do_not_follow_what_was_measured(prefer):
+    """A winner holds for some numbers of rows, and the next one adds up in another order."""
+    few = question(1, 4096, 4096, multiprocessors=2)
+    other = few.plans()[1]
+    _gemm_plans.prefer(emulated.library(), other, few)
+    assert _gemm_plans.chosen(emulated.library(), few).text == other.text
+    invariant = dataclasses.replace(few, batch_invariant=True)
+    assert _gemm_plans.chosen(emulated.library(), invariant).text == invariant.plans()[0].text
 
 
 # ---- explain ----

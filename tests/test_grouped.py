@@ -48,7 +48,7 @@ def test_bad_offsets_raise_in_backward_too():
     offsets = torch.tensor([3, 5], dtype=torch.int32)
     message = "warpwright: grouped_matmul_backward: offsets must not decrease, .* 4 rows of input, got 5 after 3"
     with pytest.raises(RuntimeError, match=message):
-        ops.grouped_matmul_backward(grad, x, w, offsets, None, "none", True, True, True)
+        ops.grouped_matmul_backward(grad, x, w, offsets, None, "none", False, True, True, True)
 
 
 @pytest.mark.parametrize("architecture", ["80", "90"])

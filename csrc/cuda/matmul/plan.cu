@@ -50,6 +50,7 @@ int64_t bucket(int64_t size) {
 
 bool matches(const Preference& p, const GemmQuestion& q) {
   if (p.for_all()) return true;
+  if (q.batch_invariant) return false;  // What was measured was measured for a number of rows.
   // A weight's gradient is a sum over the batch, and neither of its operands lies along K.
   const bool sums_batch = !q.a_along_k && !q.b_along_k;
   const int64_t m = sums_batch ? q.m : bucket(q.m), k = sums_batch ? bucket(q.k) : q.k;

@@ -163,7 +163,8 @@ def text_of(config: Config) -> str:
 def _device(device: torch.device, backend: str) -> tuple[int, int]:
     """(compute capability, multiprocessors)."""
     if backend == "emulated":  # csrc/emulator/runtime.h.
-        return int(os.environ.get("WARPWRIGHT_EMULATOR_ARCH", "90")), 2
+        arch = os.environ.get("WARPWRIGHT_EMULATOR_ARCH", "90")
+        return int(arch), int(os.environ.get("WARPWRIGHT_EMULATOR_MULTIPROCESSORS", "2"))
     properties = torch.cuda.get_device_properties(device)
     return properties.major * 10 + properties.minor, properties.multi_processor_count
 
