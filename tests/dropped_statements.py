@@ -5,7 +5,6 @@ One compilation serves all mutants: site N is left out while `dropped_site` is N
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +90,3 @@ def rewrite(path: Path, first: int) -> tuple[str, list[Site]]:
     after = text.index("\n", include) + 1
     rewritten = "".join([*out, text[at:]])
     return rewritten[:after] + f'#include "{SWITCH}"\n' + rewritten[after:], sites
-
-
-def write(path: Path, text: str) -> None:
-    """At once, and not at all where it is there: other test processes may be compiling it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text() != text:
-        new = path.with_suffix(f".{os.getpid()}")
-        new.write_text(text)
-        new.replace(path)

@@ -6,9 +6,11 @@ import fcntl
 import functools
 import importlib.machinery
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -64,23 +66,35 @@ def build_cases(sources: list[Path], name: str, *, include: Path = ROOT / "csrc"
     return _build(out, sources, objects(), f"{build_script().cxx()} -shared -o $out $in", include)
 
 
-def build_planted(original: Path, text: str, name: str) -> Path:
-    """A folder in build/cases with a library where a file of csrc/cuda has another text; WARPWRIGHT_LIBRARY_DIR makes
-    a process use it."""
+def build_planted(texts: dict[Path, str], name: str, *, more: Sequence[Path] = ()) -> Path:
+    """A folder in build/cases with a library where files of csrc/cuda have other texts, and where there are `more`
+    sources; WARPWRIGHT_LIBRARY_DIR makes a process use it. Headers are found in their new text by these files alone."""
     built = library().parent / "emulated"
     folder = ROOT / "build" / "cases" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    planted = folder / original.name
-    if not planted.exists() or planted.read_text() != text:
-        planted.write_text(text)
-    replaced = "_".join(original.relative_to(ROOT / "csrc").with_suffix("").parts)
-    others = sorted(part for part in built.glob("*.o") if part.stem != replaced)
+    planted, replaced = [], set()
+    for original, text in texts.items():
+        place = original.relative_to(ROOT / "csrc")
+        write(folder / place, text)
+        if original.suffix == ".cu":
+            planted.append(folder / place)
+            replaced.add("_".join(place.with_suffix("").parts))
+    others = sorted(part for part in built.glob("*.o") if part.stem not in replaced)
     # The kernels last, see build.emulated_library.
     others.sort(key=lambda part: part.name.startswith("cuda_"))
-    _build(folder / build_script().EMULATED_LIBRARY, [planted], others, build_script().emulated_link())
+    out = folder / build_script().EMULATED_LIBRARY
+    _build(out, [*planted, *more], others, build_script().emulated_link(), include=folder)
     for other in (_library.CPU_LIBRARY, _library.LIBRARY_DIR / build_script().BUILD_INFO):
         shutil.copy(other, folder)
     return folder
+
+
+def write(path: Path, text: str) -> None:
+    """At once, and not at all where it is there: other test processes may be compiling it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(text)
+        new.replace(path)
 
 
 def _build(out: Path, sources: list[Path], others: list[Path], link: str, include: Path = ROOT / "csrc") -> Path:

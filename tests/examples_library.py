@@ -141,6 +141,6 @@ def switched() -> Library:
     folder = ROOT / "build" / "examples_switched"
     texts = {**_rewritten()[0], dropped_statements.SWITCH: dropped_statements.SWITCH_TEXT, "switch.cpp": _SWITCH}
     for name, text in texts.items():
-        dropped_statements.write(folder / name, text)
+        emulated.write(folder / name, text)
     sources = [folder / name for name in texts if name.endswith((".cu", ".cpp"))]
     return Library("emulated", emulated.build_cases(sources, "examples_switched", include=folder))

@@ -88,9 +88,9 @@ def wrong(gemm: Gemm, product: Product, config: WgmmaConfig | None) -> str:
 @pytest.fixture(scope="module")
 def gemm() -> Gemm:
     folder = ROOT / "build" / "dropped_statements"
-    dropped_statements.write(folder / dropped_statements.SWITCH, dropped_statements.SWITCH_TEXT)
+    emulated.write(folder / dropped_statements.SWITCH, dropped_statements.SWITCH_TEXT)
     for path, text in SOURCES.items():
-        dropped_statements.write(folder / path.relative_to(ROOT / "csrc"), text)
+        emulated.write(folder / path.relative_to(ROOT / "csrc"), text)
     kernels = [*(CUDA / "matmul" / name for name in ("gemm_mma.cu", "split_k.cu"))]
     kernels += [*sorted((CUDA / "matmul").glob("gemm_wgmma*.cu"))]
     sources = [folder / path.relative_to(ROOT / "csrc") if path in SOURCES else path for path in kernels]

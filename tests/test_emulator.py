@@ -194,7 +194,7 @@ def test_a_kernel_that_leaves_its_tensors_is_stopped():
     check = "  if (place.row >= p.rows) return;\n"
     text = source.read_text()
     assert text.count(check) == 2
-    folder = emulated.build_planted(source, text.replace(check, "\n"), "planted")
+    folder = emulated.build_planted({source: text.replace(check, "\n")}, "planted")
     variables = os.environ | {"WARPWRIGHT_LIBRARY_DIR": str(folder), "PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run([sys.executable, "-c", BEYOND], env=variables, capture_output=True, text=True, check=True)
     place = r"warpwright emulator: kernel swiglu, block \(0, 0, 0\), thread \(\d+, 0, 0\): pack\.cuh:\d+: "

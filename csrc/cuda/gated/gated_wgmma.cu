@@ -72,7 +72,8 @@ __device__ __forceinline__ void finish_box(const GatedWgmmaParams& p, BoxWriter&
     gate[r] = gate_sums[r], up[r] = up_sums[r];
     if (col < gated.n) add_biases<T>(gated, col, gate[r], up[r]);
   }
-  const bool keep = gated.gate != nullptr, before = needs_preact(gated.activation);
+  const bool keep = gated.gate != nullptr;
+  const bool before = needs_preact(gated.activation);
   if (keep && before) writer.store<T>(&p.gate, row0, col0, gate);
 #pragma unroll
   for (int r = 0; r < kValues; ++r) gate[r] = activate(gated.activation, gate[r]);
