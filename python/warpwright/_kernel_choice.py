@@ -56,9 +56,7 @@ def _cpu_linear(bound: dict[str, Any]) -> str:
     a, b = _multiplied(input), _multiplied(weight)
     in_order = (a.is_contiguous() or not _views(input, 1)) and (b.is_contiguous() or b.t().is_contiguous())
     work = input.shape[:-1].numel() * weight.numel()
-    bare = bound.get("bias") is None and not fused
     takes = exact and in_order and work >= (_FUSED_WORK if fused else _PLAIN_WORK)
-    takes = takes and not (bare and input.dtype == torch.bfloat16)
     product = "oneDNN" if takes else "aten's product"
     if input.dtype == torch.float16:
         product += " in float32"

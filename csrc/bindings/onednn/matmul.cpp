@@ -58,20 +58,18 @@ bool by_rows(const Tensor& m) { return m.stride(1) == 1 && m.stride(0) == m.size
 bool by_columns(const Tensor& m) { return m.stride(0) == 1 && m.stride(1) == m.size(0); }
 
 // With gaps in its weight oneDNN is a thousand times slower. Of an input in any other order torch makes a copy, which
-// takes longer than oneDNN saves; aten reads both where they lie. And where nothing follows a bfloat16 product, aten
-// asks oneDNN for it in a way that takes 2% to 8% less time.
-bool onednn_takes(const Tensor& a, const Tensor& b, bool bare, int64_t least_work) {
+// takes longer than oneDNN saves; aten reads both where they lie.
+bool onednn_takes(const Tensor& a, const Tensor& b, int64_t least_work) {
   const ScalarType dtype = a.scalar_type();
   const bool exact = dtype == ScalarType::BFloat16 || (dtype == ScalarType::Float && a.size(1) <= kOneDnnLongestSum);
   const bool worth = a.size(0) * a.size(1) * b.size(0) >= least_work;
   const bool in_order = by_rows(a) && (by_rows(b) || by_columns(b));
-  return exact && worth && in_order && !(bare && dtype == ScalarType::BFloat16) &&
-         &aoti_torch_cpu__linear_pointwise != nullptr;
+  return exact && worth && in_order && &aoti_torch_cpu__linear_pointwise != nullptr;
 }
 
 // One matrix: a @ b.T + bias.
 Tensor matrix_product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
-  if (onednn_takes(a, b, !bias.has_value(), kPlainWork)) return fused_unary(a, b, bias, Activation::kNone);
+  if (onednn_takes(a, b, kPlainWork)) return fused_unary(a, b, bias, Activation::kNone);
   Tensor result = empty({a.size(0), b.size(0)}, a.scalar_type(), a);
   const Tensor b_t = seen_as(b, {b.size(1), b.size(0)}, {b.stride(1), b.stride(0)});
   if (bias.has_value()) {
@@ -168,7 +166,7 @@ ProductOutput gemm(const Tensor& a, const Tensor& b, const Epilogue& epilogue, A
   const OptionalTensor bias = contiguous(epilogue.bias);  // oneDNN reads a strided bias as if it were not.
   const bool fused = a.dim() == 2 && !arithmetic.batch_invariant && !keep && epilogue.alpha == 1 &&
                      epilogue.beta == 1 && epilogue.output_scale == 1 && output_dtype == dtype;
-  if (fused && onednn_takes(a, b, plain && !bias.has_value(), plain ? kPlainWork : kFusedWork)) {
+  if (fused && onednn_takes(a, b, plain ? kPlainWork : kFusedWork)) {
     if (!epilogue.residual.has_value()) return {fused_unary(a, b, bias, epilogue.activation), nothing(dtype, a)};
     if (epilogue.activation == Activation::kNone) {
       return {fused_add(a, torch::stable::contiguous(*epilogue.residual), b, bias), nothing(dtype, a)};
