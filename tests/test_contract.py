@@ -183,11 +183,11 @@ def test_an_expanded_gradient_is_read_in_place(matrix, spec):
     """`.sum().backward()` hands down a gradient whose strides are all 0."""
     for sample in spec.samples(Make(torch.float32, matrix)):
         leaves = [t for t in sample.tensors() if t.requires_grad]
-        ones, expanded = [], []
-        for grads, cotangent in ((ones, torch.ones_like), (expanded, lambda t: t.new_ones(()).expand(t.shape))):
-            outputs = [t for t in _tensors(spec.op(*sample.args, **sample.kwargs)) if t.requires_grad]
-            cotangents = [cotangent(t) for t in outputs]
-            grads += torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+        outputs = [t for t in _tensors(spec.op(*sample.args, **sample.kwargs)) if t.requires_grad]
+        ones, expanded = (
+            torch.autograd.grad(outputs, leaves, [cotangent(t) for t in outputs], retain_graph=True, allow_unused=True)
+            for cotangent in (torch.ones_like, lambda t: t.new_ones(()).expand(t.shape))
+        )
         for a, b in zip(ones, expanded, strict=True):
             assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-6, atol=1e-6, equal_nan=True), sample.name
 

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import pytest
 import torch
 
+import warpwright
 from warpwright.testing import LAYOUTS, SPECS, Make, compare, evaluate, evaluate_in_place, relayout
 
 CASES = [pytest.param(s, d, id=f"{s.name}-{str(d).removeprefix('torch.')}") for s in SPECS.values() for d in s.dtypes]
 
 
+#: Where the CPU stands in for a GPU a kernel takes a thousand times longer: each sample has one layout there, another in
+#: each dtype, and each layout has a quarter of the samples. With this every sample has all of them.
+EVERY_LAYOUT = os.environ.get("WARPWRIGHT_TEST_EVERY_LAYOUT") == "1"
+
+
 @pytest.mark.parametrize(("spec", "dtype"), CASES)
 def test_samples_are_within_twice_torchs_error(matrix, spec, dtype):
+    """And inputs are as they were."""
     wrong = []
     for sample in spec.samples(Make(dtype, matrix)):
-        wrong += [f"{sample.name}: {c}" for c in compare(spec, sample) if not c.ok]
+        before = [t.detach().clone() for t in sample.tensors()]
+        ours = evaluate_in_place(spec.op, sample)
+        wrong += [f"{sample.name}: {c}" for c in compare(spec, sample, ours) if not c.ok]
+        for tensor, copy in zip(sample.tensors(), before, strict=True):
+            assert torch.equal(_bits(tensor.detach()), _bits(copy)), sample.name
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(("spec", "dtype"), CASES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout_gives_the_same(matrix, spec, dtype, layout):
+    slow = matrix == "cpu" and warpwright.current_backend() in ("triton", "emulated") and not EVERY_LAYOUT
+    turn = list(LAYOUTS).index(layout) + spec.dtypes.index(dtype)
     wrong = []
-    for sample in spec.samples(Make(dtype, matrix)):
+    for i, sample in enumerate(spec.samples(Make(dtype, matrix))):
+        if slow and (i + turn) % len(LAYOUTS) != 0:
+            continue
         moved = sample.map(lambda t: relayout(t, layout))
         ours = evaluate_in_place(spec.op, moved)
         wrong += [f"{sample.name}: {c}" for c in compare(spec, sample, ours) if not c.ok]
@@ -32,15 +48,18 @@ def test_any_memory_layout_gives_the_same(matrix, spec, dtype, layout):
 
 
 @pytest.mark.parametrize(("spec", "dtype"), CASES)
-def test_two_runs_are_bitwise_equal_and_inputs_are_unchanged(matrix, spec, dtype):
+def test_two_runs_are_bitwise_equal(matrix, monkeypatch, spec, dtype):
+    """On the emulator in another order of blocks, threads and whatever is asynchronous."""
+    backend = warpwright.current_backend()
+    if matrix == "cpu" and backend == "triton":
+        pytest.skip("Triton's interpreter runs one program after the other: there is nothing that could differ")
     for sample in spec.samples(Make(dtype, matrix)):
-        before = [t.detach().clone() for t in sample.tensors()]
+        monkeypatch.setenv("WARPWRIGHT_EMULATOR_SEED", "0")
         first = evaluate_in_place(spec.op, sample)
+        monkeypatch.setenv("WARPWRIGHT_EMULATOR_SEED", "1")
         second = evaluate_in_place(spec.op, sample)
         for name, value in first.items():
             assert torch.equal(_bits(value), _bits(second[name])), (sample.name, name)
-        for tensor, copy in zip(sample.tensors(), before, strict=True):
-            assert torch.equal(tensor, copy), sample.name
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,8 @@ void check_output_like(const char* op, const char* name, const Tensor& tensor, c
 // A product (*batch, m, n), in float32 or in `dtype`, with everything else that the epilogue says; `bias_is_in` where
 // its bias was added before.
 ProductOutput finish_product(const Tensor& product, const Epilogue& epilogue, ScalarType dtype, bool bias_is_in);
+// Writes a @ b, which have elements, to a matrix of theirs; not in float16.
+void product_into(const Tensor& to, const Tensor& a, const Tensor& b);
 #endif
 
 // The gradient of a residual of these sizes, from that of the pre-activation as a matrix.

@@ -56,9 +56,11 @@ ProductOutput grouped_product(const Tensor& a, const Tensor& b, const Tensor& of
 Tensor grouped_weight_grad(const Tensor& a, const Tensor& b, const Tensor& offsets) {
   const Tensor result = empty({offsets.size(0), a.size(1), b.size(1)}, a.scalar_type(), a);
   each_group(offsets, [&](int64_t group, int64_t first, int64_t rows) {
-    const Tensor a_t = torch::stable::transpose(some_rows(a, first, rows), 0, 1);
-    const Tensor b_t = torch::stable::transpose(some_rows(b, first, rows), 0, 1);
-    copy(one_of(result, group), gemm(a_t, b_t, {}, {}).output);
+    const Tensor to = one_of(result, group);
+    const Tensor a_t = swapped(some_rows(a, first, rows)), others = some_rows(b, first, rows);
+    if (rows == 0 || to.numel() == 0) return clear(to);
+    if (a.scalar_type() != ScalarType::Half) return product_into(to, a_t, others);
+    copy(to, gemm(a_t, swapped(others), {}, {}).output);  // Multiplied in float32, rounded once.
   });
   return result;
 }

@@ -132,6 +132,10 @@ Tensor fixed_product(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
+void product_into(const Tensor& to, const Tensor& a, const Tensor& b) {
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(to.get(), a.get(), b.get()));
+}
+
 ProductOutput finish_product(const Tensor& product, const Epilogue& epilogue, ScalarType dtype, bool bias_is_in) {
   const ScalarType output_dtype = epilogue.output_dtype(dtype);
   const bool keep = epilogue.keeps_preact(dtype);
