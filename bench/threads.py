@@ -26,6 +26,17 @@ _SYSTEM = Path("/sys/devices/system/cpu")
 _BUSY, _LOOK_S = 0.25, 0.1
 
 
+def keep_freed_memory() -> bool:
+    """Makes glibc keep what is freed, in this process from now on; returns whether it does.
+
+    A result of some megabytes goes back to the system or not, and the next one begins with page faults or not, by what
+    else was allocated in between: of two providers that take turns one may pay for both, several milliseconds.
+    """
+    most, mmap_threshold, trim_threshold = 2**31 - 1, -3, -1  # Of mallopt, see malloc.h.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(mmap_threshold, 1 << 30) == mallopt(trim_threshold, most) == 1
+
+
 @contextmanager
 def pinned(threads: int | None = None) -> Iterator[dict[str, Any]]:
     """Runs torch's CPU ops on `threads` threads, each bound to a physical core; everything is put back at the end.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import math
 import os
+import platform
+import subprocess
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -367,3 +370,28 @@ def test_threads_that_cannot_be_bound_are_no_error(monkeypatch):
         assert "planted" in report["reason"]
     with pytest.raises(RuntimeError, match="threads must be at least 1, got 0"), pinned(0):
         pass
+
+
+ALLOCATES = """
+import resource
+import torch
+from warpwright.bench.threads import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+pages = (64 << 20) // resource.getpagesize()
+assert faults() > 2 * pages or faults() < 100  # Huge pages fault seldom in any case.
+assert keep_freed_memory()
+faults()
+assert faults() < pages // 8, "freed memory went back to the system"
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept():
+    done = subprocess.run([sys.executable, "-c", ALLOCATES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

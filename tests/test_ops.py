@@ -14,8 +14,8 @@ from warpwright.testing import LAYOUTS, SPECS, Make, compare, evaluate, evaluate
 CASES = [pytest.param(s, d, id=f"{s.name}-{str(d).removeprefix('torch.')}") for s in SPECS.values() for d in s.dtypes]
 
 
-#: Where the CPU stands in for a GPU a kernel takes a thousand times longer: each sample has one layout there, another in
-#: each dtype, and each layout has a quarter of the samples. With this every sample has all of them.
+#: Where the CPU stands in for a GPU a kernel takes a thousand times longer: each sample has one layout there, another
+#: in each dtype, and each layout has a quarter of the samples. With this every sample has all of them.
 EVERY_LAYOUT = os.environ.get("WARPWRIGHT_TEST_EVERY_LAYOUT") == "1"
 
 

@@ -158,7 +158,9 @@ def run_suites(
 ) -> None:
     """Time the cases of suites side by side with PyTorch and others; wrong results are not timed, and exit with 1."""
     from warpwright import bench
+    from warpwright.bench.threads import keep_freed_memory
 
+    keep_freed_memory()
     device = _device(device)
     own = [name for text in kernel or [] for name in bench.load_kernel(text)]
     chosen = _names(providers) or [*bench.DEFAULT_PROVIDERS, *own]
