@@ -80,8 +80,8 @@ def _calls_of(spec: OpSpec, emulated: bool) -> Iterator[Call]:
     layouts = ["contiguous", *LAYOUTS]
     if not spec.name.endswith("_"):  # What is written to cannot be expanded.
         layouts.append("expanded")
-    # The 8-bit types are made of at most float32.
-    dtypes = spec.dtypes if emulated or spec.family == "quantize" else (*spec.dtypes, torch.float64)
+    # 8-bit floats are made of at most float32, and their products are.
+    dtypes = spec.dtypes if emulated or spec.family in ("quantize", "scaled") else (*spec.dtypes, torch.float64)
     if spec.name in LONG:
         assert any(sample.name == LONG[spec.name] for sample in spec.samples(Make(spec.dtypes[0])))
     for i, layout in enumerate(layouts):
