@@ -384,7 +384,6 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 pages = (64 << 20) // resource.getpagesize()
-assert faults() > 2 * pages or faults() < 100  # Huge pages fault seldom in any case.
 assert keep_freed_memory()
 faults()
 assert faults() < pages // 8, "freed memory went back to the system"

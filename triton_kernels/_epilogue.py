@@ -64,3 +64,9 @@ def epilogue_grads(
     if need_bias:
         sum_partials(partials, grad_bias)
     return grad_preact, grad_bias
+
+
+def residual_grad(grad_preact: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of a residual of `shape`. An output may not be an input: where it is `grad` itself it is copied."""
+    own = torch.clone(grad, memory_format=torch.contiguous_format) if grad_preact is grad else grad_preact
+    return own.view(shape)

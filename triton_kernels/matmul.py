@@ -7,7 +7,7 @@ from torch import Tensor
 
 from warpwright._check import needs_preact
 from warpwright.ops._epilogue import keeps_preact
-from warpwright.triton_kernels._epilogue import epilogue_grads
+from warpwright.triton_kernels._epilogue import epilogue_grads, residual_grad
 from warpwright.triton_kernels._gemm import gemm
 
 
@@ -128,8 +128,6 @@ def _grads(
         grad_residual = preact_rows
         if not need_preact or beta != 1:
             grad_residual = epilogue_grads(rows, saved, activation, True, False, scale)[0]
-        if grad_residual is rows:  # An output may not be an input: with nothing to do the gradient is copied.
-            grad_residual = torch.clone(rows, memory_format=torch.contiguous_format)
-        grad_residual = grad_residual.view(shape)
+        grad_residual = residual_grad(grad_residual, rows, shape)
     outputs = (grad_input, grad_other, grad_bias if need_bias else None, grad_residual)
     return tuple(input.new_empty(0) if t is None else t for t in outputs)

@@ -10,7 +10,7 @@ from torch import Tensor
 from warpwright._check import needs_preact
 from warpwright.triton_kernels._activation import activate
 from warpwright.triton_kernels._common import interpreted, tl_acc
-from warpwright.triton_kernels._epilogue import epilogue_grads
+from warpwright.triton_kernels._epilogue import epilogue_grads, residual_grad
 from warpwright.triton_kernels._gemm import gemm
 
 #: Rows of the input above which the weight is dequantized first: kMaxFusedRows of csrc/kernels/packed.h. So it is for
@@ -213,8 +213,6 @@ def linear_packed_backward(
             *shape[:-1], in_features
         )
     if need_residual:
-        # An output may not be an input: without an activation the gradient is copied.
-        own = activation != "none"
-        grad_residual = (grad if own else torch.clone(grad, memory_format=torch.contiguous_format)).view(shape)
+        grad_residual = residual_grad(grad, rows, shape)
     outputs = (grad_input, grad_bias if need_bias else None, grad_residual)
     return tuple(grad_output.new_empty(0) if t is None else t for t in outputs)

@@ -11,7 +11,7 @@ from torch import Tensor
 from warpwright._check import needs_preact
 from warpwright.triton_kernels._activation import activate
 from warpwright.triton_kernels._common import interpreted, rows, tl_acc
-from warpwright.triton_kernels._epilogue import epilogue_grads
+from warpwright.triton_kernels._epilogue import epilogue_grads, residual_grad
 from warpwright.triton_kernels._gemm import gemm
 
 _BLOCK = 256
@@ -222,8 +222,5 @@ def linear_sparse24_backward(
     if need_values:
         grad_values = dense_from_sparse24_backward(gemm(grad_preact.t(), rows(input, 1).t(), **arithmetic)[0], metadata)
     if need_residual:
-        grad_residual = grad_preact
-        if grad_residual is grad:  # An output may not be an input: without an activation the gradient is copied.
-            grad_residual = torch.clone(grad, memory_format=torch.contiguous_format)
-        grad_residual = grad_residual.view(grad_output.shape)
+        grad_residual = residual_grad(grad_preact, grad, grad_output.shape)
     return grad_input, grad_values, grad_bias, grad_residual

@@ -52,6 +52,17 @@ struct BatchView {
 BatchView batch_view(const Tensor& a, const Tensor& b, const OptionalTensor& residual);
 // Operands, batch, sizes and dtype; the rest is zero.
 GemmParams product_params(const BatchView& view);
+// Of a matrix a (m, k) and n columns that lie as their own family says; results are finished by set_epilogue.
+GemmParams matrix_params(const Tensor& a, int64_t n, Arithmetic arithmetic);
+
+#if !defined(WARPWRIGHT_BACKEND_CPU)
+// What a product of these sizes (*batch, m, n) is written to.
+ProductOutput empty_product(const std::vector<int64_t>& sizes, const Epilogue& epilogue, const Tensor& like);
+// All that follows the sums, and where it goes. `bias` is the epilogue's in one piece, `residual` the epilogue's as the
+// batch is walked.
+void set_epilogue(GemmParams& params, const Epilogue& epilogue, const OptionalTensor& bias,
+                  const OptionalTensor& residual, const ProductOutput& result);
+#endif
 
 // ---- what the ops that project features share ----
 

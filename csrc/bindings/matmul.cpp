@@ -41,32 +41,53 @@ GemmParams product_params(const BatchView& view) {
   return params;
 }
 
+GemmParams matrix_params(const Tensor& a, int64_t n, Arithmetic arithmetic) {
+  GemmParams params{};
+  for (int64_t& size : params.batch) size = 1;
+  params.a = a.const_data_ptr();
+  params.a_row = a.stride(0);
+  params.a_col = a.stride(1);
+  params.m = a.size(0);
+  params.n = n;
+  params.k = a.size(1);
+  params.alpha = params.beta = params.output_scale = 1;
+  params.dtype = params.output_dtype = to_dtype(a.scalar_type());
+  params.precision = arithmetic.precision;
+  params.batch_invariant = arithmetic.batch_invariant;
+  return params;
+}
+
 #if !defined(WARPWRIGHT_BACKEND_CPU)
-ProductOutput gemm(const Tensor& a, const Tensor& b, const Epilogue& epilogue, Arithmetic arithmetic) {
-  const ScalarType dtype = a.scalar_type();
-  const int64_t lead = a.dim() - 2;
-  std::vector<int64_t> sizes = sizes_of(a);
-  sizes.back() = b.size(lead);
-  const bool keep = epilogue.keeps_preact(dtype);
-  ProductOutput result{empty(sizes, epilogue.output_dtype(dtype), a),
-                       keep ? empty(sizes, dtype, a) : nothing(dtype, a)};
-  const OptionalTensor bias_row = contiguous(epilogue.bias);
-  const BatchView view = batch_view(a, b, epilogue.residual);
-  Launch launch(a);
-  GemmParams params = product_params(view);
-  params.bias = data_or_null(bias_row);
-  params.residual = data_or_null(view.residual);
-  if (view.residual.has_value()) {
-    params.residual_row = view.residual->stride(lead);
-    params.residual_col = view.residual->stride(lead + 1);
+ProductOutput empty_product(const std::vector<int64_t>& sizes, const Epilogue& epilogue, const Tensor& like) {
+  const ScalarType dtype = like.scalar_type();
+  return {empty(sizes, epilogue.output_dtype(dtype), like),
+          epilogue.keeps_preact(dtype) ? empty(sizes, dtype, like) : nothing(dtype, like)};
+}
+
+void set_epilogue(GemmParams& params, const Epilogue& epilogue, const OptionalTensor& bias,
+                  const OptionalTensor& residual, const ProductOutput& result) {
+  params.bias = data_or_null(bias);
+  params.residual = data_or_null(residual);
+  if (residual.has_value()) {
+    params.residual_row = residual->stride(residual->dim() - 2);
+    params.residual_col = residual->stride(residual->dim() - 1);
   }
   params.output = result.output.mutable_data_ptr();
-  params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
+  params.preact = result.preact.numel() > 0 ? result.preact.mutable_data_ptr() : nullptr;
   params.alpha = static_cast<float>(epilogue.alpha);
   params.beta = static_cast<float>(epilogue.beta);
   params.output_scale = static_cast<float>(epilogue.output_scale);
   params.activation = epilogue.activation;
-  params.output_dtype = to_dtype(epilogue.output_dtype(dtype));
+  params.output_dtype = to_dtype(result.output.scalar_type());
+}
+
+ProductOutput gemm(const Tensor& a, const Tensor& b, const Epilogue& epilogue, Arithmetic arithmetic) {
+  const ProductOutput result = empty_product(output_sizes(a, b.size(b.dim() - 2)), epilogue, a);
+  const OptionalTensor bias_row = contiguous(epilogue.bias);
+  const BatchView view = batch_view(a, b, epilogue.residual);
+  Launch launch(a);
+  GemmParams params = product_params(view);
+  set_epilogue(params, epilogue, bias_row, view.residual, result);
   params.precision = arithmetic.precision;
   params.batch_invariant = arithmetic.batch_invariant;
   const GemmPlan plan = backend::gemm_plan(params);

@@ -81,46 +81,20 @@ Tensor dequantized(const PackedTensors& w) {
   return output;
 }
 
-LinearPackedParams linear_params(const Tensor& input, const PackedTensors& w) {
-  LinearPackedParams params{};
-  params.weight = packed_weight(w);
-  params.gemm.a = input.const_data_ptr();
-  params.gemm.a_row = input.stride(0);
-  params.gemm.a_col = input.stride(1);
-  params.gemm.m = input.size(0);
-  params.gemm.n = w.n();
-  params.gemm.k = w.k;
-  params.gemm.dtype = params.gemm.output_dtype = to_dtype(input.scalar_type());
-  return params;
-}
-
 // input (m, k) times the weight, and what follows.
 ProductOutput product(const Tensor& input, const PackedTensors& w, const Epilogue& epilogue, Arithmetic arithmetic) {
-  LinearPackedParams params = linear_params(input, w);
-  params.gemm.batch_invariant = arithmetic.batch_invariant;
+  LinearPackedParams params{matrix_params(input, w.n(), arithmetic), packed_weight(w)};
   if (!backend::linear_packed_takes(params)) return gemm(input, dequantized(w), epilogue, arithmetic);
-  const ScalarType dtype = input.scalar_type();
   const std::vector<int64_t> sizes = {params.gemm.m, params.gemm.n};
 #if defined(WARPWRIGHT_BACKEND_CPU)
   Tensor sums = empty(sizes, ScalarType::Float, input);
   params.gemm.output = sums.mutable_data_ptr();
   backend::linear_packed(params, nullptr);
-  return finish_product(sums, epilogue, dtype, false);
+  return finish_product(sums, epilogue, input.scalar_type(), false);
 #else
-  const bool keep = epilogue.keeps_preact(dtype);
-  ProductOutput result{empty(sizes, dtype, input), keep ? empty(sizes, dtype, input) : nothing(dtype, input)};
+  const ProductOutput result = empty_product(sizes, epilogue, input);
   const OptionalTensor bias = contiguous(epilogue.bias);
-  params.gemm.bias = data_or_null(bias);
-  params.gemm.residual = data_or_null(epilogue.residual);
-  if (epilogue.residual.has_value()) {
-    params.gemm.residual_row = epilogue.residual->stride(0);
-    params.gemm.residual_col = epilogue.residual->stride(1);
-  }
-  params.gemm.output = result.output.mutable_data_ptr();
-  params.gemm.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
-  for (int64_t& size : params.gemm.batch) size = 1;
-  params.gemm.alpha = params.gemm.beta = params.gemm.output_scale = 1;
-  params.gemm.activation = epilogue.activation;
+  set_epilogue(params.gemm, epilogue, bias, epilogue.residual, result);
   Launch launch(input);
   backend::linear_packed(params, launch.stream());
   return result;
@@ -186,12 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_packed_backward(Tensor grad_output, Te
     grad_input = gemm(grads.grad_preact, torch::stable::transpose(dequantized(weight), 0, 1), {}, arithmetic).output;
     if (grad_output.dim() != 2) grad_input = torch::stable::view(grad_input, output_sizes(grad_output, in_features));
   }
-  if (need_residual) {
-    // An output may not be an input: without an activation the gradient is copied.
-    const bool own = activation != Activation::kNone;
-    grad_residual = own ? grads.grad_preact : torch::stable::clone(torch::stable::contiguous(grads.grad_preact));
-    if (grad_output.dim() != 2) grad_residual = torch::stable::view(grad_residual, sizes_of(grad_output));
-  }
+  if (need_residual) grad_residual = residual_grad(grads.grad_preact, activation, sizes_of(grad_output));
   return {grad_input, grads.grad_bias, grad_residual};
 }
 

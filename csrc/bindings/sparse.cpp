@@ -132,48 +132,25 @@ void check_linear(const char* op, const Tensor& input, const Tensor& values, con
 // activation(a @ weight.T + bias + residual), for a (m, k).
 ProductOutput sparse24_product(const Tensor& a, const Tensor& values, const Tensor& metadata, const Epilogue& epilogue,
                                Arithmetic arithmetic) {
-  const ScalarType dtype = a.scalar_type();
   const std::vector<int64_t> sizes = {a.size(0), values.size(0)};
   LinearSparse24Params params{};
-  GemmParams& gemm_params = params.gemm;
+  params.gemm = matrix_params(a, values.size(0), arithmetic);
+  params.weight = sparse24_of(values, metadata);
 #if defined(WARPWRIGHT_BACKEND_CPU)
   if (a.size(0) > kFewRows || arithmetic.batch_invariant) {
     return gemm(a, to_dense(values, metadata), epilogue, arithmetic);
   }
-  ProductOutput result{empty(sizes, acc_dtype(dtype), a), nothing(dtype, a)};
+  const Tensor sums = empty(sizes, acc_dtype(a.scalar_type()), a);
+  params.gemm.output = sums.mutable_data_ptr();
+  params.gemm.output_dtype = to_dtype(sums.scalar_type());
+  backend::linear_sparse24(params, nullptr);
+  return finish_product(sums, epilogue, a.scalar_type(), /*bias_is_in=*/false);
 #else
-  const bool keep = epilogue.keeps_preact(dtype);
-  ProductOutput result{empty(sizes, dtype, a), keep ? empty(sizes, dtype, a) : nothing(dtype, a)};
+  const ProductOutput result = empty_product(sizes, epilogue, a);
   const OptionalTensor bias = contiguous(epilogue.bias);
-  gemm_params.bias = data_or_null(bias);
-  gemm_params.residual = data_or_null(epilogue.residual);
-  if (epilogue.residual.has_value()) {
-    gemm_params.residual_row = epilogue.residual->stride(0);
-    gemm_params.residual_col = epilogue.residual->stride(1);
-  }
-  gemm_params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
-  gemm_params.activation = epilogue.activation;
-#endif
-  gemm_params.a = a.const_data_ptr();
-  gemm_params.a_row = a.stride(0);
-  gemm_params.a_col = a.stride(1);
-  gemm_params.output = result.output.mutable_data_ptr();
-  for (int64_t& size : gemm_params.batch) size = 1;
-  gemm_params.m = a.size(0);
-  gemm_params.n = values.size(0);
-  gemm_params.k = a.size(1);
-  gemm_params.alpha = gemm_params.beta = gemm_params.output_scale = 1;
-  gemm_params.batch_invariant = arithmetic.batch_invariant;
-  gemm_params.dtype = to_dtype(dtype);
-  gemm_params.output_dtype = to_dtype(result.output.scalar_type());
-  params.weight = sparse24_of(values, metadata);
-  {
-    Launch launch(a);
-    backend::linear_sparse24(params, launch.stream());
-  }
-#if defined(WARPWRIGHT_BACKEND_CPU)
-  return finish_product(result.output, epilogue, dtype, /*bias_is_in=*/false);
-#else
+  set_epilogue(params.gemm, epilogue, bias, epilogue.residual, result);
+  Launch launch(a);
+  backend::linear_sparse24(params, launch.stream());
   return result;
 #endif
 }
