@@ -1,0 +1,42 @@
+"""The bugs that tests/mutate.py plants: for every op and every room at least one, of the kinds that happen.
+
+One file a family; what is planted in a piece that several families use stands in shared.py.
+"""
+
+from mutations import (
+    activation,
+    conv,
+    gated,
+    grouped,
+    loss,
+    matmul,
+    norm,
+    optim,
+    packed,
+    quantize,
+    rotary,
+    scaled,
+    shared,
+    sparse,
+)
+from mutations._mutation import BACKENDS, Mutation
+
+__all__ = ["BACKENDS", "MUTATIONS", "Mutation"]
+
+_FILES = (
+    shared,
+    norm,
+    activation,
+    rotary,
+    matmul,
+    gated,
+    grouped,
+    sparse,
+    conv,
+    loss,
+    quantize,
+    scaled,
+    packed,
+    optim,
+)
+MUTATIONS = [mutation for file in _FILES for mutation in file.MUTATIONS]
