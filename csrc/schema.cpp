@@ -138,6 +138,12 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor lse, Tensor valid,"
       " int ignore_index, str reduction, float label_smoothing) -> Tensor");
 
+  // embedding: output = weight[input]. A row's gradient is the sum over its tokens, in their order.
+  m.def("embedding(Tensor input, Tensor weight, int? padding_idx, bool scale_grad_by_freq) -> Tensor");
+  m.def(
+      "embedding_backward(Tensor grad_output, Tensor input, int num_embeddings, int? padding_idx,"
+      " bool scale_grad_by_freq) -> Tensor");
+
   // rotary: input (batch, sequence, heads, head_dim); cos and sin (sequence, rotary_dim / 2) or with a batch in front.
   m.def("rotary_embedding(Tensor input, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
   m.def("rotary_embedding_backward(Tensor grad_output, Tensor cos, Tensor sin, bool interleaved) -> Tensor");

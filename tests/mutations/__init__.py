@@ -6,6 +6,7 @@ One file a family; what is planted in a piece that several families use stands i
 from mutations import (
     activation,
     conv,
+    embedding,
     gated,
     grouped,
     loss,
@@ -33,6 +34,7 @@ _FILES = (
     grouped,
     sparse,
     conv,
+    embedding,
     loss,
     quantize,
     scaled,

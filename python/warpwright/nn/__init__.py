@@ -6,8 +6,18 @@ counted and named by `warpwright.fallbacks()`.
 
 from warpwright.nn._replace import ReplaceReport, replace_modules
 from warpwright.nn.conv import Conv2d
+from warpwright.nn.embedding import Embedding
 from warpwright.nn.loss import CrossEntropyLoss
 from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import LayerNorm, RMSNorm
 
-__all__ = ["Conv2d", "CrossEntropyLoss", "LayerNorm", "Linear", "RMSNorm", "ReplaceReport", "replace_modules"]
+__all__ = [
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "RMSNorm",
+    "ReplaceReport",
+    "replace_modules",
+]

@@ -9,13 +9,14 @@ from fnmatch import fnmatchcase
 import torch
 from torch.nn.parameter import is_lazy
 
-from warpwright.nn import conv, loss, matmul, norm
+from warpwright.nn import conv, embedding, loss, matmul, norm
 
 #: torch's layer -> ours.
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.Linear: matmul.Linear,
     torch.nn.Conv2d: conv.Conv2d,
     torch.nn.CrossEntropyLoss: loss.CrossEntropyLoss,
+    torch.nn.Embedding: embedding.Embedding,
     torch.nn.LayerNorm: norm.LayerNorm,
     torch.nn.RMSNorm: norm.RMSNorm,
 }

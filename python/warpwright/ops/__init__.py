@@ -2,6 +2,7 @@
 
 from warpwright.ops.activation import swiglu
 from warpwright.ops.conv import conv2d
+from warpwright.ops.embedding import embedding
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
 from warpwright.ops.loss import cross_entropy
@@ -28,6 +29,7 @@ __all__ = [
     "dense_from_sparse24",
     "dequantize_fp8",
     "dequantize_packed",
+    "embedding",
     "grouped_matmul",
     "layer_norm",
     "linear",
