@@ -144,9 +144,15 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       "embedding_backward(Tensor grad_output, Tensor input, int num_embeddings, int? padding_idx,"
       " bool scale_grad_by_freq) -> Tensor");
 
-  // rotary: input (batch, sequence, heads, head_dim); cos and sin (sequence, rotary_dim / 2) or with a batch in front.
-  m.def("rotary_embedding(Tensor input, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
-  m.def("rotary_embedding_backward(Tensor grad_output, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
+  // rotary: input and key (batch, sequence, heads, head_dim), each with its own number of heads. Angles come from cos and
+  // sin, (sequence, rotary_dim / 2) or with a batch in front, or (anything, rotary_dim / 2) where `positions` says which
+  // row; or without them from `base`.
+  m.def(
+      "rotary_embedding(Tensor input, Tensor? key, Tensor? cos, Tensor? sin, Tensor? positions, float? base,"
+      " int? rotary_dim, bool interleaved) -> (Tensor output, Tensor key_output)");
+  m.def(
+      "rotary_embedding_backward(Tensor grad_output, Tensor? grad_key, Tensor? cos, Tensor? sin, Tensor? positions,"
+      " float? base, int? rotary_dim, bool interleaved) -> (Tensor grad_input, Tensor grad_key_input)");
 
   // quantize: one scale a row, or one for each `block_size` elements of a row; input = scale * quantized.
   m.def("quantize_fp8(Tensor input, int? block_size, ScalarType dtype) -> (Tensor quantized, Tensor scale)");

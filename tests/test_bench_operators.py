@@ -65,6 +65,10 @@ TINY = {
     "rotary_embedding": [
         {"batch": 2, "sequence": 5, "heads": 3, "head_dim": 8, "interleaved": turned} for turned in (False, True)
     ],
+    "rotary_embedding_qk": [
+        {"batch": 2, "sequence": 5, "heads": 3, "key_heads": 2, "head_dim": 8, "angles": angles}
+        for angles in ("table", "positions", "computed")
+    ],
     "linear_w4a16": [
         {"m": 5, "n": 6, "k": 70, "group_size": 32, "zero_points": True, "bias": True, "activation": "silu"},
         {"m": 5, "n": 6, "k": 70, "group_size": None},

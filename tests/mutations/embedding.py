@@ -9,7 +9,7 @@ MUTATIONS = [
          ("embedding", "lose the last piece", "end_ - begin < kEmbeddingPiece ? end_ : begin + kEmbeddingPiece",
           "end_ - begin < kEmbeddingPiece ? begin : begin + kEmbeddingPiece")),
     *planted_in("csrc/cuda/embedding/embedding.cu",
-         ("embedding", "use a bad index", "(known ? p.weight.offset(index) : 0)", "p.weight.offset(index)"),
+         ("embedding", "zeros for a bad index", "from_float<T>(NAN)", "from_float<T>(0.0f)"),
          ("embedding", "the piece before", "last - (last - start) % kEmbeddingPiece",
           "last + 1 - kEmbeddingPiece - 0 * start"),
          ("embedding", "forget what follows the pieces", "rest.add_tokens(p, begin, end, first);", ";"),

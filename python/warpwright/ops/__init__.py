@@ -15,7 +15,7 @@ from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
 from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
-from warpwright.ops.rotary import rotary_embedding
+from warpwright.ops.rotary import rotary_embedding, rotary_embedding_qk
 from warpwright.ops.scaled import scaled_matmul
 from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sparse24, prune_24
 
@@ -45,6 +45,7 @@ __all__ = [
     "quantize_fp8",
     "rms_norm",
     "rotary_embedding",
+    "rotary_embedding_qk",
     "scaled_matmul",
     "swiglu",
 ]
