@@ -154,7 +154,14 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       "rotary_embedding_backward(Tensor grad_output, Tensor? grad_key, Tensor? cos, Tensor? sin, Tensor? positions,"
       " float? base, int? rotary_dim, bool interleaved) -> (Tensor grad_input, Tensor grad_key_input)");
 
-  // quantize: one scale a row, or one for each `block_size` elements of a row; input = scale * quantized.
+  // quantize: to 8-bit floats or int8, with a scale for the tensor, each row, each block of a row or each square of
+  // `block_size` x `block_size`; input = scale * quantized. With `transposed` the same of the transposed matrix, else two
+  // tensors without elements. `seed`: rounded at random by csrc/kernels/philox.h, else to the nearest.
+  m.def(
+      "quantize(Tensor input, ScalarType dtype, str granularity, int block_size, int? seed, bool transposed)"
+      " -> (Tensor quantized, Tensor scale, Tensor transposed_quantized, Tensor transposed_scale)");
+  m.def("dequantize(Tensor input, Tensor scale, str granularity, int block_size, ScalarType dtype) -> Tensor");
+  // one scale a row, or one for each `block_size` elements of a row; input = scale * quantized.
   m.def("quantize_fp8(Tensor input, int? block_size, ScalarType dtype) -> (Tensor quantized, Tensor scale)");
   m.def("dequantize_fp8(Tensor input, Tensor scale, int? block_size, ScalarType dtype) -> Tensor");
 

@@ -80,6 +80,11 @@ TINY = {
     "dequantize_packed": [{"n": 6, "k": 70, "bits": bits, "zero_points": bits == 8} for bits in (4, 8)],
     "quantize_fp8": [{"rows": 3, "width": 40, "block_size": block, "format": "e5m2"} for block in (None, 16)],
     "dequantize_fp8": [{"rows": 3, "width": 40, "block_size": block} for block in (None, 16)],
+    "quantize": [
+        {"rows": 3, "width": 40, "granularity": kind, "format": "int8", "transposed": kind == "block"}
+        for kind in ("tensor", "row", "block", "square")
+    ],
+    "dequantize": [{"rows": 3, "width": 40, "granularity": kind} for kind in ("tensor", "row", "block", "square")],
     "scaled_matmul": [
         *({"m": 5, "n": 6, "k": 130, "scales": scales, "bias": True} for scales in ("tensor", "row", "block")),
         {"m": 5, "n": 6, "k": 7, "format": "int8", "scales": "row", "activation": "silu"},

@@ -14,7 +14,7 @@ from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
 from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
-from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
+from warpwright.ops.quantize import dequantize, dequantize_fp8, quantize, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding, rotary_embedding_qk
 from warpwright.ops.scaled import scaled_matmul
 from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sparse24, prune_24
@@ -27,6 +27,7 @@ __all__ = [
     "conv2d",
     "cross_entropy",
     "dense_from_sparse24",
+    "dequantize",
     "dequantize_fp8",
     "dequantize_packed",
     "embedding",
@@ -42,6 +43,7 @@ __all__ = [
     "matmul",
     "mlp",
     "prune_24",
+    "quantize",
     "quantize_fp8",
     "rms_norm",
     "rotary_embedding",
