@@ -19,7 +19,10 @@ MUTATIONS = [
           "p.scale.offset(group.row) + (group.index - group.row * p.groups) * p.scale.col_stride",
           "p.scale.offset(group.row)")),
     *planted_in("triton_kernels/quantize.py",
-         ("quantize_fp8", "lose the sign", "| ((bits >> 24) & 0x80)", "| 0"),
+         ("quantize_fp8", "lose the sign", "subnormal, normal) | ((bits >> 24) & 0x80)\n    return "
+          "tl.where(x != x, 0x7F, code)"
+          ".to(tl.uint8)\n\n\n@triton.jit\ndef _decode",
+          "subnormal, normal)\n    return tl.where(x != x, 0x7F, code).to(tl.uint8)\n\n\n@triton.jit\ndef _decode"),
          ("dequantize_fp8", "the scale of the first block", "row * scale_row + group * scale_col", "row * scale_row")),
     *planted_in("python/warpwright/reference/quantize.py",
          ("quantize_fp8", "no least scale", "(amax / largest).clamp(min=MIN_SCALE)", "(amax / largest)")),

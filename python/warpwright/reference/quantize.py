@@ -24,11 +24,16 @@ def _blocks(x: Tensor, block_size: int | None) -> Tensor:
     return F.pad(x, (0, count * block - cols)).unflatten(-1, (count, block))
 
 
+def _scale_of(amax: Tensor, dtype: torch.dtype) -> Tensor:
+    largest = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+    return torch.where(amax == 0, 1.0, (amax / largest).clamp(min=MIN_SCALE))
+
+
 def quantize_fp8(input: Tensor, block_size: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     largest = torch.finfo(dtype).max
     x = _blocks(input.float(), block_size)
     amax = x.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
-    scale = torch.where(amax == 0, 1.0, (amax / largest).clamp(min=MIN_SCALE))
+    scale = _scale_of(amax, dtype)
     quotient = (x / scale.unsqueeze(-1)).flatten(-2)[..., : input.shape[-1]]
     bits = quotient.clamp(-largest, largest).to(dtype).view(torch.uint8)
     return torch.where(quotient.isnan(), NAN_BITS, bits).view(dtype).contiguous(), scale.contiguous()
@@ -41,11 +46,6 @@ def dequantize_fp8(input: Tensor, scale: Tensor, block_size: int | None, dtype: 
 
 
 # ---- any granularity ----
-
-
-def _scale_of(amax: Tensor, dtype: torch.dtype) -> Tensor:
-    largest = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
-    return torch.where(amax == 0, 1.0, (amax / largest).clamp(min=MIN_SCALE))
 
 
 def _encoded(quotient: Tensor, dtype: torch.dtype, words: Tensor | None) -> Tensor:
