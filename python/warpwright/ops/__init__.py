@@ -4,7 +4,8 @@ from warpwright.ops.activation import swiglu
 from warpwright.ops.conv import conv2d
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
-from warpwright.ops.loss import cross_entropy
+from warpwright.ops.linear_loss import linear_cross_entropy
+from warpwright.ops.loss import cross_entropy, nll_loss
 from warpwright.ops.matmul import addmm, bmm, linear, matmul
 from warpwright.ops.norm import layer_norm, rms_norm
 from warpwright.ops.optim import adamw_
@@ -31,6 +32,7 @@ __all__ = [
     "grouped_matmul",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "linear_geglu",
     "linear_glu",
     "linear_sparse24",
@@ -39,6 +41,7 @@ __all__ = [
     "linear_w8a16",
     "matmul",
     "mlp",
+    "nll_loss",
     "prune_24",
     "quantize_fp8",
     "rms_norm",
