@@ -148,6 +148,18 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   m.def(
       "nll_loss_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor total,"
       " int ignore_index, str reduction) -> Tensor");
+  // Losses of single elements: all tensors have input's shape, any strides. kl_div also takes the reduction batchmean.
+  m.def(
+      "binary_cross_entropy_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight,"
+      " str reduction, bool float32_loss) -> Tensor");
+  m.def(
+      "binary_cross_entropy_with_logits_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight,"
+      " Tensor? pos_weight, str reduction, bool need_input, bool need_target)"
+      " -> (Tensor grad_input, Tensor grad_target)");
+  m.def("kl_div(Tensor input, Tensor target, str reduction, bool log_target, bool float32_loss) -> Tensor");
+  m.def(
+      "kl_div_backward(Tensor grad_loss, Tensor input, Tensor target, str reduction, bool log_target,"
+      " bool need_input, bool need_target) -> (Tensor grad_input, Tensor grad_target)");
   // The loss of linear's output, whose rows are taken `chunk_rows` at a time. Where gradients are needed of a loss that
   // is reduced, they are those of the loss itself, still to be scaled by its gradient: linear_loss_backward.
   m.def(

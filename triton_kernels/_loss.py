@@ -38,7 +38,7 @@ def empty_loss(input: Tensor, shape: torch.Size, reduction: str, float32_loss: b
 
 @triton.jit
 def _sum_kernel(
-    row_loss_ptr, target_ptr, weight_ptr, loss_ptr, total_ptr, rows, cols, ignore_index,
+    row_loss_ptr, target_ptr, weight_ptr, loss_ptr, total_ptr, rows, cols, ignore_index, factor,
     LOSS: tl.constexpr, ALIKE: tl.constexpr, WEIGHTED: tl.constexpr, MEAN: tl.constexpr, ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -60,7 +60,7 @@ def _sum_kernel(
                 counted += tl.where(own & (target >= 0) & (target < cols), weight, tl.where(own, float("nan"), 0.0))
             else:
                 counted += own.to(ACC)
-    loss = tl.sum(sums, 0)
+    loss = tl.sum(sums, 0) * factor
     total = tl.sum(counted, 0)
     tl.store(total_ptr, total)
     if MEAN:  # Without a row that counts 0 / 0, NaN, as in PyTorch.
@@ -78,13 +78,14 @@ def sum_losses(
     classes: int,
     ignore_index: int,
     reduction: str,
+    factor: float = 1.0,
 ) -> None:
-    """The sum or the mean over rows; without losses what a mean is divided by, without targets each row counts alike.
-    Targets and weights lie in one piece."""
+    """The sum times `factor`, or the mean over rows; without losses what a mean is divided by, without targets each row
+    counts alike. Targets and weights lie in one piece."""
     known = next(t for t in (row_loss, target) if t is not None)
     _sum_kernel[(1,)](
         known if row_loss is None else row_loss, known if target is None else target,
-        total if weight is None else weight, loss, total, known.numel(), classes, ignore_index,
+        total if weight is None else weight, loss, total, known.numel(), classes, ignore_index, factor,
         LOSS=row_loss is not None, ALIKE=target is None, WEIGHTED=weight is not None, MEAN=reduction == "mean",
         ACC=tl_acc(total.dtype), BLOCK=1024,
     )  # fmt: skip

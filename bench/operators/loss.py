@@ -23,3 +23,21 @@ def linear_cross_entropy(draw: Draw, *, rows: int, width: int, classes: int) -> 
         f"{rows} x {width} -> {classes}",
         (draw.tensor(rows, width), weight, draw.integers(rows, low=0, high=classes)),
     )
+
+
+@operator("nll_loss", smaller=halve("rows"))
+def nll_loss(draw: Draw, *, rows: int, classes: int) -> Sample:
+    return Sample(f"{rows} x {classes}", (draw.tensor(rows, classes), draw.integers(rows, low=0, high=classes)))
+
+
+@operator("binary_cross_entropy_with_logits", smaller=halve("rows"))
+def binary_cross_entropy_with_logits(draw: Draw, *, rows: int, width: int) -> Sample:
+    target = draw.tensor(rows, width, low=0, grad=False)
+    return Sample(f"{rows} x {width}", (draw.tensor(rows, width, low=-4, high=4), target))
+
+
+@operator("kl_div", smaller=halve("rows"))
+def kl_div(draw: Draw, *, rows: int, classes: int) -> Sample:
+    target = draw.tensor(rows, classes, low=-4, high=0, grad=False)
+    kwargs = {"reduction": "batchmean", "log_target": True}
+    return Sample(f"{rows} x {classes}", (draw.tensor(rows, classes, low=-4, high=0), target), kwargs)

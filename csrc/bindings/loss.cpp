@@ -105,13 +105,15 @@ RowLosses empty_losses(const std::vector<int64_t>& sizes, Reduction reduction, b
 }
 
 void sum_losses(const RowLosses& losses, const Rows& target, const OptionalTensor& weight, int64_t rows,
-                int64_t classes, int64_t ignore_index, Reduction reduction, Stream stream, bool total_only) {
+                int64_t classes, int64_t ignore_index, Reduction reduction, Stream stream, bool total_only,
+                double factor) {
   const ScalarType acc = losses.total.scalar_type();
   Tensor loss = losses.loss, total = losses.total;
   Tensor partials = empty({2, loss_partials(rows)}, acc, total);
   LossSumsParams params{};
   params.row_loss = losses.row_loss.const_data_ptr();
   params.total_only = total_only;
+  params.factor = factor;
   params.target = target;
   params.weight = data_or_null(weight);
   params.partial_loss = partials.mutable_data_ptr();

@@ -42,8 +42,10 @@ struct RowLosses {
   Tensor total;     // One element, or none with reduction none.
 };
 RowLosses empty_losses(const std::vector<int64_t>& sizes, Reduction reduction, bool float32_loss, const Tensor& input);
-// The sum or the mean; with `total_only` just what a mean is divided by. `target` is null where each row counts alike.
+// The sum, times `factor`, or the mean; with `total_only` just what a mean is divided by. `target` is null where each
+// row counts alike.
 void sum_losses(const RowLosses& losses, const Rows& target, const OptionalTensor& weight, int64_t rows,
-                int64_t classes, int64_t ignore_index, Reduction reduction, Stream stream, bool total_only = false);
+                int64_t classes, int64_t ignore_index, Reduction reduction, Stream stream, bool total_only = false,
+                double factor = 1);
 
 }  // namespace warpwright

@@ -42,7 +42,7 @@ void sum_rows(const LossSumsParams& p) {
   if (p.total_only) return;
   // Without a row that counts the mean is 0 / 0, NaN, as in PyTorch.
   if (p.reduction == Reduction::kMean) loss /= total;
-  store_as<double>(p.loss_dtype, p.loss, 0, loss);
+  store_as<double>(p.loss_dtype, p.loss, 0, p.factor * loss);
 }
 
 }  // namespace

@@ -29,6 +29,7 @@ struct LossSumsParams {
   int64_t rows, classes, ignore_index;
   Reduction reduction;
   bool total_only;          // There are no losses yet.
+  double factor;            // of the sum
   DType dtype, loss_dtype;  // What has no dtype of its own has `dtype`: float32 or float64.
 };
 

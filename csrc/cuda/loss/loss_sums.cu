@@ -63,7 +63,9 @@ __global__ void __launch_bounds__(kThreads) loss_finish_kernel(const LossSumsPar
   if (threadIdx.x != 0) return;
   *static_cast<float*>(p.total) = total;
   // Without a row that counts the mean is 0 / 0, NaN, as in PyTorch.
-  if (!p.total_only) store_as(p.loss_dtype, p.loss, 0, p.reduction == Reduction::kMean ? loss / total : loss);
+  if (p.total_only) return;
+  if (p.reduction == Reduction::kMean) loss /= total;
+  store_as(p.loss_dtype, p.loss, 0, static_cast<float>(p.factor) * loss);
 }
 
 }  // namespace

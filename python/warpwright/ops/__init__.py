@@ -14,6 +14,7 @@ from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
 from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
+from warpwright.ops.pointwise_loss import binary_cross_entropy_with_logits, kl_div
 from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding
 from warpwright.ops.scaled import scaled_matmul
@@ -23,6 +24,7 @@ __all__ = [
     "Sparse24Weight",
     "adamw_",
     "addmm",
+    "binary_cross_entropy_with_logits",
     "bmm",
     "conv2d",
     "cross_entropy",
@@ -30,6 +32,7 @@ __all__ = [
     "dequantize_fp8",
     "dequantize_packed",
     "grouped_matmul",
+    "kl_div",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
