@@ -226,8 +226,8 @@ class Freshness:
 
 
 def _follows(ours: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    """Whether each value is nearer to `after` than `before` is; where nothing changed there is nothing to tell, nor where
-    the change is no larger than what rounding does, as in the mean loss of many rows."""
+    """Whether each value is nearer to `after` than `before` is; where nothing changed there is nothing to tell, nor
+    where the change is no larger than what rounding does, as in the mean loss of many rows."""
     if len(ours) != len(after):
         return False
     for value, old, new in zip(ours, before, after, strict=True):
