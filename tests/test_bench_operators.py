@@ -59,6 +59,9 @@ TINY = {
     ],
     "cross_entropy": [{"rows": 4, "classes": 9, "label_smoothing": smoothing} for smoothing in (0, 0.1)],
     "linear_cross_entropy": [{"rows": 4, "width": 8, "classes": 9}],
+    "nll_loss": [{"rows": 4, "classes": 9}],
+    "binary_cross_entropy_with_logits": [{"rows": 4, "width": 9}],
+    "kl_div": [{"rows": 4, "classes": 9}],
     "rotary_embedding": [
         {"batch": 2, "sequence": 5, "heads": 3, "head_dim": 8, "interleaved": turned} for turned in (False, True)
     ],

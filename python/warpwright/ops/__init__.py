@@ -4,7 +4,8 @@ from warpwright.ops.activation import swiglu
 from warpwright.ops.conv import conv2d
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
-from warpwright.ops.loss import cross_entropy
+from warpwright.ops.linear_loss import linear_cross_entropy
+from warpwright.ops.loss import cross_entropy, nll_loss
 from warpwright.ops.matmul import addmm, bmm, linear, matmul
 from warpwright.ops.norm import layer_norm, rms_norm
 from warpwright.ops.optim import adamw_
@@ -13,6 +14,7 @@ from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
 from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
+from warpwright.ops.pointwise_loss import binary_cross_entropy_with_logits, kl_div
 from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding
 from warpwright.ops.scaled import scaled_matmul
@@ -22,6 +24,7 @@ __all__ = [
     "Sparse24Weight",
     "adamw_",
     "addmm",
+    "binary_cross_entropy_with_logits",
     "bmm",
     "conv2d",
     "cross_entropy",
@@ -29,8 +32,10 @@ __all__ = [
     "dequantize_fp8",
     "dequantize_packed",
     "grouped_matmul",
+    "kl_div",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "linear_geglu",
     "linear_glu",
     "linear_sparse24",
@@ -39,6 +44,7 @@ __all__ = [
     "linear_w8a16",
     "matmul",
     "mlp",
+    "nll_loss",
     "prune_24",
     "quantize_fp8",
     "rms_norm",
