@@ -6,8 +6,9 @@ from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
 from warpwright.ops.loss import cross_entropy
 from warpwright.ops.matmul import addmm, bmm, linear, matmul
+from warpwright.ops.multi_tensor import multi_tensor_norm, multi_tensor_scale_
 from warpwright.ops.norm import layer_norm, rms_norm
-from warpwright.ops.optim import adamw_
+from warpwright.ops.optim import adam_, adamw_, lamb_, lion_, sgd_
 from warpwright.ops.packed import PackedWeight as PackedWeight
 from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
 from warpwright.ops.packed import pack_quantized as pack_quantized
@@ -20,6 +21,7 @@ from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sp
 
 __all__ = [
     "Sparse24Weight",
+    "adam_",
     "adamw_",
     "addmm",
     "bmm",
@@ -29,6 +31,7 @@ __all__ = [
     "dequantize_fp8",
     "dequantize_packed",
     "grouped_matmul",
+    "lamb_",
     "layer_norm",
     "linear",
     "linear_geglu",
@@ -37,12 +40,16 @@ __all__ = [
     "linear_swiglu",
     "linear_w4a16",
     "linear_w8a16",
+    "lion_",
     "matmul",
     "mlp",
+    "multi_tensor_norm",
+    "multi_tensor_scale_",
     "prune_24",
     "quantize_fp8",
     "rms_norm",
     "rotary_embedding",
     "scaled_matmul",
+    "sgd_",
     "swiglu",
 ]
