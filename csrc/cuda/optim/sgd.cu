@@ -8,7 +8,7 @@ namespace {
 struct SgdRule {
   static constexpr int kMoments = 1;
   float lr, momentum, rest, l2;
-  bool first_step, nesterov;
+  int first_step, nesterov;  // Flags; all of a rule is copied, and padding would be copied unwritten.
 
   __device__ void prepare(const OptimParams& p, const StepScalars& s) {
     lr = static_cast<float>(s.lr);

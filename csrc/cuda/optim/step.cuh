@@ -122,7 +122,8 @@ __device__ __forceinline__ void encode_lane(uint8_t* codes, float* scale_at, boo
       if (i < count) codes[i] = pack.values[i];
     }
   }
-  if (threadIdx.x % kWarpSize == 0 && scale_at != nullptr) *scale_at = scale;
+  __syncwarp();  // Every lane has read the scale that is replaced.
+  if (threadIdx.x % kWarpSize == 0) *scale_at = scale;
 }
 
 // ---- stochastic rounding ----
