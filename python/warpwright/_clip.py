@@ -26,8 +26,9 @@ def norm_of(tensors: Iterable[Tensor], order: float = 2.0) -> tuple[Tensor, Tens
         return results[0] if results else (torch.zeros(()), torch.zeros(()))
     device = results[0][0].device
     dtype = max((norm.dtype for norm, _ in results), key=lambda d: torch.finfo(d).bits)
-    norms, found = (torch.stack([t.to(device, non_blocking=True).to(dtype) for t in ts]) for ts in zip(*results))
-    return torch.linalg.vector_norm(norms, order), found.amax().float()
+    norms = torch.stack([norm.to(device, non_blocking=True).to(dtype) for norm, _ in results])
+    found = torch.stack([flag.to(device, non_blocking=True) for _, flag in results])
+    return torch.linalg.vector_norm(norms, order), found.amax()
 
 
 def clip_multiplier(norm: Tensor, max_norm: float) -> Tensor:
@@ -56,7 +57,7 @@ def clip_grad_norm_(
         for half gradients too, where torch rounds it to their dtype. 0 where there are none.
 
     Raises:
-        RuntimeError: a norm that is not finite, if asked; gradients that warpwright.ops.multi_tensor_norm does not take.
+        RuntimeError: a norm that is not finite, if asked; gradients that multi_tensor_norm does not take.
 
     A gradient of a warpwright optimizer need not be clipped beforehand: with its max_grad_norm the step does it, and
     nothing is written twice.
@@ -70,9 +71,8 @@ def clip_grad_norm_(
         return torch.tensor(0.0)
     norm, _ = norm_of(grads, order)
     if error_if_nonfinite and not norm.isfinite():
-        raise RuntimeError(
-            f"warpwright: clip_grad_norm_: the norm of order {order:g} of the gradients must be finite, got {norm.item()}"
-        )
+        message = f"the norm of order {order:g} of the gradients must be finite, got {norm.item()}"
+        raise RuntimeError(f"warpwright: clip_grad_norm_: {message}")
     multiplier = clip_multiplier(norm, float(max_norm))
     for (device, dtype), some in _by_kind(grads).items():
         acc = torch.float64 if dtype == torch.float64 else torch.float32

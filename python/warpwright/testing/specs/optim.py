@@ -266,8 +266,8 @@ def _bad_inputs(rule: Rule) -> Callable[[Make], Iterator[BadInput]]:
 
         if rule.name != "lamb_":  # It looks at the moments first.
             yield bad("param dtype", r"params\[0\] must be float32, ", params=[p.long() for p in params])
-            yield bad("moment dtype", rf"{first}\[0\] must be torch.float32 or have the dtype of params, got torch.float16",
-                      m=[t.half() for t in m])  # fmt: skip
+            expected = rf"{first}\[0\] must be torch.float32 or have the dtype of params"
+            yield bad("moment dtype", f"{expected}, got torch.float16", m=[t.half() for t in m])
         else:
             yield bad("moment dtype", r"exp_avgs\[0\] must be torch.float32 of shape .* got torch.bfloat16",
                       m=[t.bfloat16() for t in m])  # fmt: skip
@@ -317,8 +317,8 @@ def _bad_scales(
     yield bad("scales of no codes", rf"{moment}\[0\] must be torch.uint8 with scales, got torch.float32", every)
     codes: dict[str, Any] = {"m": [torch.zeros_like(t, dtype=torch.uint8) for t in m]}
     codes |= {"others": [codes["m"]] * (len(rule.moments) - 1)}
-    yield bad("codes of no scales", rf"{moment}\[0\] must be torch.float32 or have the dtype of params, got torch.uint8",
-              **codes)  # fmt: skip
+    expected = rf"{moment}\[0\] must be torch.float32 or have the dtype of params"
+    yield bad("codes of no scales", f"{expected}, got torch.uint8", **codes)
     wrong = every | {name: [fitting[0], fitting[1].double()]}
     yield bad("scale dtype", rf"{name}\[1\] must be torch.float32 of shape \(1,\), got torch.float64", wrong, **codes)
     if len(rule.scales) == 2:
