@@ -90,7 +90,7 @@ def test_state_dicts_are_torchs():
 
 def test_it_can_be_switched_off():
     scaler = GradScaler("cpu", enabled=False)
-    net, scales, state = run(scaler, optim.AdamW, {}, bad=())
+    _, scales, state = run(scaler, optim.AdamW, {}, bad=())
     assert (set(scales), state) == ({1.0}, {})
 
 

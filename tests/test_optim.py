@@ -149,7 +149,7 @@ def test_checkpoints_move_between_torch_and_warpwright(source, target, name):
 def test_a_group_that_only_torch_can_run_is_refused():
     net = model()
     theirs = torch.optim.AdamW(net.parameters(), amsgrad=True)
-    with pytest.raises(ValueError, match="warpwright: AdamW: amsgrad is not supported; torch.optim.AdamW has it"):
+    with pytest.raises(ValueError, match="warpwright: AdamW: amsgrad is not supported"):
         AdamW(net.parameters()).load_state_dict(theirs.state_dict())
     with pytest.raises(ValueError, match="warpwright: SGD: differentiable is not supported"):
         SGD(net.parameters(), differentiable=True)

@@ -208,20 +208,24 @@ void for_each_chunk(const OptimParams& p, const F& f) {
   });
 }
 
+template <class Rule, class P>
+void update_of_dtype(const OptimParams& p) {
+  for_each_chunk(p, [&](int32_t chunk) {
+    if constexpr (sizeof(P) <= sizeof(float)) {
+      if (p.state_dtype == DType::kUInt8) return update_chunk<Rule, P, Code8>(p, chunk);
+    }
+    if (p.state_dtype == p.dtype) return update_chunk<Rule, P, P>(p, chunk);
+    update_chunk<Rule, P, acc_t<P>>(p, chunk);
+  });
+}
+
 // One step by Rule<A>, with the types that the tensors have.
 template <template <class> class Rule>
 void update(const OptimParams& p) {
   if (p.found_inf != nullptr && *p.found_inf != 0) return;
   visit_float(p.dtype, [&](auto tag) {
     using P = decltype(tag);
-    using A = acc_t<P>;
-    for_each_chunk(p, [&](int32_t chunk) {
-      if constexpr (sizeof(P) <= sizeof(float)) {
-        if (p.state_dtype == DType::kUInt8) return update_chunk<Rule<A>, P, Code8>(p, chunk);
-      }
-      if (p.state_dtype == p.dtype) return update_chunk<Rule<A>, P, P>(p, chunk);
-      update_chunk<Rule<A>, P, A>(p, chunk);
-    });
+    update_of_dtype<Rule<acc_t<P>>, P>(p);
   });
 }
 

@@ -10,6 +10,7 @@ from mutations import (
     grouped,
     loss,
     matmul,
+    multi_tensor,
     norm,
     optim,
     packed,
@@ -37,6 +38,7 @@ _FILES = (
     quantize,
     scaled,
     packed,
+    multi_tensor,
     optim,
 )
 MUTATIONS = [mutation for file in _FILES for mutation in file.MUTATIONS]

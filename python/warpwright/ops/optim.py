@@ -186,7 +186,8 @@ def sgd_(
     Raises:
         RuntimeError: as adamw_.
 
-    Source: torch.optim.SGD; Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+    Source: torch.optim.SGD; Sutskever et al., "On the importance of initialization and momentum in deep learning",
+    2013.
     """
     numbers = (momentum, dampening, weight_decay, nesterov, maximize)
     scalars, scales = (grad_scale, found_inf, grad_multiplier), (momentum_buffer_scales,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from warpwright.optim._multi_tensor import KernelOptions, MultiTensorOptimizer, 
 
 
 class _Adam(MultiTensorOptimizer):
-    _moments = {"exp_avg": True, "exp_avg_sq": False}
+    _moments: ClassVar[dict[str, bool]] = {"exp_avg": True, "exp_avg_sq": False}
 
     def _numbers(self, group: dict[str, Any]) -> dict[str, Any]:
         beta1, beta2 = map(float, group["betas"])

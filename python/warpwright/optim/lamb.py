@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -32,7 +32,7 @@ class Lamb(MultiTensorOptimizer):
     """
 
     _operator = staticmethod(ops.lamb_)
-    _moments = {"exp_avg": True, "exp_avg_sq": False}
+    _moments: ClassVar[dict[str, bool]] = {"exp_avg": True, "exp_avg_sq": False}
 
     def __init__(
         self,

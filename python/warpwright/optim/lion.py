@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class Lion(MultiTensorOptimizer):
     """
 
     _operator = staticmethod(ops.lion_)
-    _moments = {"exp_avg": True}
+    _moments: ClassVar[dict[str, bool]] = {"exp_avg": True}
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class SGD(MultiTensorOptimizer, torch.optim.SGD):
     """
 
     _operator = staticmethod(ops.sgd_)
-    _moments = {"momentum_buffer": True}
+    _moments: ClassVar[dict[str, bool]] = {"momentum_buffer": True}
 
     def __init__(
         self,

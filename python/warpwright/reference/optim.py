@@ -28,7 +28,7 @@ def _adam_moments(s: Step, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Ten
 
 
 def _corrections(s: Step, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What the moments are divided by; of the second one the root. In float64: 1 - beta^step loses digits in float32."""
+    """What the moments are divided by; of the second one the root. In float64, where 1 - beta^step keeps its digits."""
     return (1 - s.numbers["beta1"] ** count), (1 - s.numbers["beta2"] ** count).sqrt().to(dtype)
 
 
