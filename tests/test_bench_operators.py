@@ -230,7 +230,9 @@ def test_models_have_as_many_parameters_as_their_publishers_say():
 
 
 @pytest.mark.parametrize(
-    "kind", [{}, {"masters": True}, {"eight_bit": True}], ids=lambda kind: "".join(kind) or "plain"
+    "kind",
+    [{}, {"masters": True}, {"eight_bit": True}, {"eight_bit": True, "masters": True}],
+    ids=lambda kind: "".join(kind) or "plain",
 )
 @pytest.mark.parametrize("name", ["adamw_", "adam_", "sgd_", "lion_", "lamb_"])
 def test_pytorch_s_own_step_in_place_is_the_step(name, kind):

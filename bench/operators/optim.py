@@ -15,6 +15,7 @@ from warpwright._optim_rules import RULES, Rule, decode_moment, encode_moment
 from warpwright.bench.case import Draw, operator
 from warpwright.bench.operators._common import suffix
 from warpwright.testing import Sample
+from warpwright.testing.specs.optim import as_outputs
 
 Shape = tuple[int, ...]
 
@@ -74,8 +75,8 @@ def smaller(parameters: dict[str, Any]) -> dict[str, Any] | None:
 def _written(rule: Rule) -> Callable[[Sample], list[Tensor]]:
     def written(sample: Sample) -> list[Tensor]:
         params, _, *moments, _ = sample.args
-        others = [sample.kwargs.get(name, ()) for name in (*rule.scales, "masters")]
-        return [t for tensors in (params, *moments, *others) for t in tensors]
+        states = as_outputs(moments, [sample.kwargs[name] for name in rule.scales if name in sample.kwargs])
+        return [t for tensors in (params, *states, sample.kwargs.get("masters", ())) for t in tensors]
 
     return written
 
