@@ -3,7 +3,7 @@
     python examples/mixed_precision/train.py docs/images/mixed-precision.png
 
 The network learns scikit-learn's handwritten digits on the CPU, in about a minute. A step is small: where a parameter
-has eight bits, it is often less than half of the last one, and is lost, unless a float32 master keeps it or the rounding
+has eight bits, it is often less than half of the last one and is lost, unless a float32 master keeps it or the rounding
 is random. docs/mixed-precision.md explains the plot; tests/test_mixed_precision.py checks it on a shorter run.
 """
 
