@@ -7,6 +7,7 @@
 #include "cuda/launch.h"
 #include "cuda/tile/partials.cuh"
 #include "cuda/tile/reduction.cuh"
+#include "cuda/tile/row.cuh"
 #include "kernels/norm.h"
 
 namespace warpwright::cuda {
@@ -17,47 +18,60 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// machine code: SHFL
-template <class T, bool kCentred>
-__global__ void __launch_bounds__(kThreads) norm_forward_kernel(const NormParams p) {
-  const int64_t row = blockIdx.x;
-  const T* input = static_cast<const T*>(p.input.data) + p.input.offset(row);
-  const T* residual =
-      p.residual.data == nullptr ? nullptr : static_cast<const T*>(p.residual.data) + p.residual.offset(row);
-  const T* weight = static_cast<const T*>(p.weight);
-  const T* bias = static_cast<const T*>(p.bias);
-  T* output = static_cast<T*>(p.output) + row * p.cols;
-  T* sum = p.sum == nullptr ? nullptr : static_cast<T*>(p.sum) + row * p.cols;
+// machine code: 1, *>: SHFL; else: SHFL, 16-byte
+template <class T, bool kCentred, bool kWarp, int kCount, int kPacks>
+__global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
+    norm_forward_kernel(const NormParams p) {
+  using Tile = RowTile<T, kCount, kPacks>;
+  using Place = RowPlace<kCount>;
+  RowTeam<kWarp> team;
+  const RowWalk<kCount, kPacks> walk(team, p.cols);
+  const RowPointer<const T> weight{static_cast<const T*>(p.weight)}, bias{static_cast<const T*>(p.bias)};
+  for (int64_t row = team.first_row(); row < p.rows; row += team.row_step()) {
+    const auto input = row_pointer<T>(p.input, row), residual = row_pointer<T>(p.residual, row);
+    Tile x;
+    // The sum is rounded to T before it is normalised, so that the result is that of the unfused addition.
+    const auto load = [&](const Place& at) {
+      x.load(input, at);
+      if (p.residual.data == nullptr) return;
+      Tile other;
+      other.load(residual, at);
+      Tile::for_each([&](int k, int i) { x.set(k, i, x.get(k, i) + other.get(k, i)); });
+    };
+    const auto average = [&](const auto& term) {
+      float total = 0.0f;
+      for (int tile = 0; tile < walk.tiles; ++tile) {
+        const Place at = walk.place(tile);
+        if (!walk.resident()) load(at);
+        Tile::for_each([&](int k, int i) { total += at.holds(k) ? term(x.get(k, i)) : 0.0f; });
+      }
+      return team.template reduce<Sum>(total) / static_cast<float>(p.cols);
+    };
 
-  // Rounded to T before it is normalised, so that the result is that of the unfused addition.
-  const auto load = [&](int64_t col) {
-    const float x = to_float(input[col * p.input.col_stride]);
-    if (residual == nullptr) return x;
-    return to_float(from_float<T>(x + to_float(residual[col * p.residual.col_stride])));
-  };
-
-  float mean = 0.0f;
-  if constexpr (kCentred) {
-    float total = 0.0f;
-    for (int64_t col = threadIdx.x; col < p.cols; col += kThreads) total += load(col);
-    mean = block_reduce<Sum, kThreads>(total) / static_cast<float>(p.cols);
-    if (threadIdx.x == 0) static_cast<float*>(p.mean)[row] = mean;
-  }
-  // Of the differences: the mean of squares less the square of the mean loses every digit when the mean is large.
-  float squares = 0.0f;
-  for (int64_t col = threadIdx.x; col < p.cols; col += kThreads) {
-    const float x = load(col);
-    if (sum != nullptr) sum[col] = from_float<T>(x);
-    squares += (x - mean) * (x - mean);
-  }
-  const float variance = block_reduce<Sum, kThreads>(squares) / static_cast<float>(p.cols);
-  const float rstd = 1.0f / sqrtf(variance + static_cast<float>(p.eps));
-  if (threadIdx.x == 0) static_cast<float*>(p.rstd)[row] = rstd;
-  for (int64_t col = threadIdx.x; col < p.cols; col += kThreads) {
-    float y = (load(col) - mean) * rstd;
-    if (weight != nullptr) y *= to_float(weight[col]);
-    if (bias != nullptr) y += to_float(bias[col]);
-    output[col] = from_float<T>(y);
+    if (walk.resident()) load(walk.place(0));
+    const float mean = kCentred ? average([](float value) { return value; }) : 0.0f;
+    // Of the differences: the mean of squares less the square of the mean loses every digit when the mean is large.
+    const float variance = average([&](float value) { return (value - mean) * (value - mean); });
+    const float rstd = 1.0f / sqrtf(variance + static_cast<float>(p.eps));
+    if (team.leads()) {
+      static_cast<float*>(p.rstd)[row] = rstd;
+      if (kCentred) static_cast<float*>(p.mean)[row] = mean;
+    }
+    for (int tile = 0; tile < walk.tiles; ++tile) {
+      const Place at = walk.place(tile);
+      if (!walk.resident()) load(at);
+      if (p.sum != nullptr) x.store({static_cast<T*>(p.sum) + row * p.cols}, at);
+      Tile factor, term;
+      if (p.weight != nullptr) factor.load(weight, at);
+      if (p.bias != nullptr) term.load(bias, at);
+      Tile::for_each([&](int k, int i) {
+        float y = (x.get(k, i) - mean) * rstd;
+        if (p.weight != nullptr) y *= factor.get(k, i);
+        if (p.bias != nullptr) y += term.get(k, i);
+        x.set(k, i, y);
+      });
+      x.store({static_cast<T*>(p.output) + row * p.cols}, at);
+    }
   }
 }
 
@@ -116,12 +130,16 @@ __global__ void __launch_bounds__(kThreads, 4) norm_backward_kernel(const NormBa
 void norm_forward(const NormParams& params, Stream stream) {
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
-    const LaunchConfig config{dim3(static_cast<unsigned>(params.rows)), dim3(kThreads), stream};
-    if (params.mean == nullptr) {
-      launch("rms_norm", norm_forward_kernel<T, false>, config, params);
-    } else {
-      launch("layer_norm", norm_forward_kernel<T, true>, config, params);
-    }
+    const bool packs = rows_fit_packs<T>(params.input) && rows_fit_packs<T>(params.residual) &&
+                       row_fits_packs(params.weight) && row_fits_packs(params.bias);
+    visit_row_plan<T>(params.cols, packs, [&](const RowPlan& plan, auto v) {
+      const LaunchConfig config = plan.config(params.rows, stream);
+      if (params.mean == nullptr) {
+        launch("rms_norm", norm_forward_kernel<T, false, v.kWarp, v.kCount, v.kPacks>, config, params);
+      } else {
+        launch("layer_norm", norm_forward_kernel<T, true, v.kWarp, v.kCount, v.kPacks>, config, params);
+      }
+    });
   });
 }
 

@@ -37,4 +37,7 @@ bool rows_fit_packs(const Rows& rows) {
   return true;
 }
 
+// The same for one contiguous row; null fits.
+inline bool row_fits_packs(const void* row) { return reinterpret_cast<uintptr_t>(row) % kPackBytes == 0; }
+
 }  // namespace warpwright::cuda
