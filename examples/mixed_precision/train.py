@@ -31,10 +31,10 @@ class Run:
 
 
 RUNS = {
-    "float32": Run("float32", torch.float32, {}, "#1B1F24"),
+    "float32": Run("float32", torch.float32, {}, "#C3C9D1"),
     "masters": Run("bfloat16 with float32 masters", torch.bfloat16, {}, "#E4572E", dashed=True),
     "stochastic": Run("bfloat16, stochastic rounding", torch.bfloat16, {"stochastic_rounding": True}, "#2E86AB"),
-    "plain": Run("bfloat16 alone", torch.bfloat16, {"master_weights": False}, "#8A8F98"),
+    "plain": Run("bfloat16 alone", torch.bfloat16, {"master_weights": False}, "#1B1F24"),
 }
 BATCH, EVERY = 128, 20
 
@@ -85,16 +85,22 @@ def plot(losses: dict[str, list[float]], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150)
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 6.5), dpi=150, sharex=True)
     for name, values in losses.items():
         run = RUNS[name]
         steps = [EVERY * i for i in range(len(values))]
-        style = (0, (4, 3)) if run.dashed else "solid"
-        axes.plot(steps, values, color=run.color, linestyle=style, linewidth=2, label=f"{run.label}: {values[-1]:.3g}")
-    axes.set(yscale="log", xlabel="step", ylabel="training loss, evaluated in float32")
-    axes.grid(color="#D6DAE0", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, title="parameters: last loss")
+        width = 4.5 if name == "float32" else 1.8  # The others lie on it.
+        look = {"color": run.color, "linestyle": (0, (4, 3)) if run.dashed else "solid", "linewidth": width}
+        above.plot(steps, values, **look, label=f"{run.label}: {values[-1]:.3g}")
+        if name != "float32":
+            apart = [max(abs(ours / single - 1), 1e-8) for ours, single in zip(values, losses["float32"], strict=True)]
+            below.plot(steps, apart, **look)
+    above.set(yscale="log", ylabel="training loss, evaluated in float32")
+    below.set(yscale="log", xlabel="step", ylabel="relative distance from float32's loss")
+    for axes in (above, below):
+        axes.grid(color="#D6DAE0", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    above.legend(frameon=False, title="parameters: last loss")
     figure.tight_layout()
     figure.savefig(path)
 
