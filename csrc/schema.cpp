@@ -184,9 +184,36 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   m.def("quantize_fp8(Tensor input, int? block_size, ScalarType dtype) -> (Tensor quantized, Tensor scale)");
   m.def("dequantize_fp8(Tensor input, Tensor scale, int? block_size, ScalarType dtype) -> Tensor");
 
-  // optim: one multi-tensor AdamW step. `masters` is empty, or holds a float32 copy of each parameter.
+  // optim: one step of many tensors. `masters` is empty, or holds a float32 copy of each parameter; scales are empty,
+  // or the moments are 8-bit codes; `rounding_seed` asks for stochastic rounding. python/warpwright/_optim_rules.py
+  // relies on the order: params, grads, moments, masters, steps, numbers, flags, scalars on the device, scales, seed.
   m.def(
       "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
-      " bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()");
+      " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
+      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales, int? rounding_seed) -> ()");
+  m.def(
+      "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+      " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
+      " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
+      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales, int? rounding_seed) -> ()");
+  m.def(
+      "lamb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+      " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
+      " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
+      " int? rounding_seed) -> ()");
+  m.def(
+      "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masters, Tensor[] steps,"
+      " float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize,"
+      " Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
+      " Tensor(d!)[] momentum_buffer_scales, int? rounding_seed) -> ()");
+  m.def(
+      "lion_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] masters, Tensor[] steps,"
+      " float lr, float beta1, float beta2, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf,"
+      " Tensor? lr_tensor, Tensor? grad_multiplier, Tensor(d!)[] exp_avg_scales, int? rounding_seed) -> ()");
+
+  // multi_tensor: the norm of all elements together, of order 2 or infinity, and 1 where one of them is not finite.
+  m.def("multi_tensor_norm(Tensor[] tensors, float order) -> (Tensor norm, Tensor found_inf)");
+  // Multiplies in place, and sets `found_inf` to 1 where an element was not finite before.
+  m.def("multi_tensor_scale_(Tensor(a!)[] tensors, Tensor multiplier, Tensor(b!)? found_inf) -> ()");
 }

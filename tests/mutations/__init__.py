@@ -11,6 +11,7 @@ from mutations import (
     linear_loss,
     loss,
     matmul,
+    multi_tensor,
     norm,
     optim,
     packed,
@@ -41,6 +42,7 @@ _FILES = (
     quantize,
     scaled,
     packed,
+    multi_tensor,
     optim,
 )
 MUTATIONS = [mutation for file in _FILES for mutation in file.MUTATIONS]

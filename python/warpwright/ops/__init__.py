@@ -7,8 +7,9 @@ from warpwright.ops.grouped import grouped_matmul
 from warpwright.ops.linear_loss import linear_cross_entropy
 from warpwright.ops.loss import cross_entropy, nll_loss
 from warpwright.ops.matmul import addmm, bmm, linear, matmul
+from warpwright.ops.multi_tensor import multi_tensor_norm, multi_tensor_scale_
 from warpwright.ops.norm import layer_norm, rms_norm
-from warpwright.ops.optim import adamw_
+from warpwright.ops.optim import adam_, adamw_, lamb_, lion_, sgd_
 from warpwright.ops.packed import PackedWeight as PackedWeight
 from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
 from warpwright.ops.packed import pack_quantized as pack_quantized
@@ -22,6 +23,7 @@ from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sp
 
 __all__ = [
     "Sparse24Weight",
+    "adam_",
     "adamw_",
     "addmm",
     "binary_cross_entropy_with_logits",
@@ -33,6 +35,7 @@ __all__ = [
     "dequantize_packed",
     "grouped_matmul",
     "kl_div",
+    "lamb_",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
@@ -42,13 +45,17 @@ __all__ = [
     "linear_swiglu",
     "linear_w4a16",
     "linear_w8a16",
+    "lion_",
     "matmul",
     "mlp",
+    "multi_tensor_norm",
+    "multi_tensor_scale_",
     "nll_loss",
     "prune_24",
     "quantize_fp8",
     "rms_norm",
     "rotary_embedding",
     "scaled_matmul",
+    "sgd_",
     "swiglu",
 ]
