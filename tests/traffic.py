@@ -36,6 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "layer_norm": {**_ROWS, "residual": True},
     "swiglu": _ROWS,
     "cross_entropy": {"rows": 64, "classes": 1024},
+    "binary_cross_entropy_with_logits": _ROWS,
+    "kl_div": {"rows": 64, "classes": 1024},
     "rotary_embedding": {"batch": 2, "sequence": 32, "heads": 4, "head_dim": 64},
     "quantize_fp8": {**_ROWS, "block_size": 128},
     "dequantize_fp8": {**_ROWS, "block_size": 128},
