@@ -176,11 +176,30 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       "linear_loss_backward(Tensor grad_loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
       " -> (Tensor scaled_input, Tensor scaled_weight, Tensor scaled_bias)");
 
-  // rotary: input (batch, sequence, heads, head_dim); cos and sin (sequence, rotary_dim / 2) or with a batch in front.
-  m.def("rotary_embedding(Tensor input, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
-  m.def("rotary_embedding_backward(Tensor grad_output, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
+  // embedding: output = weight[input]. A row's gradient is the sum over its tokens, in their order.
+  m.def("embedding(Tensor input, Tensor weight, int? padding_idx, bool scale_grad_by_freq) -> Tensor");
+  m.def(
+      "embedding_backward(Tensor grad_output, Tensor input, int num_embeddings, int? padding_idx,"
+      " bool scale_grad_by_freq) -> Tensor");
 
-  // quantize: one scale a row, or one for each `block_size` elements of a row; input = scale * quantized.
+  // rotary: input and key (batch, sequence, heads, head_dim), each with its own number of heads. Angles come from cos and
+  // sin, (sequence, rotary_dim / 2) or with a batch in front, or (anything, rotary_dim / 2) where `positions` says which
+  // row; or without them from `base`.
+  m.def(
+      "rotary_embedding(Tensor input, Tensor? key, Tensor? cos, Tensor? sin, Tensor? positions, float? base,"
+      " int? rotary_dim, bool interleaved) -> (Tensor output, Tensor key_output)");
+  m.def(
+      "rotary_embedding_backward(Tensor grad_output, Tensor? grad_key, Tensor? cos, Tensor? sin, Tensor? positions,"
+      " float? base, int? rotary_dim, bool interleaved) -> (Tensor grad_input, Tensor grad_key_input)");
+
+  // quantize: to 8-bit floats or int8, with a scale for the tensor, each row, each block of a row or each square of
+  // `block_size` x `block_size`; input = scale * quantized. With `transposed` the same of the transposed matrix, else two
+  // tensors without elements. `seed`: rounded at random by csrc/kernels/philox.h, else to the nearest.
+  m.def(
+      "quantize(Tensor input, ScalarType dtype, str granularity, int block_size, int? seed, bool transposed)"
+      " -> (Tensor quantized, Tensor scale, Tensor transposed_quantized, Tensor transposed_scale)");
+  m.def("dequantize(Tensor input, Tensor scale, str granularity, int block_size, ScalarType dtype) -> Tensor");
+  // one scale a row, or one for each `block_size` elements of a row; input = scale * quantized.
   m.def("quantize_fp8(Tensor input, int? block_size, ScalarType dtype) -> (Tensor quantized, Tensor scale)");
   m.def("dequantize_fp8(Tensor input, Tensor scale, int? block_size, ScalarType dtype) -> Tensor");
 

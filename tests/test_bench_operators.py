@@ -59,11 +59,18 @@ TINY = {
     ],
     "cross_entropy": [{"rows": 4, "classes": 9, "label_smoothing": smoothing} for smoothing in (0, 0.1)],
     "linear_cross_entropy": [{"rows": 4, "width": 8, "classes": 9}],
+    "embedding": [
+        {"vocabulary": 9, "width": 8, "tokens": 20, "distribution": shape} for shape in ("uniform", "zipf")
+    ],
     "nll_loss": [{"rows": 4, "classes": 9}],
     "binary_cross_entropy_with_logits": [{"rows": 4, "width": 9}],
     "kl_div": [{"rows": 4, "classes": 9}],
     "rotary_embedding": [
         {"batch": 2, "sequence": 5, "heads": 3, "head_dim": 8, "interleaved": turned} for turned in (False, True)
+    ],
+    "rotary_embedding_qk": [
+        {"batch": 2, "sequence": 5, "heads": 3, "key_heads": 2, "head_dim": 8, "angles": angles}
+        for angles in ("table", "positions", "computed")
     ],
     "linear_w4a16": [
         {"m": 5, "n": 6, "k": 70, "group_size": 32, "zero_points": True, "bias": True, "activation": "silu"},
@@ -76,6 +83,11 @@ TINY = {
     "dequantize_packed": [{"n": 6, "k": 70, "bits": bits, "zero_points": bits == 8} for bits in (4, 8)],
     "quantize_fp8": [{"rows": 3, "width": 40, "block_size": block, "format": "e5m2"} for block in (None, 16)],
     "dequantize_fp8": [{"rows": 3, "width": 40, "block_size": block} for block in (None, 16)],
+    "quantize": [
+        {"rows": 3, "width": 40, "granularity": kind, "format": "int8", "transposed": kind == "block"}
+        for kind in ("tensor", "row", "block", "square")
+    ],
+    "dequantize": [{"rows": 3, "width": 40, "granularity": kind} for kind in ("tensor", "row", "block", "square")],
     "scaled_matmul": [
         *({"m": 5, "n": 6, "k": 130, "scales": scales, "bias": True} for scales in ("tensor", "row", "block")),
         {"m": 5, "n": 6, "k": 7, "format": "int8", "scales": "row", "activation": "silu"},

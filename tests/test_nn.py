@@ -46,6 +46,11 @@ CASES = {
         ((2, 3, 2), {"padding": "valid"}, lambda: (floats(2, 6, 5),)),
         ((3, 4, 3), {"padding": 1}, lambda: (floats(2, 3, 8, 8).to(memory_format=torch.channels_last),)),
     ],
+    "Embedding": [
+        ((6, 8), {}, lambda: (classes_of(6, 3, 4),)),
+        ((6, 7, 2), {}, lambda: (classes_of(6, 5).int(),)),
+        ((6, 8, -1), {"scale_grad_by_freq": True}, lambda: (classes_of(6, 2, 9),)),
+    ],
     "LayerNorm": [
         ((8,), {}, lambda: (floats(3, 8),)),
         (((4, 8), 1e-3), {"elementwise_affine": False}, lambda: (floats(3, 4, 8),)),
@@ -162,7 +167,7 @@ def test_autocast_is_followed(name, arguments, keywords, inputs, grad):
     theirs, ours = pair(name, arguments, keywords)
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
         output, expected = ours(*inputs()), theirs(*inputs())
-    assert output.dtype == (torch.float32 if "Loss" in name else torch.bfloat16)
+    assert output.dtype == (torch.float32 if "Loss" in name or name == "Embedding" else torch.bfloat16)
     torch.testing.assert_close(output.float(), expected.float(), rtol=2e-2, atol=2e-2)
     assert not warpwright.fallbacks()
 
@@ -205,6 +210,8 @@ FALLBACKS = {
     "subclass": ("RMSNorm", (8,), {}, None, (Wrapped(floats(3, 8)),), "tensor subclass Wrapped"),
     "padding mode": ("Conv2d", (3, 4, 3, 1, 1), {"padding_mode": "circular"}, None, (floats(1, 3, 5, 5),),
                      "padding_mode='circular'"),
+    "max_norm": ("Embedding", (6, 8), {"max_norm": 1.0}, None, (classes_of(6, 4),), "max_norm"),
+    "sparse gradients": ("Embedding", (6, 8), {"sparse": True}, None, (classes_of(6, 4),), "sparse gradients"),
     "uint8 target": ("CrossEntropyLoss", (), {}, None, (floats(6, 5), classes_of(5, 6).to(torch.uint8)),
                      "torch.uint8 target"),
 }  # fmt: skip

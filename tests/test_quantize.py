@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import warpwright
-from warpwright.ops.quantize import FLOAT8_TYPES
+from warpwright.ops.quantize import FLOAT8_TYPES, GRANULARITIES, QUANTIZED_TYPES
 from warpwright.testing import Make
 
 FORMATS = pytest.mark.parametrize("float8", FLOAT8_TYPES, ids=lambda d: str(d).removeprefix("torch.float8_"))
@@ -94,3 +94,60 @@ def test_a_gradient_is_refused_in_words():
     _, scale = warpwright.ops.quantize_fp8(x)
     with pytest.raises(RuntimeError, match="warpwright: quantize_fp8: not differentiable"):
         scale.sum().backward()
+
+
+# ---- any granularity ----
+
+ALL_TYPES = pytest.mark.parametrize("dtype", QUANTIZED_TYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype == torch.int8:
+        return torch.equal(a, b)
+    return torch.equal(bits(a), bits(b))
+
+
+@ALL_TYPES
+@pytest.mark.parametrize("seed", [None, 2**40 + 5])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_matrices_and_their_transposes_have_the_bits_of_the_definition(matrix, dtype, granularity, seed):
+    make = Make(torch.float32, matrix)
+    spread = make.tensor(70, 140, low=-12, high=12, grad=False).exp2()
+    x = make.tensor(70, 140, grad=False) * spread
+    x[0, :2] = torch.tensor([0.0, -0.0], device=matrix)
+    x[33], x[:, 130] = 0, 0
+    if granularity != "tensor":
+        x[5, 7], x[66, 139], x[40, 3] = torch.nan, torch.inf, -torch.inf
+    kwargs = {"granularity": granularity, "block_size": 32, "seed": seed, "transposed": True}
+    ours = warpwright.ops.quantize(x, dtype, **kwargs)
+    for got, wanted in zip(ours, by_reference("quantize", x, dtype, **kwargs), strict=True):
+        assert same(got, wanted)
+    alone = warpwright.ops.quantize(x, dtype, **{**kwargs, "transposed": False})
+    assert same(alone[0], ours[0])
+    assert same(alone[1], ours[1])
+    if seed is None:
+        turned = warpwright.ops.quantize(x.t(), dtype, **{**kwargs, "transposed": False})
+        assert same(turned[0], ours[2])
+        assert same(turned[1], ours[3])
+
+
+@ALL_TYPES
+def test_rounding_at_random_is_right_on_average(dtype):
+    """The mean of many roundings is the number, within six standard deviations; rounding to the nearest is not."""
+    x = torch.full((4096, 32), 0.3) * torch.tensor([1.0, -1.0]).repeat(16)
+    x[:, 0] = 1.0
+    quantized, scale = warpwright.ops.quantize(x, dtype, granularity="tensor", seed=3)
+    found = (quantized.float() * scale)[:, 2:4]
+    step = (found[:, 0].max() - found[:, 0].min()).item()
+    assert step > 0
+    assert ((found.mean(0) - x[0, 2:4]).abs() < 6 * 0.5 * step / 64).all()
+    again = warpwright.ops.quantize(x, dtype, granularity="tensor", seed=4)[0]
+    assert not same(again, quantized)
+    assert same(warpwright.ops.quantize(x, dtype, granularity="tensor", seed=3)[0], quantized)
+
+
+def test_squares_of_the_transpose_are_the_transposed_squares(matrix):
+    x = Make(torch.bfloat16, matrix).tensor(150, 200, grad=False)
+    quantized, scale, turned, turned_scale = warpwright.ops.quantize(x, granularity="square", transposed=True)
+    assert same(turned, quantized.t())
+    assert same(turned_scale, scale.t())

@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from warpwright.ops.quantize import scale_shape
 from warpwright.triton_kernels._common import num_warps, row_block, rows, tl_acc
+from warpwright.triton_kernels._philox import random_words
 
 #: dtype -> bits of mantissa, exponent bias, largest number, first bit pattern that is infinity, first that is NaN.
 _FORMATS = {
@@ -137,5 +139,179 @@ def dequantize_fp8(input: Tensor, scale: Tensor, block_size: int | None, dtype: 
         x, x.stride(0), x.stride(1), s, s.stride(0), s.stride(1), output, cols, block, groups,
         MANTISSA=mantissa, BIAS=bias, FIRST_INFINITY=first_infinity, FIRST_NAN=first_nan, ACC=tl_acc(dtype),
         BLOCK=step, num_warps=num_warps(step),
+    )  # fmt: skip
+    return output
+
+
+# ---- any granularity ----
+
+
+@triton.jit
+def _maxima_kernel(x_ptr, x_row, x_col, out_ptr, cols, block, groups, BLOCK: tl.constexpr):
+    # The largest magnitude of each block of a row, as bits: NaN lies above infinity.
+    index = tl.program_id(0).to(tl.int64)
+    row, first = index // groups, index % groups * block
+    count = tl.minimum(cols - first, block)
+    largest = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, count, BLOCK):
+        i = start + tl.arange(0, BLOCK).to(tl.int64)
+        x = tl.load(x_ptr + row * x_row + (first + i) * x_col, i < count, 0.0).to(tl.float32)
+        largest = tl.maximum(largest, x.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+    tl.store(out_ptr + index, tl.max(largest, 0))
+
+
+@triton.jit
+def _scales_kernel(bits_ptr, scale_ptr, count, MAX: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    bits = tl.load(bits_ptr + i, i < count, 0)
+    scale = tl.div_rn(bits.to(tl.float32, bitcast=True), tl.full((BLOCK,), MAX, tl.float32))
+    scale = tl.where(bits > 0x7F800000, float("nan"), tl.where(scale < 2.0**-126, 2.0**-126, scale))
+    tl.store(scale_ptr + i, tl.where(bits == 0, 1.0, scale), i < count)
+
+
+@triton.jit
+def _uniform(words):
+    """Numbers from [0, 1) of 24 bits."""
+    return (words >> 8).to(tl.float32) * 2.0**-24
+
+
+@triton.jit
+def _encode_at_random(x, words, MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAX: tl.constexpr):
+    dropped: tl.constexpr = 23 - MANTISSA
+    bits = x.to(tl.int32, bitcast=True)
+    clamped = tl.minimum((bits & 0x7FFFFFFF).to(tl.float32, bitcast=True), MAX)
+    magnitude = clamped.to(tl.int32, bitcast=True)
+    normal = ((magnitude + (words >> (32 - dropped)).to(tl.int32)) >> dropped) - ((127 - BIAS) << MANTISSA)
+    small = magnitude < ((1 - BIAS + 127) << 23)
+    steps = tl.where(small, clamped, 0.0) * 2.0 ** (BIAS - 1 + MANTISSA)
+    subnormal = tl.floor(steps + _uniform(words)).to(tl.int32)
+    code = tl.where(small, subnormal, normal) | ((bits >> 24) & 0x80)
+    return tl.where(x != x, 0x7F, code).to(tl.uint8)
+
+
+@triton.jit
+def _round_even(x):
+    # In integers, where no compiler can cancel the addition that rounds.
+    down = tl.floor(x)
+    rest = x - down
+    odd = (down.to(tl.int32) & 1) != 0
+    return tl.where((rest > 0.5) | ((rest == 0.5) & odd), down + 1.0, down)
+
+
+@triton.jit
+def _encode_matrix_kernel(
+    x_ptr, x_row, x_col, scale_ptr, out_ptr, cols, blocks, block_rows, block_cols, per_row, seed, offset,
+    MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAX: tl.constexpr, STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # MANTISSA is 0 for int8.
+    index = tl.program_id(0).to(tl.int64)
+    row, start = index // blocks, index % blocks * BLOCK
+    col = start + tl.arange(0, BLOCK).to(tl.int64)
+    mask = col < cols
+    x = tl.load(x_ptr + row * x_row + col * x_col, mask, 0.0).to(tl.float32)
+    x = tl.div_rn(x, tl.load(scale_ptr + row // block_rows * per_row + col // block_cols, mask, 1.0))
+    if STOCHASTIC:
+        words = random_words(seed.to(tl.int64), row, start, offset, BLOCK)
+    if MANTISSA == 0:
+        clamped = tl.where(x != x, 0.0, tl.minimum(tl.maximum(x, -MAX), MAX))
+        clamped = tl.floor(clamped + _uniform(words)) if STOCHASTIC else _round_even(clamped)
+        code = (tl.minimum(clamped, MAX).to(tl.int32) & 0xFF).to(tl.uint8)
+    elif STOCHASTIC:
+        code = _encode_at_random(x, words, MANTISSA, BIAS, MAX)
+    else:
+        code = _encode(x, MANTISSA, BIAS, MAX)
+    tl.store(out_ptr + row * cols + col, code, mask)
+
+
+@triton.jit
+def _decode_matrix_kernel(
+    x_ptr, x_row, x_col, scale_ptr, out_ptr, cols, blocks, block_rows, block_cols, per_row, MANTISSA: tl.constexpr,
+    BIAS: tl.constexpr, FIRST_INFINITY: tl.constexpr, FIRST_NAN: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0).to(tl.int64)
+    row = index // blocks
+    col = index % blocks * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+    mask = col < cols
+    byte = tl.load(x_ptr + row * x_row + col * x_col, mask, 0)
+    if MANTISSA == 0:
+        value = byte.to(tl.int8, bitcast=True).to(ACC)
+    else:
+        value = _decode(byte, MANTISSA, BIAS, FIRST_INFINITY, FIRST_NAN).to(ACC)
+    scale = tl.load(scale_ptr + row // block_rows * per_row + col // block_cols, mask, 1.0).to(ACC)
+    tl.store(out_ptr + row * cols + col, (value * scale).to(out_ptr.dtype.element_ty), mask)
+
+
+_ALL_FORMATS = _FORMATS | {torch.int8: (0, 0, 127.0, 0, 0)}
+
+
+def _grid(x: Tensor, granularity: str, block_size: int) -> tuple[int, int, int]:
+    """Rows and columns that share a scale, and scales in a row of them."""
+    n_rows, cols = max(x.shape[0], 1), max(x.shape[1], 1)
+    blocks = triton.cdiv(x.shape[1], block_size)
+    return {
+        "tensor": (n_rows, cols, 1),
+        "row": (1, cols, 1),
+        "block": (1, block_size, blocks),
+        "square": (block_size, block_size, blocks),
+    }[granularity]
+
+
+def _quantize_matrix(
+    x: Tensor, quantized: Tensor, scale: Tensor, granularity: str, block_size: int, seed: int | None, offset: int
+) -> None:
+    mantissa, bias, largest, _, _ = _ALL_FORMATS[quantized.dtype]
+    block_rows, block_cols, per_row = _grid(x, granularity, block_size)
+    if scale.numel() == 0:
+        return
+    bits = torch.zeros((x.shape[0], per_row), dtype=torch.int32, device=x.device)
+    if x.numel() > 0:
+        step = row_block(block_cols)
+        _maxima_kernel[(bits.numel(),)](
+            x, x.stride(0), x.stride(1), bits, x.shape[1], block_cols, per_row, BLOCK=step, num_warps=num_warps(step)
+        )
+    if block_rows > 1:  # Of few numbers: torch's own maximum of what the kernel left.
+        missing = -bits.shape[0] % block_rows if bits.shape[0] else block_rows
+        padded = torch.nn.functional.pad(bits, (0, 0, 0, missing))
+        bits = padded.view(-1, block_rows, per_row).amax(1)
+    _scales_kernel[(triton.cdiv(bits.numel(), 256),)](bits, scale, bits.numel(), MAX=largest, BLOCK=256)
+    if x.numel() == 0:
+        return
+    step = max(row_block(x.shape[1], 2048), 4)
+    blocks = triton.cdiv(x.shape[1], step)
+    _encode_matrix_kernel[(x.shape[0] * blocks,)](
+        x, x.stride(0), x.stride(1), scale, quantized.view(torch.uint8), x.shape[1], blocks, block_rows, block_cols,
+        per_row, seed or 0, offset, MANTISSA=mantissa, BIAS=bias, MAX=largest, STOCHASTIC=seed is not None, BLOCK=step,
+        num_warps=num_warps(step),
+    )  # fmt: skip
+
+
+def quantize(
+    input: Tensor, dtype: torch.dtype, granularity: str, block_size: int, seed: int | None, transposed: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def outputs(x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = scale_shape(x.shape, granularity, block_size)
+        return torch.empty(x.shape, dtype=dtype, device=x.device), torch.empty(shape, device=x.device)
+
+    quantized, scale = outputs(input)
+    _quantize_matrix(rows(input, 1), quantized, scale, granularity, block_size, seed, 0)
+    if not transposed:
+        return quantized, scale, input.new_empty(0, dtype=dtype), input.new_empty(0, dtype=torch.float32)
+    turned, turned_scale = outputs(input.t())
+    _quantize_matrix(input.t(), turned, turned_scale, granularity, block_size, seed, 1)
+    return quantized, scale, turned, turned_scale
+
+
+def dequantize(input: Tensor, scale: Tensor, granularity: str, block_size: int, dtype: torch.dtype) -> Tensor:
+    output = torch.empty(input.shape, dtype=dtype, device=input.device)
+    if output.numel() == 0:
+        return output
+    mantissa, bias, _, first_infinity, first_nan = _ALL_FORMATS[input.dtype]
+    x = rows(input.view(torch.uint8), 1)
+    step = row_block(x.shape[1], 2048)
+    blocks = triton.cdiv(x.shape[1], step)
+    _decode_matrix_kernel[(x.shape[0] * blocks,)](
+        x, x.stride(0), x.stride(1), scale.contiguous(), output, x.shape[1], blocks,
+        *_grid(x, granularity, block_size), MANTISSA=mantissa, BIAS=bias, FIRST_INFINITY=first_infinity,
+        FIRST_NAN=first_nan, ACC=tl_acc(dtype), BLOCK=step, num_warps=num_warps(step),
     )  # fmt: skip
     return output

@@ -3,6 +3,7 @@
 from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     activation,
     conv,
+    embedding,
     gated,
     loss,
     matmul,

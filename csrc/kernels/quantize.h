@@ -40,7 +40,54 @@ struct DequantizeParams {
   DType input_dtype, output_dtype;
 };
 
+// int8 from -127 to 127: as far to one side as to the other.
+struct Int8 {
+  static constexpr float kMax = 127.0f;
+};
+
+enum class Granularity : int32_t { kTensor, kRow, kBlock, kSquare };
+
+// The matrix is cut into tiles; blocks and squares of kUnit, 2 * kUnit or 4 * kUnit elements lie in one of them.
+inline constexpr int kQuantizeTile = 128, kQuantizeUnit = 32;
+inline constexpr int kQuantizeUnits = kQuantizeTile / kQuantizeUnit;
+
+// Which scale an element has: number (row / block_rows) * per_row + col / block_cols.
+struct ScaleGrid {
+  int64_t block_rows, block_cols, per_row;
+  WARPWRIGHT_HOST_DEVICE int64_t at(int64_t row, int64_t col) const {
+    return row / block_rows * per_row + col / block_cols;
+  }
+};
+
+struct QuantizeOutput {
+  uint8_t* quantized;  // (rows, cols) contiguous, or of the transposed matrix; null: not wanted
+  float* scale;        // as `grid` numbers them
+  ScaleGrid grid;
+  uint32_t* maxima;  // (rows, tiles in a row): largest magnitudes as bits, where a scale goes beyond a tile on a GPU
+};
+
+struct QuantizeMatrixParams {
+  Rows input;  // (rows, cols)
+  QuantizeOutput straight, transposed;
+  int64_t rows, cols, block;
+  int64_t seed;
+  bool stochastic;
+  Granularity granularity;
+  DType input_dtype, quantized_dtype;
+};
+
+struct DequantizeMatrixParams {
+  Rows input;  // (rows, cols), one byte an element
+  const float* scale;
+  ScaleGrid grid;
+  void* output;  // (rows, cols) contiguous
+  int64_t rows, cols;
+  DType input_dtype, output_dtype;
+};
+
 }  // namespace warpwright
 
+WARPWRIGHT_DECLARE_LAUNCHER(quantize, QuantizeMatrixParams)
+WARPWRIGHT_DECLARE_LAUNCHER(dequantize, DequantizeMatrixParams)
 WARPWRIGHT_DECLARE_LAUNCHER(quantize_fp8, QuantizeParams)
 WARPWRIGHT_DECLARE_LAUNCHER(dequantize_fp8, DequantizeParams)

@@ -6,6 +6,7 @@ One file a family; what is planted in a piece that several families use stands i
 from mutations import (
     activation,
     conv,
+    embedding,
     gated,
     grouped,
     linear_loss,
@@ -36,6 +37,7 @@ _FILES = (
     grouped,
     sparse,
     conv,
+    embedding,
     loss,
     linear_loss,
     pointwise_loss,

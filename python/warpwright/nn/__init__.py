@@ -6,6 +6,7 @@ counted and named by `warpwright.fallbacks()`.
 
 from warpwright.nn._replace import ReplaceReport, replace_modules
 from warpwright.nn.conv import Conv2d
+from warpwright.nn.embedding import Embedding
 from warpwright.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, LinearCrossEntropyLoss, NLLLoss
 from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import LayerNorm, RMSNorm
@@ -14,6 +15,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "Conv2d",
     "CrossEntropyLoss",
+    "Embedding",
     "KLDivLoss",
     "LayerNorm",
     "Linear",

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch.nn.parameter import is_lazy
 
-from warpwright.nn import conv, loss, matmul, norm
+from warpwright.nn import conv, embedding, loss, matmul, norm
 
 #: torch's layer -> ours.
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
@@ -17,6 +17,7 @@ REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.Conv2d: conv.Conv2d,
     torch.nn.BCEWithLogitsLoss: loss.BCEWithLogitsLoss,
     torch.nn.CrossEntropyLoss: loss.CrossEntropyLoss,
+    torch.nn.Embedding: embedding.Embedding,
     torch.nn.KLDivLoss: loss.KLDivLoss,
     torch.nn.LayerNorm: norm.LayerNorm,
     torch.nn.NLLLoss: loss.NLLLoss,

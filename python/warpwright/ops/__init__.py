@@ -2,6 +2,7 @@
 
 from warpwright.ops.activation import swiglu
 from warpwright.ops.conv import conv2d
+from warpwright.ops.embedding import embedding
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
 from warpwright.ops.linear_loss import linear_cross_entropy
@@ -16,8 +17,8 @@ from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
 from warpwright.ops.pointwise_loss import binary_cross_entropy_with_logits, kl_div
-from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
-from warpwright.ops.rotary import rotary_embedding
+from warpwright.ops.quantize import dequantize, dequantize_fp8, quantize, quantize_fp8
+from warpwright.ops.rotary import rotary_embedding, rotary_embedding_qk
 from warpwright.ops.scaled import scaled_matmul
 from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sparse24, prune_24
 
@@ -31,8 +32,10 @@ __all__ = [
     "conv2d",
     "cross_entropy",
     "dense_from_sparse24",
+    "dequantize",
     "dequantize_fp8",
     "dequantize_packed",
+    "embedding",
     "grouped_matmul",
     "kl_div",
     "lamb_",
@@ -52,9 +55,11 @@ __all__ = [
     "multi_tensor_scale_",
     "nll_loss",
     "prune_24",
+    "quantize",
     "quantize_fp8",
     "rms_norm",
     "rotary_embedding",
+    "rotary_embedding_qk",
     "scaled_matmul",
     "sgd_",
     "swiglu",
