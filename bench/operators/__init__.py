@@ -3,6 +3,7 @@
 from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     activation,
     conv,
+    dropout,
     gated,
     loss,
     matmul,
@@ -12,5 +13,6 @@ from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     quantize,
     rotary,
     scaled,
+    softmax,
     sparse,
 )

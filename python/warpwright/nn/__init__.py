@@ -5,9 +5,25 @@ counted and named by `warpwright.fallbacks()`.
 """
 
 from warpwright.nn._replace import ReplaceReport, replace_modules
+from warpwright.nn.activation import GELU, GLU, Dropout, LogSoftmax, ReLU, SiLU, Softmax
 from warpwright.nn.conv import Conv2d
 from warpwright.nn.loss import CrossEntropyLoss
 from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import LayerNorm, RMSNorm
 
-__all__ = ["Conv2d", "CrossEntropyLoss", "LayerNorm", "Linear", "RMSNorm", "ReplaceReport", "replace_modules"]
+__all__ = [
+    "GELU",
+    "GLU",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "LayerNorm",
+    "Linear",
+    "LogSoftmax",
+    "RMSNorm",
+    "ReLU",
+    "ReplaceReport",
+    "SiLU",
+    "Softmax",
+    "replace_modules",
+]

@@ -9,15 +9,22 @@ from fnmatch import fnmatchcase
 import torch
 from torch.nn.parameter import is_lazy
 
-from warpwright.nn import conv, loss, matmul, norm
+from warpwright.nn import activation, conv, loss, matmul, norm
 
 #: torch's layer -> ours.
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.Linear: matmul.Linear,
     torch.nn.Conv2d: conv.Conv2d,
     torch.nn.CrossEntropyLoss: loss.CrossEntropyLoss,
+    torch.nn.Dropout: activation.Dropout,
+    torch.nn.GELU: activation.GELU,
+    torch.nn.GLU: activation.GLU,
     torch.nn.LayerNorm: norm.LayerNorm,
+    torch.nn.LogSoftmax: activation.LogSoftmax,
+    torch.nn.ReLU: activation.ReLU,
     torch.nn.RMSNorm: norm.RMSNorm,
+    torch.nn.SiLU: activation.SiLU,
+    torch.nn.Softmax: activation.Softmax,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
 

@@ -1,7 +1,8 @@
 """The public operators, one module a family. `__all__` lists them, without what only prepares their arguments."""
 
-from warpwright.ops.activation import swiglu
+from warpwright.ops.activation import geglu, gelu, glu, reglu, relu, relu_squared, silu, swiglu
 from warpwright.ops.conv import conv2d
+from warpwright.ops.dropout import dropout, dropout_add
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
 from warpwright.ops.loss import cross_entropy
@@ -16,6 +17,7 @@ from warpwright.ops.packed import unpack_weights as unpack_weights
 from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding
 from warpwright.ops.scaled import scaled_matmul
+from warpwright.ops.softmax import log_softmax, softmax
 from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sparse24, prune_24
 
 __all__ = [
@@ -28,6 +30,11 @@ __all__ = [
     "dense_from_sparse24",
     "dequantize_fp8",
     "dequantize_packed",
+    "dropout",
+    "dropout_add",
+    "geglu",
+    "gelu",
+    "glu",
     "grouped_matmul",
     "layer_norm",
     "linear",
@@ -37,12 +44,18 @@ __all__ = [
     "linear_swiglu",
     "linear_w4a16",
     "linear_w8a16",
+    "log_softmax",
     "matmul",
     "mlp",
     "prune_24",
     "quantize_fp8",
+    "reglu",
+    "relu",
+    "relu_squared",
     "rms_norm",
     "rotary_embedding",
     "scaled_matmul",
+    "silu",
+    "softmax",
     "swiglu",
 ]
