@@ -3,7 +3,9 @@
 
 #include "kernels/activation.h"
 
-#include "cpu/activation.h"
+#include <type_traits>
+
+#include "cpu/fast_math.h"
 #include "cpu/partials.h"
 
 WARPWRIGHT_ISA_BEGIN
@@ -55,26 +57,33 @@ void visit_form(const ActivationForm& form, const F& f) {
     case Activation::kGelu: return f(Fixed<Activation::kGelu>{});
     case Activation::kGeluTanh: return f(Fixed<Activation::kGeluTanh>{});
     case Activation::kSilu: return f(Fixed<Activation::kSilu>{});
+    case Activation::kSigmoid: return f(Fixed<Activation::kSigmoid>{});
     default: return f(Other{form.activation});
   }
 }
 
-template <class A, class F>
-Vec<A> value_of(const F& form, Vec<A> x) {
-  const Vec<A> value = activate<A>(form.activation, x);
+// Whether results are rounded to 16 bits.
+template <class T>
+inline constexpr bool kNarrow = !std::is_same_v<T, acc_t<T>>;
+
+template <class T, class F>
+Vec<acc_t<T>> value_of(const F& form, Vec<acc_t<T>> x) {
+  using A = acc_t<T>;
+  const Vec<A> value = fast_activate<kNarrow<T>>(form.activation, x);
   return form.squared ? value * value : value;
 }
 
 // grad times the derivative at x. Where relu is zero its gradient is, even of an infinite one, and NaN lets gradients
 // pass: as torch.
-template <class A, class F>
-Vec<A> gradient_of(const F& form, Vec<A> x, Vec<A> grad) {
+template <class T, class F>
+Vec<acc_t<T>> gradient_of(const F& form, Vec<acc_t<T>> x, Vec<acc_t<T>> grad) {
+  using A = acc_t<T>;
   if (form.activation == Activation::kRelu) {
     const Vec<A> g = form.squared ? A(2) * x * grad : grad;
     return x <= A(0) ? Vec<A>{} : g;
   }
-  const Vec<A> saved = needs_preact(form.activation) ? x : activate<A>(form.activation, x);
-  return grad * activation_grad<A>(form.activation, saved);
+  const Vec<A> saved = needs_preact(form.activation) ? x : fast_activate<kNarrow<T>>(form.activation, x);
+  return grad * fast_activation_grad<kNarrow<T>>(form.activation, saved);
 }
 
 template <class T, class F>
@@ -92,7 +101,7 @@ void forward_pieces(const GluParams& p, const F& form, int64_t begin, int64_t en
     for_each_vector<A>(piece.count, [&](int64_t i, auto n) {
       Vec<A> x = load(gate + i, n);
       if (gate_bias != nullptr) x += load(gate_bias + i, n);
-      Vec<A> value = value_of<A>(form, x);
+      Vec<A> value = value_of<T>(form, x);
       if (gated) {
         Vec<A> factor = load(up + i, n);
         if (up_bias != nullptr) factor += load(up_bias + i, n);
@@ -141,11 +150,11 @@ void backward_pieces(const GluBackwardParams& p, const F& form, int64_t begin, i
           Vec<A> factor = load(up + i, n);
           if (up_bias != nullptr) factor += load(up_bias + i, n);
           dx *= factor;
-          const Vec<A> du = dy * value_of<A>(form, x);
+          const Vec<A> du = dy * value_of<T>(form, x);
           if (grad_up != nullptr) store(grad_up + i, du, n);
           if (up_sums != nullptr) store(up_sums + i, load(up_sums + i, n) + du, n);
         }
-        dx = gradient_of<A>(form, x, dx);
+        dx = gradient_of<T>(form, x, dx);
         if (grad_gate != nullptr) store(grad_gate + i, dx, n);
         if (gate_sums != nullptr) store(gate_sums + i, load(gate_sums + i, n) + dx, n);
       });

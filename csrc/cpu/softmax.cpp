@@ -6,8 +6,8 @@
 
 #include <type_traits>
 
+#include "cpu/fast_math.h"
 #include "cpu/parallel.h"
-#include "cpu/vec_math.h"
 
 WARPWRIGHT_ISA_BEGIN
 
@@ -54,15 +54,33 @@ int64_t lanes(int64_t count) {
   return count;
 }
 
-// scale * x, and what the mask makes of it; lanes past the end are minus infinity.
-template <class T, class N>
-Vec<acc_t<T>> logits_at(const T* x, const MaskRow<T>& mask, acc_t<T> scale, int64_t i, N n) {
+// What is known of all rows at compile time: the loops that run most have no mask and no scale.
+template <class T, bool kPlain>
+struct Logits {
   using A = acc_t<T>;
-  Vec<A> z = load(x + i, n) * scale;
-  if (mask.terms != nullptr) z = mask.add(i, lanes<A>(n), z);
-  if (mask.keep != nullptr) z = mask.select(i, lanes<A>(n), z, kMinusInfinity<A>);
-  for (int64_t lane = lanes<A>(n); lane < kLanes<A>; ++lane) z[lane] = kMinusInfinity<A>;
-  return z;
+  const T* x;
+  const MaskRow<T>& mask;
+  A scale;
+
+  // scale * x, and what the mask makes of it; lanes past the end are minus infinity.
+  template <class N>
+  Vec<A> at(int64_t i, N n) const {
+    Vec<A> z = load(x + i, n, kMinusInfinity<A>);
+    if constexpr (kPlain) return z;
+    z = z * scale;
+    if (mask.terms != nullptr) z = mask.add(i, lanes<A>(n), z);
+    if (mask.keep != nullptr) z = mask.select(i, lanes<A>(n), z, kMinusInfinity<A>);
+    for (int64_t lane = lanes<A>(n); lane < kLanes<A>; ++lane) z[lane] = kMinusInfinity<A>;
+    return z;
+  }
+};
+
+// exp(z - origin), as a power of two: see cpu/fast_math.h.
+template <class T, class O>
+Vec<acc_t<T>> exponential(Vec<acc_t<T>> z, O origin) {
+  using A = acc_t<T>;
+  constexpr A kScale = A(1.4426950408889634074);
+  return vexp2<!std::is_same_v<T, A>>((z - origin) * kScale);
 }
 
 template <class A, class Term>
@@ -84,22 +102,21 @@ struct RowSum {
   acc_t<T> max, sum;
 };
 
-template <class T>
-RowSum<T> reduce_row(const T* x, const MaskRow<T>& mask, acc_t<T> scale, int64_t count, acc_t<T>* exponentials,
-                     acc_t<T>* maxima) {
+template <bool kKeep, class T, bool kPlain>
+RowSum<T> reduce_row(const Logits<T, kPlain>& logits, int64_t count, acc_t<T>* exponentials, acc_t<T>* maxima) {
   using A = acc_t<T>;
   RowSum<T> row{kMinusInfinity<A>, 0};
   for (int64_t first = 0; first < count; first += kPiece) {
     const int64_t size = count - first < kPiece ? count - first : kPiece;
-    const A max = max_of_vectors<A>(size, [&](int64_t i, auto n) { return logits_at(x, mask, scale, first + i, n); });
+    const A max = max_of_vectors<A>(size, [&](int64_t i, auto n) { return logits.at(first + i, n); });
     // A piece without any element left has no sum, whatever the rest of the row is.
     const A origin = max == kMinusInfinity<A> ? A(0) : max;
     const A sum = sum_vectors<A>(size, [&](int64_t i, auto n) {
-      const Vec<A> e = vexp(logits_at(x, mask, scale, first + i, n) - origin);
-      if (exponentials != nullptr) store(exponentials + first + i, e, n);
+      const Vec<A> e = exponential<T>(logits.at(first + i, n), origin);
+      if constexpr (kKeep) store(exponentials + first + i, e, n);
       return e;
     });
-    if (maxima != nullptr) maxima[first / kPiece] = max;
+    if constexpr (kKeep) maxima[first / kPiece] = max;
     const A higher = max > row.max ? max : row.max;
     if (higher > kMinusInfinity<A>) row.sum = row.sum * std::exp(row.max - higher) + sum * std::exp(origin - higher);
     if (sum != sum) row.sum = sum;  // NaN.
@@ -122,13 +139,11 @@ void write_softmax(const acc_t<T>* exponentials, const acc_t<T>* maxima, const R
   for (int64_t i = count; i < cols; ++i) out[i] = rest;
 }
 
-template <class T>
-void write_log_softmax(const T* x, const MaskRow<T>& mask, acc_t<T> scale, const RowSum<T>& row, int64_t count, T* out,
-                       int64_t cols) {
+template <class T, bool kPlain>
+void write_log_softmax(const Logits<T, kPlain>& logits, const RowSum<T>& row, int64_t count, T* out, int64_t cols) {
   using A = acc_t<T>;
   const A log_sum = std::log(row.sum);
-  for_each_vector<A>(
-      count, [&](int64_t i, auto n) { store(out + i, logits_at(x, mask, scale, i, n) - row.max - log_sum, n); });
+  for_each_vector<A>(count, [&](int64_t i, auto n) { store(out + i, logits.at(i, n) - row.max - log_sum, n); });
   const T rest = from_acc<T>(kMinusInfinity<A> - row.max - log_sum);
   for (int64_t i = count; i < cols; ++i) out[i] = rest;
 }
@@ -145,31 +160,31 @@ void scatter(const Rows& rows, int64_t row, int64_t cols, const T* values) {
   for (int64_t i = 0; i < cols; ++i) out[i * rows.col_stride] = values[i];
 }
 
-template <class T>
+template <class T, bool kPlain>
 void forward_rows(const SoftmaxParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
-  const A scale = static_cast<A>(p.scale);
-  Scratch<T> input_row(p.input.col_stride == 1 ? 0 : p.cols), written(p.output.col_stride == 1 ? 0 : p.cols);
   constexpr bool kInPlace = std::is_same_v<T, A>;  // Exponentials lie in the output itself.
+  Scratch<T> input_row(p.input.col_stride == 1 ? 0 : p.cols), written(p.output.col_stride == 1 ? 0 : p.cols);
   Scratch<A> kept(p.log || kInPlace ? 0 : p.cols), maxima(p.cols / kPiece + 1);
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = row_data(p.input, row, p.cols, input_row.data());
-    T* out = output_row(p.output, row, written.data());
     const MaskRow<T> mask(p.bounds, row);
+    const T* x = row_data(p.input, row, p.cols, input_row.data());
+    const Logits<T, kPlain> logits{x, mask, static_cast<A>(p.scale)};
+    T* out = output_row(p.output, row, written.data());
     const int64_t count = p.bounds.visible(row);
     if (p.log) {
-      write_log_softmax(x, mask, scale, reduce_row<T>(x, mask, scale, count, nullptr, nullptr), count, out, p.cols);
+      write_log_softmax(logits, reduce_row<false>(logits, count, nullptr, nullptr), count, out, p.cols);
     } else {
       A* exponentials = kept.data();
       if constexpr (kInPlace) exponentials = out;
-      const RowSum<T> sum = reduce_row<T>(x, mask, scale, count, exponentials, maxima.data());
+      const RowSum<T> sum = reduce_row<true>(logits, count, exponentials, maxima.data());
       write_softmax<T>(exponentials, maxima.data(), sum, count, out, p.cols);
     }
     scatter(p.output, row, p.cols, out);
   }
 }
 
-template <class T>
+template <class T, bool kLog>
 void backward_rows(const SoftmaxBackwardParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const A scale = static_cast<A>(p.scale);
@@ -183,11 +198,11 @@ void backward_rows(const SoftmaxBackwardParams& p, int64_t begin, int64_t end) {
     const int64_t count = p.bounds.visible(row);
     const A dot = sum_vectors<A>(p.cols, [&](int64_t i, auto n) {
       const Vec<A> g = load(grad + i, n);
-      return p.log ? g : g * load(y + i, n);
+      return kLog ? g : g * load(y + i, n);
     });
     for_each_vector<A>(count, [&](int64_t i, auto n) {
       const Vec<A> g = load(grad + i, n), value = load(y + i, n);
-      Vec<A> dx = (p.log ? g - vexp(value) * dot : value * (g - dot)) * scale;
+      Vec<A> dx = (kLog ? g - exponential<T>(value, A(0)) * dot : value * (g - dot)) * scale;
       if (mask.keep != nullptr) dx = mask.select(i, lanes<A>(n), dx, A(0));
       store(out + i, dx, n);
     });
@@ -228,7 +243,7 @@ void forward_panel(const SoftmaxParams& p, int64_t row, int64_t width, acc_t<T>*
     store(max + i, highest, n);
     Vec<A> total{};
     for (int64_t col = 0; col < p.cols; ++col) {
-      const Vec<A> e = vexp(load(x.at(col) + i, n) * scale - highest);
+      const Vec<A> e = exponential<T>(load(x.at(col) + i, n) * scale, highest);
       if (!p.log) store(exponentials + col * width + i, e, n);
       total += e;
     }
@@ -258,7 +273,7 @@ void backward_panel(const SoftmaxBackwardParams& p, int64_t row, int64_t width) 
     }
     for (int64_t col = 0; col < p.cols; ++col) {
       const Vec<A> g = load(grad.at(col) + i, n), value = load(y.at(col) + i, n);
-      store(out.at(col) + i, (p.log ? g - vexp(value) * dot : value * (g - dot)) * scale, n);
+      store(out.at(col) + i, (p.log ? g - exponential<T>(value, A(0)) * dot : value * (g - dot)) * scale, n);
     }
   });
 }
@@ -290,8 +305,11 @@ void softmax(const SoftmaxParams& p) {
     using T = decltype(tag);
     using A = acc_t<T>;
     const int64_t inner = common_panel(p.bounds, p.input, p.output, p.output);
+    const bool plain = p.bounds.kind == SoftmaxMask::kNone && p.scale == 1;
     if (inner == 0) {
-      return parallel_for(0, p.rows, row_grain(p.cols), [&](int64_t b, int64_t e) { forward_rows<T>(p, b, e); });
+      return parallel_for(0, p.rows, row_grain(p.cols), [&](int64_t b, int64_t e) {
+        plain ? forward_rows<T, true>(p, b, e) : forward_rows<T, false>(p, b, e);
+      });
     }
     const int64_t most = panel_width(p.cols, inner);
     for_each_panel(p.rows, p.cols, inner, most, [&](int64_t row, int64_t width) {
@@ -306,7 +324,9 @@ void softmax_backward(const SoftmaxBackwardParams& p) {
     using T = decltype(tag);
     const int64_t inner = common_panel(p.bounds, p.grad_output, p.output, p.grad_input);
     if (inner == 0) {
-      return parallel_for(0, p.rows, row_grain(p.cols), [&](int64_t b, int64_t e) { backward_rows<T>(p, b, e); });
+      return parallel_for(0, p.rows, row_grain(p.cols), [&](int64_t b, int64_t e) {
+        p.log ? backward_rows<T, true>(p, b, e) : backward_rows<T, false>(p, b, e);
+      });
     }
     for_each_panel(p.rows, p.cols, inner, panel_width(p.cols, inner),
                    [&](int64_t row, int64_t width) { backward_panel<T>(p, row, width); });

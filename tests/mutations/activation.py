@@ -10,7 +10,7 @@ MUTATIONS = [
     *planted_in("csrc/cpu/activation.cpp",
          *((op, "skip the gate's bias", "if (gate_bias != nullptr) x += load(gate_bias + i, n);\n      Vec<A> value",
             "Vec<A> value") for op in BIASED),
-         *((op, "lose the gradient of the second factor", "const Vec<A> du = dy * value_of<A>(form, x);",
+         *((op, "lose the gradient of the second factor", "const Vec<A> du = dy * value_of<T>(form, x);",
             "const Vec<A> du = dy;") for op in GATED),
          *((op, "let gradients pass zeros", "return x <= A(0) ? Vec<A>{} : g;", "return g;")
            for op in ("relu", "relu_squared", "reglu")),

@@ -6,12 +6,12 @@ BOTH = ("softmax", "log_softmax")
 
 MUTATIONS = [
     *planted_in("csrc/cpu/softmax.cpp",
-         *((op, "skip the scale", "Vec<A> z = load(x + i, n) * scale;", "Vec<A> z = load(x + i, n);") for op in BOTH),
+         *((op, "skip the scale", "z = z * scale;", ";") for op in BOTH),
          *((op, "let gradients pass a mask", "dx = mask.select(i, lanes<A>(n), dx, A(0));", ";") for op in BOTH),
          ("softmax", "piece by piece maxima that are one", "maxima[first / kPiece] = max;",
           "maxima[first / kPiece] = row.max;"),
-         ("log_softmax", "a panel's sum of another sign", "g - vexp(value) * dot : value * (g - dot)) * scale, n);",
-          "g + vexp(value) * dot : value * (g - dot)) * scale, n);")),
+         ("log_softmax", "another sign", "kLog ? g - exponential<T>(value, A(0)) * dot",
+          "kLog ? g + exponential<T>(value, A(0)) * dot")),
     *planted_in("csrc/kernels/softmax.h",
          *((op, "one column too few under the causal bound", "row % causal_rows + 1 + cols", "row % causal_rows + cols")
            for op in BOTH)),
