@@ -60,6 +60,8 @@ CASES = {
         ((), {"label_smoothing": 0.1, "ignore_index": 2, "reduction": "sum"}, lambda: (floats(6, 5), classes_of(5, 6))),
         ((), {"reduction": "none"}, lambda: (floats(2, 5, 3, 4), classes_of(5, 2, 3, 4))),
         ((), {}, lambda: (floats(5), classes_of(5))),
+        ((floats(5).abs(),), {"label_smoothing": 0.1}, lambda: (floats(6, 5), classes_of(5, 6))),
+        ((), {}, lambda: (floats(6, 5), floats(6, 5).detach().softmax(1))),
     ],
     "GELU": [((), {}, lambda: (floats(3, 8),)), (("tanh",), {}, lambda: (floats(2, 3, 5),))],
     "SiLU": [((), {}, lambda: (floats(3, 8),))],
@@ -69,10 +71,16 @@ CASES = {
     "LogSoftmax": [((-1,), {}, lambda: (floats(3, 8),)), ((0,), {}, lambda: (floats(6, 4),))],
     # With other probabilities the masks are not torch's.
     "Dropout": [((0.0,), {}, lambda: (floats(3, 8),)), ((1.0,), {}, lambda: (floats(3, 8),))],
+    "NLLLoss": [
+        ((), {"reduction": "none"}, lambda: (floats(2, 5, 3), classes_of(5, 2, 3))),
+        ((floats(5).abs(),), {"ignore_index": 2}, lambda: (floats(6, 5), classes_of(5, 6))),
+    ],
+    "BCEWithLogitsLoss": [
+        ((), {"pos_weight": floats(5).abs()}, lambda: (floats(6, 5), floats(6, 5).detach().sigmoid()))
+    ],
+    "KLDivLoss": [((), {"reduction": "batchmean"}, lambda: (floats(6, 5), floats(6, 5).detach().softmax(1)))],
 }
 LANDED = set(warpwright.nn.__all__)
-#: Layers whose results autocast leaves in float32, as torch's.
-KEPT_UNDER_AUTOCAST = ("CrossEntropyLoss", "Softmax", "LogSoftmax")
 PARAMS = [
     pytest.param(name, *case, id=f"{name}-{i}")
     for name, cases in CASES.items()
@@ -162,7 +170,8 @@ def test_autocast_is_followed(name, arguments, keywords, inputs, grad):
     theirs, ours = pair(name, arguments, keywords)
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
         output, expected = ours(*inputs()), theirs(*inputs())
-    assert output.dtype == (torch.float32 if name in KEPT_UNDER_AUTOCAST else torch.bfloat16)
+    kept = "Loss" in name or name in ("Softmax", "LogSoftmax")  # As torch's.
+    assert output.dtype == (torch.float32 if kept else torch.bfloat16)
     torch.testing.assert_close(output.float(), expected.float(), rtol=2e-2, atol=2e-2)
     assert not warpwright.fallbacks()
 
@@ -205,10 +214,6 @@ FALLBACKS = {
     "subclass": ("RMSNorm", (8,), {}, None, (Wrapped(floats(3, 8)),), "tensor subclass Wrapped"),
     "padding mode": ("Conv2d", (3, 4, 3, 1, 1), {"padding_mode": "circular"}, None, (floats(1, 3, 5, 5),),
                      "padding_mode='circular'"),
-    "class weights": ("CrossEntropyLoss", (floats(5).abs(),), {}, None, (floats(6, 5), classes_of(5, 6)),
-                      "class weights"),
-    "probabilities": ("CrossEntropyLoss", (), {}, None, (floats(6, 5), floats(6, 5).softmax(1)),
-                      "class probabilities as target"),
     "in place": ("ReLU", (True,), {}, None, (floats(3, 8),), "inplace=True"),
     "no dimension": ("Softmax", (), {}, None, (floats(3, 8),), "dim=None"),
     "integers": ("ReLU", (), {}, None, (classes_of(5, 6),), "torch.int64 input on cpu"),

@@ -28,7 +28,7 @@ struct Online {
   __device__ __forceinline__ void add(float x) { sum += expf(x - origin(max)); }
 };
 
-// machine code: 1, *>: SHFL; else: SHFL, 16-byte
+// machine code: 1, 8>: SHFL; else: SHFL, 16-byte
 template <class T, bool kWarp, int kCount, int kPacks>
 __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads) softmax_kernel(const SoftmaxParams p) {
   using Tile = RowTile<T, kCount, kPacks>;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
   }
 }
 
-// machine code: 1, *>: SHFL; else: SHFL, 16-byte
+// machine code: 1, 8>: SHFL; else: SHFL, 16-byte
 template <class T, bool kWarp, int kCount, int kPacks>
 __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
     softmax_backward_kernel(const SoftmaxBackwardParams p) {

@@ -7,19 +7,23 @@ counted and named by `warpwright.fallbacks()`.
 from warpwright.nn._replace import ReplaceReport, replace_modules
 from warpwright.nn.activation import GELU, GLU, Dropout, LogSoftmax, ReLU, SiLU, Softmax
 from warpwright.nn.conv import Conv2d
-from warpwright.nn.loss import CrossEntropyLoss
+from warpwright.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, LinearCrossEntropyLoss, NLLLoss
 from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import LayerNorm, RMSNorm
 
 __all__ = [
     "GELU",
     "GLU",
+    "BCEWithLogitsLoss",
     "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
+    "KLDivLoss",
     "LayerNorm",
     "Linear",
+    "LinearCrossEntropyLoss",
     "LogSoftmax",
+    "NLLLoss",
     "RMSNorm",
     "ReLU",
     "ReplaceReport",
