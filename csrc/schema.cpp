@@ -124,9 +124,29 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " Tensor rstd, int normalized_ndim, bool need_input, bool need_weight, bool need_bias)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 
-  // activation: output = silu(gate) * up.
-  m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
-  m.def("swiglu_backward(Tensor grad_output, Tensor gate, Tensor up) -> (Tensor grad_gate, Tensor grad_up)");
+  // activation: output = activation(input + bias), and gated activation(gate + gate_bias) * (up + up_bias), with biases
+  // for the last dimension. Of the activations of linear, or relu_squared.
+  m.def("activation(Tensor input, Tensor? bias, str activation) -> Tensor");
+  m.def(
+      "activation_backward(Tensor grad_output, Tensor input, Tensor? bias, str activation, bool need_input,"
+      " bool need_bias) -> (Tensor grad_input, Tensor grad_bias)");
+  m.def("glu(Tensor gate, Tensor up, Tensor? gate_bias, Tensor? up_bias, str activation) -> Tensor");
+  m.def(
+      "glu_backward(Tensor grad_output, Tensor gate, Tensor up, Tensor? gate_bias, Tensor? up_bias, str activation,"
+      " bool need_gate, bool need_up, bool need_gate_bias, bool need_up_bias)"
+      " -> (Tensor grad_gate, Tensor grad_up, Tensor grad_gate_bias, Tensor grad_up_bias)");
+
+  // softmax: along `dim` of scale * input, or its logarithm, without the elements that a bool `mask` drops (a float one
+  // is added), and with `causal`, of (..., rows, cols), without the columns past row + cols - rows.
+  m.def("softmax(Tensor input, Tensor? mask, int dim, float scale, bool causal, bool log) -> Tensor");
+  m.def(
+      "softmax_backward(Tensor grad_output, Tensor output, Tensor? mask, int dim, float scale, bool causal, bool log)"
+      " -> Tensor");
+
+  // dropout: output = residual + input * (word >= 2^32 p) / (1 - p), where the words of csrc/kernels/philox.h are those
+  // of `seed`, one int64, and `offset`.
+  m.def("dropout_add(Tensor input, Tensor? residual, float p, Tensor seed, int offset) -> Tensor");
+  m.def("dropout_add_backward(Tensor grad_output, float p, Tensor seed, int offset) -> Tensor");
 
   // loss: `total`, a scalar, is what a mean is divided by, with zero elements for reduction none. A loss has input's
   // dtype, or with `float32_loss` that of its sums: float32, or float64 for float64 input.

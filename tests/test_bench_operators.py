@@ -44,7 +44,16 @@ TINY = {
          "output_padding": 1, "bias": True, "channels_last": True},
     ],
     "causal_conv1d": [{"batch": 2, "channels": 3, "length": 9, "kernel": 4, "activation": "silu"}],
+    "gelu": [{"rows": 3, "width": 8, "bias": True, "approximate": "tanh"}, {"rows": 3, "width": 8}],
+    "silu": [{"rows": 3, "width": 8, "bias": bias} for bias in (False, True)],
+    "relu": [{"rows": 3, "width": 8, "bias": bias} for bias in (False, True)],
+    "relu_squared": [{"rows": 3, "width": 8, "bias": bias} for bias in (False, True)],
     "swiglu": [{"rows": 3, "width": 8}],
+    "reglu": [{"rows": 3, "width": 8}],
+    "glu": [{"rows": 3, "width": 8}],
+    "dropout": [{"rows": 3, "width": 8}],
+    "dropout_add": [{"rows": 3, "width": 8, "p": 0.5}],
+    "log_softmax": [{"rows": 3, "width": 40, "causal": causal} for causal in (False, True)],
     "geglu": [{"rows": 3, "width": 8, "approximate": approximate} for approximate in ("none", "tanh")],
     "linear_swiglu": [
         {"rows": 3, "hidden": 8, "width": 5, "bias": True}, {"rows": 3, "hidden": 8, "width": 5, "packed": True},
@@ -94,7 +103,7 @@ TINY = {
     ],
     "rms_norm": [{"rows": 3, "width": 40, "residual": residual} for residual in (False, True)],
     "layer_norm": [{"rows": 3, "width": 40, "residual": residual} for residual in (False, True)],
-    "softmax": [{"rows": 3, "width": 40}],
+    "softmax": [{"rows": 3, "width": 40}, {"rows": 3, "width": 40, "causal": True}],
     "group_norm": [
         {"batch": 2, "channels": 4, "size": 5, "groups": 2, "activation": "silu", "channels_last": last}
         for last in (False, True)

@@ -68,6 +68,14 @@ CASES = {
         ((floats(5).abs(),), {"label_smoothing": 0.1}, lambda: (floats(6, 5), classes_of(5, 6))),
         ((), {}, lambda: (floats(6, 5), floats(6, 5).detach().softmax(1))),
     ],
+    "GELU": [((), {}, lambda: (floats(3, 8),)), (("tanh",), {}, lambda: (floats(2, 3, 5),))],
+    "SiLU": [((), {}, lambda: (floats(3, 8),))],
+    "ReLU": [((), {}, lambda: (floats(3, 8),))],
+    "GLU": [((), {}, lambda: (floats(3, 8),)), ((1,), {}, lambda: (floats(2, 4, 3),))],
+    "Softmax": [((-1,), {}, lambda: (floats(3, 8),)), ((1,), {}, lambda: (floats(2, 5, 4),))],
+    "LogSoftmax": [((-1,), {}, lambda: (floats(3, 8),)), ((0,), {}, lambda: (floats(6, 4),))],
+    # With other probabilities the masks are not torch's.
+    "Dropout": [((0.0,), {}, lambda: (floats(3, 8),)), ((1.0,), {}, lambda: (floats(3, 8),))],
     "NLLLoss": [
         ((), {"reduction": "none"}, lambda: (floats(2, 5, 3), classes_of(5, 2, 3))),
         ((floats(5).abs(),), {"ignore_index": 2}, lambda: (floats(6, 5), classes_of(5, 6))),
@@ -167,7 +175,8 @@ def test_autocast_is_followed(name, arguments, keywords, inputs, grad):
     theirs, ours = pair(name, arguments, keywords)
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
         output, expected = ours(*inputs()), theirs(*inputs())
-    assert output.dtype == (torch.float32 if "Loss" in name or name == "Embedding" else torch.bfloat16)
+    kept = "Loss" in name or name in ("Embedding", "Softmax", "LogSoftmax")  # As torch's.
+    assert output.dtype == (torch.float32 if kept else torch.bfloat16)
     torch.testing.assert_close(output.float(), expected.float(), rtol=2e-2, atol=2e-2)
     assert not warpwright.fallbacks()
 
@@ -212,6 +221,9 @@ FALLBACKS = {
                      "padding_mode='circular'"),
     "max_norm": ("Embedding", (6, 8), {"max_norm": 1.0}, None, (classes_of(6, 4),), "max_norm"),
     "sparse gradients": ("Embedding", (6, 8), {"sparse": True}, None, (classes_of(6, 4),), "sparse gradients"),
+    "in place": ("ReLU", (True,), {}, None, (floats(3, 8),), "inplace=True"),
+    "no dimension": ("Softmax", (), {}, None, (floats(3, 8),), "dim=None"),
+    "integers": ("ReLU", (), {}, None, (classes_of(5, 6),), "torch.int64 input on cpu"),
     "uint8 target": ("CrossEntropyLoss", (), {}, None, (floats(6, 5), classes_of(5, 6).to(torch.uint8)),
                      "torch.uint8 target"),
 }  # fmt: skip
@@ -316,7 +328,7 @@ def model():
     shared = nn.RMSNorm(8)
     return nn.ModuleDict(
         {
-            "encoder": nn.Sequential(nn.RMSNorm(8), nn.GELU(), nn.Sequential(nn.RMSNorm(8))),
+            "encoder": nn.Sequential(nn.RMSNorm(8), nn.Tanh(), nn.Sequential(nn.RMSNorm(8))),
             "first": shared,
             "second": shared,
             "head": nn.RMSNorm(8),
@@ -399,7 +411,7 @@ def test_skipped_modules_say_why():
     parametrised = nn.RMSNorm(8)
     nn.utils.parametrize.register_parametrization(parametrised, "weight", nn.Identity())
     layers = {"own": Own(8), "wrapped": wrapped, "parametrised": parametrised, "lazy": nn.LazyLinear(3)}
-    report = replace_modules(nn.ModuleDict({**layers, "act": nn.GELU(), "attention": nn.MultiheadAttention(8, 2)}))
+    report = replace_modules(nn.ModuleDict({**layers, "act": nn.Tanh(), "attention": nn.MultiheadAttention(8, 2)}))
     assert not report.replaced
     assert set(report.skipped) == {*layers, "attention.out_proj"}
     assert report.skipped["lazy"] == "lazy: its parameters are not initialised yet"

@@ -3,6 +3,7 @@
 from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     activation,
     conv,
+    dropout,
     embedding,
     gated,
     loss,
@@ -14,5 +15,6 @@ from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     quantize,
     rotary,
     scaled,
+    softmax,
     sparse,
 )

@@ -33,31 +33,6 @@ def layer_norm(draw: Draw, *, rows: int, width: int, residual: bool = False) -> 
     return Sample(f"{rows} x {width}{suffix(residual=residual)}", args, kwargs)
 
 
-# ---- softmax ----
-
-
-def _torch_softmax(input: Tensor, dim: int = -1) -> Tensor:
-    return torch.softmax(input, dim)
-
-
-def _softmax_cost(input: Tensor, dim: int = -1) -> Cost:
-    """Maximum, difference, exponential, sum, quotient."""
-    return Cost(5 * input.numel(), 2 * nbytes(input))
-
-
-@operator(
-    "softmax",
-    smaller=halve("rows"),
-    family="norm",
-    torch_op=_torch_softmax,
-    cost=_softmax_cost,
-    dtypes=FLOAT_TYPES,
-    gradient=True,
-)
-def softmax(draw: Draw, *, rows: int, width: int) -> Sample:
-    return Sample(f"{rows} x {width}", (draw.tensor(rows, width, low=-4, high=4), -1))
-
-
 # ---- group_norm and batch_norm ----
 
 

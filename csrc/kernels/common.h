@@ -59,7 +59,9 @@ struct Rows {
     if (ndim == 1) return row * stride[0];
     int64_t result = 0;
     // Divisions of 64 bits are hundreds of instructions: once is enough.
+#if defined(__CUDACC__)
 #pragma unroll 1
+#endif
     for (int d = ndim - 1; d >= 0; --d) {
       result += (row % size[d]) * stride[d];
       row /= size[d];

@@ -6,6 +6,7 @@ One file a family; what is planted in a piece that several families use stands i
 from mutations import (
     activation,
     conv,
+    dropout,
     embedding,
     gated,
     grouped,
@@ -21,6 +22,7 @@ from mutations import (
     rotary,
     scaled,
     shared,
+    softmax,
     sparse,
 )
 from mutations._mutation import BACKENDS, Mutation
@@ -31,6 +33,8 @@ _FILES = (
     shared,
     norm,
     activation,
+    softmax,
+    dropout,
     rotary,
     matmul,
     gated,

@@ -2,17 +2,33 @@
 
 from mutations._mutation import planted_in
 
+PLAIN = ("gelu", "silu", "relu", "relu_squared")
+GATED = ("swiglu", "geglu", "reglu", "glu")
+BIASED = (*PLAIN, "swiglu", "geglu", "reglu")
+
 MUTATIONS = [
     *planted_in("csrc/cpu/activation.cpp",
-         ("swiglu", "skip the gate", "store(out + i, x * vsigmoid(x) * load(up + i, n), n);",
-          "store(out + i, x * load(up + i, n), n);"),
-         ("swiglu", "flip a sign", "s * (1 + x * (1 - s)), n);", "s * (1 - x * (1 - s)), n);"),
+         *((op, "skip the gate's bias", "if (gate_bias != nullptr) x += load(gate_bias + i, n);\n      Vec<A> value",
+            "Vec<A> value") for op in BIASED),
+         *((op, "lose the gradient of the second factor", "const Vec<A> du = dy * value_of<T>(form, x);",
+            "const Vec<A> du = dy;") for op in GATED),
+         *((op, "let gradients pass zeros", "return x <= A(0) ? Vec<A>{} : g;", "return g;")
+           for op in ("relu", "relu_squared", "reglu")),
          ("swiglu", "wrong piece of a long row", "first = index % per_row * kPiece;", "first = 0 * per_row;")),
-    *planted_in("csrc/cuda/activation/swiglu.cu",
-         ("swiglu", "flip a sign", "(1.0f + x * (1.0f - s))", "(1.0f - x * (1.0f - s))"),
-         ("swiglu", "drop the tail", "forward_pack<T, 1>(p, place.row, place.col + i);", ";")),
+    *planted_in("csrc/cuda/activation/glu.cu",
+         *((op, "skip the bias", "const float value = value_of(form, to_float(gate.values[i]) + gate_bias.values[i]);",
+            "const float value = value_of(form, to_float(gate.values[i]));") for op in BIASED),
+         *((op, "lose the gradient of the second factor", "const float du = gated ? dy * value_of(form, x) : 0.0f;",
+            "const float du = gated ? dy : 0.0f;") for op in GATED),
+         ("gelu", "sum a group twice", "gate_sums[i] += dx;", "gate_sums[i] += 2.0f * dx;"),
+         ("swiglu", "drop the tail", "forward_pack<T, 1>(p, form, place.row, place.col + i);", ";")),
     *planted_in("triton_kernels/activation.py",
-         ("swiglu", "flip a sign", "(1.0 + x * (1.0 - s))", "(1.0 - x * (1.0 - s))")),
+         *((op, "skip the bias", "        x += tl.load(gate_bias_ptr + col, mask, 0.0).to(ACC)\n    value",
+            "        x += 0.0\n    value") for op in BIASED),
+         *((op, "lose the gradient of the second factor", "du = dy * _value_of(x, ACTIVATION)", "du = dy")
+           for op in GATED)),
     *planted_in("python/warpwright/reference/activation.py",
-         ("swiglu", "flip a sign", "s * (1 + x * (1 - s))", "s * (1 - x * (1 - s))")),
+         *((op, "skip the bias", "return x if bias is None else x + bias", "return x") for op in BIASED),
+         *((op, "lose the gradient of the second factor", "grad_up = dy * _value(activation, x)", "grad_up = dy")
+           for op in GATED)),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ counted and named by `warpwright.fallbacks()`.
 """
 
 from warpwright.nn._replace import ReplaceReport, replace_modules
+from warpwright.nn.activation import GELU, GLU, Dropout, LogSoftmax, ReLU, SiLU, Softmax
 from warpwright.nn.conv import Conv2d
 from warpwright.nn.embedding import Embedding
 from warpwright.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, LinearCrossEntropyLoss, NLLLoss
@@ -12,16 +13,23 @@ from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import LayerNorm, RMSNorm
 
 __all__ = [
+    "GELU",
+    "GLU",
     "BCEWithLogitsLoss",
     "Conv2d",
     "CrossEntropyLoss",
+    "Dropout",
     "Embedding",
     "KLDivLoss",
     "LayerNorm",
     "Linear",
     "LinearCrossEntropyLoss",
+    "LogSoftmax",
     "NLLLoss",
     "RMSNorm",
+    "ReLU",
     "ReplaceReport",
+    "SiLU",
+    "Softmax",
     "replace_modules",
 ]

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch.nn.parameter import is_lazy
 
-from warpwright.nn import conv, embedding, loss, matmul, norm
+from warpwright.nn import activation, conv, embedding, loss, matmul, norm
 
 #: torch's layer -> ours.
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
@@ -18,10 +18,17 @@ REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.BCEWithLogitsLoss: loss.BCEWithLogitsLoss,
     torch.nn.CrossEntropyLoss: loss.CrossEntropyLoss,
     torch.nn.Embedding: embedding.Embedding,
+    torch.nn.Dropout: activation.Dropout,
+    torch.nn.GELU: activation.GELU,
+    torch.nn.GLU: activation.GLU,
     torch.nn.KLDivLoss: loss.KLDivLoss,
     torch.nn.LayerNorm: norm.LayerNorm,
+    torch.nn.LogSoftmax: activation.LogSoftmax,
     torch.nn.NLLLoss: loss.NLLLoss,
+    torch.nn.ReLU: activation.ReLU,
     torch.nn.RMSNorm: norm.RMSNorm,
+    torch.nn.SiLU: activation.SiLU,
+    torch.nn.Softmax: activation.Softmax,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
 

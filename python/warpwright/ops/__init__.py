@@ -1,7 +1,8 @@
 """The public operators, one module a family. `__all__` lists them, without what only prepares their arguments."""
 
-from warpwright.ops.activation import swiglu
+from warpwright.ops.activation import geglu, gelu, glu, reglu, relu, relu_squared, silu, swiglu
 from warpwright.ops.conv import conv2d
+from warpwright.ops.dropout import dropout, dropout_add
 from warpwright.ops.embedding import embedding
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
@@ -20,6 +21,7 @@ from warpwright.ops.pointwise_loss import binary_cross_entropy_with_logits, kl_d
 from warpwright.ops.quantize import dequantize, dequantize_fp8, quantize, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding, rotary_embedding_qk
 from warpwright.ops.scaled import scaled_matmul
+from warpwright.ops.softmax import log_softmax, softmax
 from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sparse24, prune_24
 
 __all__ = [
@@ -35,7 +37,12 @@ __all__ = [
     "dequantize",
     "dequantize_fp8",
     "dequantize_packed",
+    "dropout",
+    "dropout_add",
     "embedding",
+    "geglu",
+    "gelu",
+    "glu",
     "grouped_matmul",
     "kl_div",
     "lamb_",
@@ -49,6 +56,7 @@ __all__ = [
     "linear_w4a16",
     "linear_w8a16",
     "lion_",
+    "log_softmax",
     "matmul",
     "mlp",
     "multi_tensor_norm",
@@ -57,10 +65,15 @@ __all__ = [
     "prune_24",
     "quantize",
     "quantize_fp8",
+    "reglu",
+    "relu",
+    "relu_squared",
     "rms_norm",
     "rotary_embedding",
     "rotary_embedding_qk",
     "scaled_matmul",
     "sgd_",
+    "silu",
+    "softmax",
     "swiglu",
 ]

@@ -37,7 +37,7 @@ def random_words(seed: Tensor, rows: int, cols: int, offset: int) -> Tensor:
     quad = torch.arange((cols + 3) // 4, device=device).unsqueeze(0) + 0 * row
     key = (seed.reshape(()) & _LOW, (seed.reshape(()) >> 32) & _LOW)
     words = philox(key, (quad & _LOW, (row & _LOW) + 0 * quad, (row >> 32) + 0 * quad, quad * 0 + (offset & _LOW)))
-    return torch.stack(words, -1).reshape(rows, -1)[:, :cols]
+    return torch.stack(words, -1).flatten(1)[:, :cols]
 
 
 def dropout_threshold(p: float) -> int:
