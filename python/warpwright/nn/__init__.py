@@ -5,9 +5,33 @@ counted and named by `warpwright.fallbacks()`.
 """
 
 from warpwright.nn._replace import ReplaceReport, replace_modules
+from warpwright.nn.channel_norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+)
 from warpwright.nn.conv import Conv2d
 from warpwright.nn.loss import CrossEntropyLoss
 from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import LayerNorm, RMSNorm
 
-__all__ = ["Conv2d", "CrossEntropyLoss", "LayerNorm", "Linear", "RMSNorm", "ReplaceReport", "replace_modules"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "Linear",
+    "RMSNorm",
+    "ReplaceReport",
+    "replace_modules",
+]

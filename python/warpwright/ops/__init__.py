@@ -1,6 +1,7 @@
 """The public operators, one module a family. `__all__` lists them, without what only prepares their arguments."""
 
 from warpwright.ops.activation import swiglu
+from warpwright.ops.channel_norm import batch_norm, group_norm, instance_norm
 from warpwright.ops.conv import conv2d
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
@@ -22,13 +23,16 @@ __all__ = [
     "Sparse24Weight",
     "adamw_",
     "addmm",
+    "batch_norm",
     "bmm",
     "conv2d",
     "cross_entropy",
     "dense_from_sparse24",
     "dequantize_fp8",
     "dequantize_packed",
+    "group_norm",
     "grouped_matmul",
+    "instance_norm",
     "layer_norm",
     "linear",
     "linear_geglu",
