@@ -88,6 +88,7 @@ TINY = {
         {"batch": 2, "channels": 4, "size": 5, "training": training, "residual": True, "activation": "relu"}
         for training in (False, True)
     ],
+    "instance_norm": [{"batch": 2, "channels": 4, "size": 5, "channels_last": last} for last in (False, True)],
     "adamw_": [{"model": model, "layers": 1, "divide": 64, "masters": model == "resnet50"} for model in ("resnet50",)],
 }  # fmt: skip
 TINY_CASES = [(name, parameters) for name, found in TINY.items() for parameters in found]

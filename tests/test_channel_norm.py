@@ -1,4 +1,4 @@
-"""What the OpSpecs of the channel norms do not say: layouts, any number of threads, samples, NaN, running statistics."""
+"""What the OpSpecs of the channel norms do not say: layouts, threads, samples, NaN, running statistics."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def test_an_empty_batch_leaves_the_running_statistics(matrix):
     assert y.shape == x.shape
     grads = torch.autograd.grad(y.sum(), [x, weight])
     assert torch.equal(grads[1], torch.zeros_like(weight))
-    assert torch.equal(mean, torch.zeros_like(mean)) and torch.equal(var, torch.ones_like(var))
+    assert torch.equal(mean, torch.zeros_like(mean))
+    assert torch.equal(var, torch.ones_like(var))
 
 
 def test_an_expanded_image_is_read_in_place(matrix):

@@ -6,7 +6,6 @@ the gradients. A program takes a tile of positions and channels, long in the dir
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from warpwright._channels import empty_like, lies_channels_last, slab_size
+from warpwright._channels import empty_like
 from warpwright.triton_kernels._activation import activate, activation_grad
-from warpwright.triton_kernels._common import acc_dtype, interpreted, rounded, row_block, tl_acc
+from warpwright.triton_kernels._channel_call import Call, strided
+from warpwright.triton_kernels._common import acc_dtype, interpreted, rounded
 from warpwright.triton_kernels._partials import sum_partials
-
-CELL_BLOCK = 256
 
 
 @triton.jit
@@ -86,20 +84,20 @@ def _cell_statistics_kernel(
         mean = tl.load(running_mean_ptr + cell).to(ACC)
         var = tl.load(running_var_ptr + cell).to(ACC)
     else:
-        at, channel, count = _cell_part(
+        at, _, _ = _cell_part(
             cell, cell * 0, channels, per_sample, slab_size, positions, groups, width, SHARED
         )
         origin = tl.load(means_ptr + at, parts > 0, 0.0)
         total = tl.zeros((BLOCK,), ACC)
         for start in range(0, parts, BLOCK):
             i = start + tl.arange(0, BLOCK).to(tl.int64)
-            at, channel, count = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
+            at, _, count = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
             total += tl.where(i < parts, tl.load(means_ptr + at, i < parts, 0.0) - origin, 0.0) * count.to(ACC)
         mean = origin + tl.sum(total, 0) / elements
         total = tl.zeros((BLOCK,), ACC)
         for start in range(0, parts, BLOCK):
             i = start + tl.arange(0, BLOCK).to(tl.int64)
-            at, channel, count = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
+            at, _, count = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
             difference = tl.where(i < parts, tl.load(means_ptr + at, i < parts, 0.0) - mean, 0.0)
             total += tl.load(squares_ptr + at, i < parts, 0.0) + difference * difference * count.to(ACC)
         var = tl.sum(total, 0) / elements
@@ -123,7 +121,7 @@ def _output_kernel(
     ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr,
     ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    slab, sample, first, last, channel = _unit(channels, per_sample, slab_size, positions, BLOCK_C)
+    _, sample, first, last, channel = _unit(channels, per_sample, slab_size, positions, BLOCK_C)
     holds = channel < channels
     cell = channel // width
     if not SHARED:
@@ -220,7 +218,7 @@ def _cell_means_kernel(
     dot = tl.zeros((BLOCK,), ACC)
     for start in range(0, parts, BLOCK):
         i = start + tl.arange(0, BLOCK).to(tl.int64)
-        at, channel, count = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
+        at, channel, _ = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
         weight = _channel_value(weight_ptr, channel, i < parts, 1.0, HAS_WEIGHT, ACC)
         grad += tl.load(grads_ptr + at, i < parts, 0.0) * weight
         dot += tl.load(dots_ptr + at, i < parts, 0.0) * weight
@@ -240,7 +238,7 @@ def _grads_kernel(
     ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr,
     ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    slab, sample, first, last, channel = _unit(channels, per_sample, slab_size, positions, BLOCK_C)
+    _, sample, first, last, channel = _unit(channels, per_sample, slab_size, positions, BLOCK_C)
     holds = channel < channels
     cell = channel // width
     if not SHARED:
@@ -273,88 +271,6 @@ def _grads_kernel(
             tl.store(grad_input_ptr + where, rounded(dx, dtype, INTERPRETED), mask)
 
 
-# ---- shapes ----
-
-
-def _planes(tensor: Tensor) -> Tensor:
-    """(batch, channels, positions): a view where one stride walks through the positions."""
-    return tensor.reshape(*tensor.shape[:2], tensor.shape[2:].numel())
-
-
-@dataclass
-class _Call:
-    """The shape of a call, and its tensors as (samples, channels, positions)."""
-
-    shared: bool
-    groups: int
-    samples: int
-    channels: int
-    positions: int
-    slab: int
-    per_sample: int
-    block_p: int
-    block_c: int
-    planes: list[Tensor | None]
-
-    @staticmethod
-    def of(input: Tensor, groups: int, shared: bool, *tensors: Tensor | None) -> _Call:
-        planes = [None if t is None else _planes(t) for t in tensors]
-        samples, channels, positions = _planes(input).shape
-        last = positions == 1 or lies_channels_last(input)
-        if shared and last:
-            # The samples become one: a view where one stride walks through the positions of all of them.
-            planes = [
-                None if t is None else t.movedim(1, 2).reshape(1, samples * positions, channels).movedim(2, 1)
-                for t in planes
-            ]
-            samples, positions = 1, samples * positions
-        slab = slab_size(positions, last)
-        block_p = 32 if last else row_block(positions, slab)
-        block_c = row_block(channels, 64) if last else 1
-        return _Call(
-            shared, groups, samples, channels, positions, slab, -(-positions // slab), block_p, block_c, planes
-        )
-
-    @property
-    def slabs(self) -> int:
-        return self.samples * self.per_sample
-
-    @property
-    def cells(self) -> int:
-        return self.groups if self.shared else self.samples * self.groups
-
-    def units(self) -> tuple[int]:
-        return (self.slabs * triton.cdiv(self.channels, self.block_c),)
-
-    def partials(self, like: Tensor) -> Tensor:
-        return like.new_empty((self.slabs, self.channels), dtype=acc_dtype(like.dtype))
-
-    def slab_sizes(self) -> tuple[int, ...]:
-        return self.channels, self.positions, self.slab, self.per_sample
-
-    def cell_sizes(self) -> tuple[int, ...]:
-        return *self.slab_sizes(), self.groups, self.channels // self.groups
-
-    def parts(self) -> tuple[int, float]:
-        """Partial results of a cell, and its elements."""
-        width = self.channels // self.groups
-        samples = self.samples if self.shared else 1
-        return samples * self.per_sample * width, float(samples * self.positions * width)
-
-    def tile(self, dtype: torch.dtype) -> dict[str, Any]:
-        return {"ACC": tl_acc(dtype), "BLOCK_P": self.block_p, "BLOCK_C": self.block_c, "num_warps": 4}
-
-    def cell_block(self, dtype: torch.dtype) -> dict[str, Any]:
-        return {"SHARED": self.shared, "ACC": tl_acc(dtype), "BLOCK": CELL_BLOCK}
-
-
-def _strided(tensor: Tensor | None, other: Tensor | None) -> tuple[Any, ...]:
-    """A tensor and its strides; another one in the place of none."""
-    found = other if tensor is None else tensor
-    assert found is not None
-    return found, *found.stride()
-
-
 # ---- calls ----
 
 
@@ -378,14 +294,14 @@ def _forward(
     moves = [t is not None and not constant for t in running]
     old = [mean if t is None else t.contiguous() for t in running]
     new = [torch.empty_like(t) if move else mean.new_empty(0) for t, move in zip(old, moves, strict=True)]
-    call = _Call.of(input, groups, shared, input, residual, output)
+    call = Call.of(input, groups, shared, input, residual, output)
     if mean.numel() == 0:
         return output, mean, rstd, new[0], new[1]
     x, addend, y = call.planes
     means, squares = (mean, mean) if constant else (call.partials(input), call.partials(input))
     if not constant and call.slabs:
         _slab_statistics_kernel[call.units()](
-            *_strided(x, None), means, squares, *call.slab_sizes(), **call.tile(input.dtype)
+            *strided(x, None), means, squares, *call.slab_sizes(), **call.tile(input.dtype)
         )
     _cell_statistics_kernel[(call.cells,)](
         means, squares, *old, *new, mean, rstd, momentum, eps, *call.cell_sizes(), *call.parts(),
@@ -394,7 +310,7 @@ def _forward(
     )  # fmt: skip
     if call.slabs:
         _output_kernel[call.units()](
-            *_strided(x, None), *_strided(addend, x), *_strided(y, None),
+            *strided(x, None), *strided(addend, x), *strided(y, None),
             mean if weight is None else weight.contiguous(), mean if bias is None else bias.contiguous(), mean, rstd,
             *call.cell_sizes(), SHARED=shared, HAS_RESIDUAL=residual is not None, HAS_WEIGHT=weight is not None,
             HAS_BIAS=bias is not None, ACTIVATION=activation, INTERPRETED=interpreted(), **call.tile(input.dtype),
@@ -425,7 +341,7 @@ def _backward(
     grad_weight = (input if weight is None else weight).new_zeros(channels if need_weight else 0)
     grad_bias = (input if bias is None else bias).new_zeros(channels if need_bias else 0)
     outputs = grad_input if need_input else grad_residual if need_residual else None
-    call = _Call.of(input, groups, shared, grad_output, input, residual, outputs)
+    call = Call.of(input, groups, shared, grad_output, input, residual, outputs)
     if call.units()[0] == 0:
         return grad_input, grad_weight, grad_bias, grad_residual
     dy, x, addend, out = call.planes
@@ -433,7 +349,7 @@ def _backward(
     needs_means = need_input and not constant
     mean, rstd = mean.contiguous(), rstd.contiguous()
     tensors = (
-        *_strided(dy, None), *_strided(x, None), *_strided(addend, x),
+        *strided(dy, None), *strided(x, None), *strided(addend, x),
         mean if weight is None else weight.contiguous(), mean if bias is None else bias.contiguous(), mean, rstd,
     )  # fmt: skip
     flags: dict[str, Any] = {

@@ -84,6 +84,13 @@ def group_norm(
     )
 
 
+@operator("instance_norm", smaller=halve("batch", "channels"))
+def instance_norm(draw: Draw, *, batch: int, channels: int, size: int, channels_last: bool = False) -> Sample:
+    x = _images(draw, batch, channels, size, channels_last)
+    args = (x, None, None, draw.tensor(channels), draw.tensor(channels))
+    return Sample(_image_label(batch, channels, size, channels_last), args)
+
+
 @operator("batch_norm", smaller=halve("batch", "channels"))
 def batch_norm(
     draw: Draw,

@@ -1,4 +1,7 @@
-"""Tensors (batch, channels, ...) of the channel norms: how they lie, and how their sums are cut (kernels/channel_norm.h)."""
+"""Tensors (batch, channels, ...) of the channel norms: how they lie, and how sums over them are cut.
+
+As csrc/kernels/channel_norm.h does it.
+"""
 
 from __future__ import annotations
 

@@ -130,16 +130,16 @@ __device__ __forceinline__ void move_running(const ChannelNormParams& p, const P
 template <class T>
 __global__ void __launch_bounds__(kCellThreads) cell_statistics_kernel(const ChannelNormParams p) {
   const int64_t cell = blockIdx.x;
-  float mean, var;
+  float mean = NAN, var = NAN;  // Of nothing.
   if (p.constant) {
     mean = channel_value<T>(p.running_mean, cell, 0.0f);
     var = channel_value<T>(p.running_var, cell, 0.0f);
-  } else {
+  } else if (p.shape.slabs() > 0) {
     const CellParts parts(p.shape, cell);
     const auto elements = static_cast<float>(p.shape.cell_elements());
     const float* means = static_cast<const float*>(p.mean_partials);
     const float* squares = static_cast<const float*>(p.square_partials);
-    const float origin = parts.count > 0 ? means[parts.first * p.shape.channels + parts.channel] : 0.0f;
+    const float origin = means[parts.first * p.shape.channels + parts.channel];
     mean =
         origin + parts.total([&](float count, int64_t i, int64_t) { return count * (means[i] - origin); }) / elements;
     var = parts.total([&](float count, int64_t i, int64_t) {

@@ -200,21 +200,37 @@ inline LaunchConfig cell_config(const ChannelShape& shape, Stream stream) {
 // total(term): the sum over a cell's partial results of term(positions, index, channel), in every thread.
 struct CellParts {
   const ChannelShape& shape;
-  int64_t first, channel, width, count;
+  int64_t first, slabs, channel, width;
 
   __device__ __forceinline__ CellParts(const ChannelShape& shape, int64_t cell)
       : shape(shape),
         first(shape.cell_first_slab(cell)),
+        slabs(shape.cell_slabs()),
         channel(shape.cell_first_channel(cell)),
-        width(shape.group_channels()),
-        count(shape.cell_slabs() * width) {}
+        width(shape.group_channels()) {}
 
+  // Steps in place of divisions of 64 bits, which are hundreds of instructions.
   template <class Term>
   __device__ __forceinline__ float total(const Term& term) const {
+    const auto across = static_cast<unsigned>(width);
+    const int64_t full = shape.slab, rest = shape.positions - (shape.per_sample - 1) * full;
+    const int64_t slab_step = kCellThreads / across, channel_step = kCellThreads % across;
+    int64_t slab = threadIdx.x / across, c = threadIdx.x % across;
+    const int64_t place_step = slab_step % shape.per_sample;
+    int64_t place = slab % shape.per_sample;  // In its sample: a cell's slabs begin with a sample's first.
     float sum = 0.0f;
-    for (int64_t i = threadIdx.x; i < count; i += kCellThreads) {
-      const int64_t slab = first + i / width, c = channel + i % width;
-      sum += term(static_cast<float>(shape.slab_positions(slab)), slab * shape.channels + c, c);
+    while (slab < slabs) {
+      const auto count = static_cast<float>(place == shape.per_sample - 1 ? rest : full);
+      sum += term(count, (first + slab) * shape.channels + channel + c, channel + c);
+      slab += slab_step;
+      place += place_step;
+      c += channel_step;
+      if (c >= width) {
+        c -= width;
+        ++slab;
+        ++place;
+      }
+      if (place >= shape.per_sample) place -= shape.per_sample;
     }
     return block_reduce<Sum, kCellThreads>(sum);
   }

@@ -109,7 +109,9 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     def _average(self, input: Tensor) -> Tensor:
         """A training step without a momentum: the running statistics are the average of all batches."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         found = self.running_mean.clone(), self.running_var.clone()
         output = ops.batch_norm(input, *found, self.weight, self.bias, True, 1.0, self.eps, activation=self.activation)
         for running, own in zip((self.running_mean, self.running_var), found, strict=True):

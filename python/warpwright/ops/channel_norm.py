@@ -1,4 +1,4 @@
-"""Norms of tensors (batch, channels, ...): over groups of channels, over the batch, over each channel of each sample."""
+"""Norms of tensors (batch, channels, ...): over groups of channels, the batch, or a channel of a sample."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def group_norm(
         RuntimeError: naming the argument whose dtype, device or shape does not fit.
 
     Accumulates in float32 (float64 for float64), the variance from the differences to the mean, so a large mean costs
-    no digits. Differentiable in input, weight and bias; bitwise the same from run to run, and for a sample whatever else
-    is in the batch.
+    no digits. Differentiable in input, weight and bias; bitwise the same from run to run, and for a sample whatever
+    else is in the batch.
 
     Source: Wu and He, "Group Normalization", 2018.
     """

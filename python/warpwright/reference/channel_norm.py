@@ -116,7 +116,8 @@ def batch_norm(
         mean = x.mean((0, 2))
         var = ((x - _spread(mean, input)) ** 2).mean((0, 2))
     else:
-        assert running_mean is not None and running_var is not None
+        assert running_mean is not None
+        assert running_var is not None
         mean, var = (t.to(x.dtype).clone() for t in (running_mean, running_var))
 
     def moved(running: Tensor | None, found: Tensor) -> Tensor:
