@@ -21,8 +21,14 @@ def _over_channels(values: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _planes(tensor: Tensor) -> Tensor:
-    """(batch, channels, positions), in the dtype that it is computed in."""
-    return tensor.to(acc_dtype(tensor.dtype)).reshape(*tensor.shape[:2], tensor.shape[2:].numel())
+    """(batch, channels, positions), in the dtype that it is computed in; contiguous, so that sums have one order."""
+    return tensor.to(acc_dtype(tensor.dtype)).contiguous().reshape(*tensor.shape[:2], tensor.shape[2:].numel())
+
+
+def _mean(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """With the digits that a sum of large numbers would cost it."""
+    rough = values.mean(dims, keepdim=True)
+    return (rough + (values - rough).mean(dims, keepdim=True)).squeeze(dims)
 
 
 def _affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -66,7 +72,7 @@ def group_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = _planes(input)
     groups = x.reshape(input.shape[0], num_groups, input[:1, : input.shape[1] // num_groups].numel())
-    mean = groups.mean(-1)
+    mean = _mean(groups, (-1,))
     rstd = torch.rsqrt(((groups - mean[..., None]) ** 2).mean(-1) + eps)
     y = _affine((x - _spread(mean, input)) * _spread(rstd, input), weight, bias)
     return _placed(activate(activation, y), input), mean, rstd
@@ -113,7 +119,7 @@ def batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = _planes(input)
     if training:
-        mean = x.mean((0, 2))
+        mean = _mean(x, (0, 2))
         var = ((x - _spread(mean, input)) ** 2).mean((0, 2))
     else:
         assert running_mean is not None
