@@ -15,11 +15,12 @@ from warpwright.nn.channel_norm import (
     InstanceNorm3d,
 )
 from warpwright.nn.conv import Conv2d
-from warpwright.nn.loss import CrossEntropyLoss
+from warpwright.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, LinearCrossEntropyLoss, NLLLoss
 from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import LayerNorm, RMSNorm
 
 __all__ = [
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -29,8 +30,11 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "KLDivLoss",
     "LayerNorm",
     "Linear",
+    "LinearCrossEntropyLoss",
+    "NLLLoss",
     "RMSNorm",
     "ReplaceReport",
     "replace_modules",

@@ -5,15 +5,18 @@ from warpwright.ops.channel_norm import batch_norm, group_norm, instance_norm
 from warpwright.ops.conv import conv2d
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
-from warpwright.ops.loss import cross_entropy
+from warpwright.ops.linear_loss import linear_cross_entropy
+from warpwright.ops.loss import cross_entropy, nll_loss
 from warpwright.ops.matmul import addmm, bmm, linear, matmul
+from warpwright.ops.multi_tensor import multi_tensor_norm, multi_tensor_scale_
 from warpwright.ops.norm import layer_norm, rms_norm
-from warpwright.ops.optim import adamw_
+from warpwright.ops.optim import adam_, adamw_, lamb_, lion_, sgd_
 from warpwright.ops.packed import PackedWeight as PackedWeight
 from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
 from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
+from warpwright.ops.pointwise_loss import binary_cross_entropy_with_logits, kl_div
 from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding
 from warpwright.ops.scaled import scaled_matmul
@@ -21,9 +24,11 @@ from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sp
 
 __all__ = [
     "Sparse24Weight",
+    "adam_",
     "adamw_",
     "addmm",
     "batch_norm",
+    "binary_cross_entropy_with_logits",
     "bmm",
     "conv2d",
     "cross_entropy",
@@ -33,20 +38,28 @@ __all__ = [
     "group_norm",
     "grouped_matmul",
     "instance_norm",
+    "kl_div",
+    "lamb_",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "linear_geglu",
     "linear_glu",
     "linear_sparse24",
     "linear_swiglu",
     "linear_w4a16",
     "linear_w8a16",
+    "lion_",
     "matmul",
     "mlp",
+    "multi_tensor_norm",
+    "multi_tensor_scale_",
+    "nll_loss",
     "prune_24",
     "quantize_fp8",
     "rms_norm",
     "rotary_embedding",
     "scaled_matmul",
+    "sgd_",
     "swiglu",
 ]
