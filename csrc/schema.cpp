@@ -124,6 +124,28 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " Tensor rstd, int normalized_ndim, bool need_input, bool need_weight, bool need_bias)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 
+  // channel_norm: output = activation((input - mean) * rstd * weight + bias + residual), input (batch, channels, ...),
+  // in input's memory format. The statistics are in float32 (float64 for float64 input): group_norm's (batch,
+  // num_groups), batch_norm's (channels). Unless `training` batch_norm takes the running statistics; in training it
+  // takes the batch's, and returns what becomes of the running ones that are given.
+  m.def(
+      "group_norm(Tensor input, int num_groups, Tensor? weight, Tensor? bias, float eps, str activation)"
+      " -> (Tensor output, Tensor mean, Tensor rstd)");
+  m.def(
+      "group_norm_backward(Tensor grad_output, Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor mean,"
+      " Tensor rstd, str activation, bool need_input, bool need_weight, bool need_bias)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "batch_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias,"
+      " Tensor? residual, bool training, float momentum, float eps, str activation)"
+      " -> (Tensor output, Tensor mean, Tensor rstd, Tensor new_running_mean, Tensor new_running_var)");
+  // `training`: the statistics are the batch's. grad_residual is made with an activation only: without one it is
+  // grad_output.
+  m.def(
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual,"
+      " Tensor mean, Tensor rstd, bool training, str activation, bool need_input, bool need_weight, bool need_bias,"
+      " bool need_residual) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+
   // activation: output = activation(input + bias), and gated activation(gate + gate_bias) * (up + up_bias), with biases
   // for the last dimension. Of the activations of linear, or relu_squared.
   m.def("activation(Tensor input, Tensor? bias, str activation) -> Tensor");

@@ -112,6 +112,7 @@ TINY = {
         {"batch": 2, "channels": 4, "size": 5, "training": training, "residual": True, "activation": "relu"}
         for training in (False, True)
     ],
+    "instance_norm": [{"batch": 2, "channels": 4, "size": 5, "channels_last": last} for last in (False, True)],
     **{
         name: [{"model": "resnet50", "layers": 1, "divide": 64, "masters": True}]
         for name in ("adamw_", "adam_", "sgd_", "lion_", "lamb_")

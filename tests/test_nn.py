@@ -60,6 +60,26 @@ CASES = {
         ((8,), {}, lambda: (floats(3, 8),)),
         (((4, 8), 1e-3, False), {}, lambda: (floats(3, 4, 8),)),
     ],
+    "GroupNorm": [
+        ((2, 6), {}, lambda: (floats(2, 6, 3, 4),)),
+        ((3, 6, 1e-3), {"affine": False}, lambda: (floats(2, 6, 5),)),
+        ((2, 8), {}, lambda: (floats(2, 8, 3, 4).to(memory_format=torch.channels_last),)),
+    ],
+    "BatchNorm1d": [
+        ((6,), {}, lambda: (floats(5, 6),)),
+        ((6, 1e-3, 0.3), {"affine": False}, lambda: (floats(5, 6, 3),)),
+    ],
+    "BatchNorm2d": [
+        ((6,), {}, lambda: (floats(2, 6, 3, 4).to(memory_format=torch.channels_last),)),
+        ((6,), {"track_running_stats": False}, lambda: (floats(2, 6, 3, 4),)),
+    ],
+    "BatchNorm3d": [((4,), {}, lambda: (floats(2, 4, 3, 2, 3),))],
+    "InstanceNorm1d": [
+        ((6,), {"affine": True, "track_running_stats": True}, lambda: (floats(2, 6, 7),)),
+        ((6,), {}, lambda: (floats(6, 7),)),
+    ],
+    "InstanceNorm2d": [((6,), {"affine": True}, lambda: (floats(2, 6, 3, 4),))],
+    "InstanceNorm3d": [((4,), {}, lambda: (floats(2, 4, 3, 2, 3),))],
     "CrossEntropyLoss": [
         ((), {}, lambda: (floats(6, 5), classes_of(5, 6))),
         ((), {"label_smoothing": 0.1, "ignore_index": 2, "reduction": "sum"}, lambda: (floats(6, 5), classes_of(5, 6))),

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from warpwright.bench.case import Draw, halve, operator
 from warpwright.bench.operators._common import suffix
 from warpwright.testing import Cost, Sample
 from warpwright.testing.spec import FLOAT_TYPES, nbytes
-
-_ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda x: x, "relu": torch.relu, "silu": F.silu}
-#: Operations per element.
-_ACTIVATION_FLOPS = {None: 0, "relu": 1, "silu": 4}
 
 
 @operator("rms_norm", smaller=halve("rows"))
@@ -45,40 +39,7 @@ def _image_label(batch: int, channels: int, size: int, channels_last: bool) -> s
     return f"N{batch} C{channels} @{size}{' NHWC' if channels_last else ''}"
 
 
-def _torch_group_norm(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    activation: str | None = None,
-) -> Tensor:
-    return _ACTIVATIONS[activation](F.group_norm(input, num_groups, weight, bias, eps))
-
-
-def _group_norm_cost(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    activation: str | None = None,
-) -> Cost:
-    """As layer_norm's, and the activation."""
-    return Cost((7 + _ACTIVATION_FLOPS[activation]) * input.numel(), 2 * nbytes(input) + nbytes(weight, bias))
-
-
-@operator(
-    "group_norm",
-    smaller=halve("batch", "size"),
-    family="norm",
-    torch_op=_torch_group_norm,
-    cost=_group_norm_cost,
-    dtypes=FLOAT_TYPES,
-    gradient=True,
-)
+@operator("group_norm", smaller=halve("batch", "size"))
 def group_norm(
     draw: Draw,
     *,
@@ -98,51 +59,14 @@ def group_norm(
     )
 
 
-def _torch_batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    normal = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _ACTIVATIONS[activation](normal if residual is None else normal + residual)
+@operator("instance_norm", smaller=halve("batch", "channels"))
+def instance_norm(draw: Draw, *, batch: int, channels: int, size: int, channels_last: bool = False) -> Sample:
+    x = _images(draw, batch, channels, size, channels_last)
+    args = (x, None, None, draw.tensor(channels), draw.tensor(channels))
+    return Sample(_image_label(batch, channels, size, channels_last), args)
 
 
-def _batch_norm_cost(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Cost:
-    """In training as layer_norm's; in inference each channel has one factor and one summand."""
-    each = (7 if training else 2) + _ACTIVATION_FLOPS[activation] + (residual is not None)
-    moved = 2 * nbytes(input) + nbytes(residual, running_mean, running_var, weight, bias)
-    return Cost(each * input.numel(), moved)
-
-
-@operator(
-    "batch_norm",
-    smaller=halve("batch", "channels"),
-    family="norm",
-    torch_op=_torch_batch_norm,
-    cost=_batch_norm_cost,
-    dtypes=FLOAT_TYPES,
-    gradient=True,
-)
+@operator("batch_norm", smaller=halve("batch", "channels"))
 def batch_norm(
     draw: Draw,
     *,

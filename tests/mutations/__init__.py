@@ -5,6 +5,7 @@ One file a family; what is planted in a piece that several families use stands i
 
 from mutations import (
     activation,
+    channel_norm,
     conv,
     dropout,
     embedding,
@@ -32,6 +33,7 @@ __all__ = ["BACKENDS", "MUTATIONS", "Mutation"]
 _FILES = (
     shared,
     norm,
+    channel_norm,
     activation,
     softmax,
     dropout,

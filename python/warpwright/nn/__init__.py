@@ -6,6 +6,15 @@ counted and named by `warpwright.fallbacks()`.
 
 from warpwright.nn._replace import ReplaceReport, replace_modules
 from warpwright.nn.activation import GELU, GLU, Dropout, LogSoftmax, ReLU, SiLU, Softmax
+from warpwright.nn.channel_norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+)
 from warpwright.nn.conv import Conv2d
 from warpwright.nn.embedding import Embedding
 from warpwright.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, LinearCrossEntropyLoss, NLLLoss
@@ -16,10 +25,17 @@ __all__ = [
     "GELU",
     "GLU",
     "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "KLDivLoss",
     "LayerNorm",
     "Linear",

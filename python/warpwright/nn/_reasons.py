@@ -13,10 +13,11 @@ from warpwright._fallbacks import run_at_trace_time
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 
 
-def common_reason(input: object, *parameters: Tensor | None) -> str | None:
+def common_reason(input: object, *parameters: Tensor | None, wide: bool = False) -> str | None:
     """Why no op can take `input` together with a layer's `parameters` (weight, bias), or None when it can.
 
-    Wrong shapes are not a reason: the op answers those with its own clear error.
+    Wrong shapes are not a reason: the op answers those with its own clear error. `wide`: beside an input of half
+    precision parameters may be in float32.
     """
     if not isinstance(input, Tensor):  # Among them the proxies of torch.fx.
         return f"input is a {type(input).__name__}, not a tensor"
@@ -34,6 +35,8 @@ def common_reason(input: object, *parameters: Tensor | None) -> str | None:
             return reason
         if tensor.device != device:
             return f"input on {kind}, a parameter on {tensor.device.type}"
+        if wide and tensor.dtype == torch.float32 and dtype != torch.float64:
+            continue
         if (_dtype_in_op(tensor, autocast) if autocast else tensor.dtype) != dtype:
             return f"{input.dtype} input, {tensor.dtype} parameter"
     if _transformed():

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch.nn.parameter import is_lazy
 
-from warpwright.nn import activation, conv, embedding, loss, matmul, norm
+from warpwright.nn import activation, channel_norm, conv, embedding, loss, matmul, norm
 
 #: torch's layer -> ours.
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
@@ -29,6 +29,13 @@ REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.RMSNorm: norm.RMSNorm,
     torch.nn.SiLU: activation.SiLU,
     torch.nn.Softmax: activation.Softmax,
+    torch.nn.GroupNorm: channel_norm.GroupNorm,
+    torch.nn.BatchNorm1d: channel_norm.BatchNorm1d,
+    torch.nn.BatchNorm2d: channel_norm.BatchNorm2d,
+    torch.nn.BatchNorm3d: channel_norm.BatchNorm3d,
+    torch.nn.InstanceNorm1d: channel_norm.InstanceNorm1d,
+    torch.nn.InstanceNorm2d: channel_norm.InstanceNorm2d,
+    torch.nn.InstanceNorm3d: channel_norm.InstanceNorm3d,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
 

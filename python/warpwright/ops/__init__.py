@@ -1,6 +1,7 @@
 """The public operators, one module a family. `__all__` lists them, without what only prepares their arguments."""
 
 from warpwright.ops.activation import geglu, gelu, glu, reglu, relu, relu_squared, silu, swiglu
+from warpwright.ops.channel_norm import batch_norm, group_norm, instance_norm
 from warpwright.ops.conv import conv2d
 from warpwright.ops.dropout import dropout, dropout_add
 from warpwright.ops.embedding import embedding
@@ -29,6 +30,7 @@ __all__ = [
     "adam_",
     "adamw_",
     "addmm",
+    "batch_norm",
     "binary_cross_entropy_with_logits",
     "bmm",
     "conv2d",
@@ -43,7 +45,9 @@ __all__ = [
     "geglu",
     "gelu",
     "glu",
+    "group_norm",
     "grouped_matmul",
+    "instance_norm",
     "kl_div",
     "lamb_",
     "layer_norm",

@@ -1,0 +1,38 @@
+"""Tensors (batch, channels, ...) of the channel norms: how they lie, and how sums over them are cut.
+
+As csrc/kernels/channel_norm.h does it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: What may follow a channel norm, of an epilogue's activations.
+NORM_ACTIVATIONS = ("none", "relu", "silu")
+
+_PLANE_SLAB, _LEAST_SLAB, _MOST_SLAB, _WANTED_SLABS = 2048, 128, 512, 64
+
+
+def lies_channels_last(input: Tensor) -> bool:
+    """Whether the channels lie closest. The output then lies so too."""
+    if input.shape[1] <= 1:
+        return False
+    steps = [stride for size, stride in zip(input.shape[2:], input.stride()[2:], strict=True) if size > 1]
+    return bool(steps) and all(step > input.stride(1) for step in steps)
+
+
+def empty_like(input: Tensor) -> Tensor:
+    """Room for an output, contiguous in the memory format that it shares with the input."""
+    if not lies_channels_last(input):
+        return torch.empty(input.shape, dtype=input.dtype, device=input.device)
+    batch, channels, *positions = input.shape
+    return torch.empty((batch, *positions, channels), dtype=input.dtype, device=input.device).movedim(-1, 1)
+
+
+def slab_size(positions: int, channels_last: bool) -> int:
+    """Positions that give one partial result for each channel."""
+    if not channels_last:
+        return _PLANE_SLAB
+    wanted = -(-(positions // _WANTED_SLABS) // _LEAST_SLAB) * _LEAST_SLAB
+    return min(max(wanted, _LEAST_SLAB), _MOST_SLAB)

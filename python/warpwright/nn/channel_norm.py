@@ -1,0 +1,172 @@
+"""Group, batch and instance norm layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from warpwright import ops
+from warpwright._channels import NORM_ACTIVATIONS
+from warpwright._check import require
+from warpwright._fallbacks import count_fallback
+from warpwright.nn._activation import apply_activation
+from warpwright.nn._reasons import common_reason
+
+
+def _checked_activation(layer: str, activation: str) -> str:
+    message = f"activation must be one of {', '.join(NORM_ACTIVATIONS)}, got '{activation}'"
+    require(activation in NORM_ACTIVATIONS, f"nn.{layer}", message)
+    return activation
+
+
+def _with_activation(text: str, activation: str | None) -> str:
+    return text if activation is None else f"{text}, activation={activation!r}"
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """torch.nn.GroupNorm on warpwright.ops.group_norm: same constructor, attributes and state_dict.
+
+    Args:
+        num_groups, ..., dtype: torch.nn.GroupNorm's.
+        activation: applied to the output by the same kernel: "relu", "silu" or None.
+
+    Runs torch's own forward, and counts it in warpwright.fallbacks(), where the op cannot take the tensors: a dtype
+    other than float32, float16, bfloat16 (float64 on the CPU), parameters that are neither of input's dtype nor
+    float32, sparse or nested tensors, subclasses with their own dispatch, torch.func transforms, devices without a
+    kernel.
+    """
+
+    activation: str | None = None  # Here too, for layers whose constructor was torch's (replace_modules).
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ):
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        if activation is not None:
+            self.activation = _checked_activation("GroupNorm", activation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        reason = common_reason(input, self.weight, self.bias, wide=True)
+        if reason is not None:
+            count_fallback("GroupNorm", reason)
+            return apply_activation(super().forward(input), self.activation)
+        return ops.group_norm(input, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation)
+
+    def extra_repr(self) -> str:
+        return _with_activation(super().extra_repr(), self.activation)
+
+
+class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+    """What the three batch norms share: all but the number of dimensions that they take."""
+
+    activation: str | None = None  # Here too, for layers whose constructor was torch's (replace_modules).
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if activation is not None:
+            self.activation = _checked_activation(type(self).__name__, activation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        parameters = (self.weight, self.bias, self.running_mean, self.running_var)
+        reason = common_reason(input, *parameters, wide=True)
+        if reason is not None:
+            count_fallback(type(self).__name__, reason)
+            return apply_activation(super().forward(input), self.activation)
+        self._check_input_dim(input)
+        running = (self.running_mean, self.running_var)
+        training = self.training or running == (None, None)
+        if self.training and not self.track_running_stats:
+            running = (None, None)
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                return self._average(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        return ops.batch_norm(
+            input, *running, self.weight, self.bias, training, momentum, self.eps, activation=self.activation
+        )
+
+    def _average(self, input: Tensor) -> Tensor:
+        """A training step without a momentum: the running statistics are the average of all batches."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        found = self.running_mean.clone(), self.running_var.clone()
+        output = ops.batch_norm(input, *found, self.weight, self.bias, True, 1.0, self.eps, activation=self.activation)
+        for running, own in zip((self.running_mean, self.running_var), found, strict=True):
+            running.lerp_(own, self.num_batches_tracked.reciprocal().to(own.dtype))
+        return output
+
+    def extra_repr(self) -> str:
+        return _with_activation(super().extra_repr(), self.activation)
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d on warpwright.ops.batch_norm: same constructor, attributes and state_dict.
+
+    Args:
+        num_features, ..., dtype: torch.nn.BatchNorm1d's.
+        activation: applied to the output by the same kernel: "relu", "silu" or None.
+
+    Runs torch's own forward, and counts it in warpwright.fallbacks(), where GroupNorm would.
+    """
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d on warpwright.ops.batch_norm, as BatchNorm1d."""
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    """torch.nn.BatchNorm3d on warpwright.ops.batch_norm, as BatchNorm1d."""
+
+
+class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):
+    """What the three instance norms share: all but the number of dimensions that they take."""
+
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        parameters = (self.weight, self.bias, self.running_mean, self.running_var)
+        reason = common_reason(input, *parameters, wide=True)
+        if reason is not None:
+            count_fallback(type(self).__name__, reason)
+            return super()._apply_instance_norm(input)  # type: ignore[no-any-return]
+        own = self.training or not self.track_running_stats
+        momentum = 0.0 if self.momentum is None else self.momentum
+        return ops.instance_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, own, momentum, self.eps
+        )
+
+
+class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
+    """torch.nn.InstanceNorm1d on warpwright.ops.instance_norm: same constructor, attributes and state_dict.
+
+    Runs torch's own forward, and counts it in warpwright.fallbacks(), where GroupNorm would.
+    """
+
+
+class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
+    """torch.nn.InstanceNorm2d on warpwright.ops.instance_norm, as InstanceNorm1d."""
+
+
+class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
+    """torch.nn.InstanceNorm3d on warpwright.ops.instance_norm, as InstanceNorm1d."""
