@@ -33,6 +33,11 @@ def layer_norm(draw: Draw, *, rows: int, width: int, residual: bool = False) -> 
     return Sample(f"{rows} x {width}{suffix(residual=residual)}", args, kwargs)
 
 
+@operator("l2_normalize", smaller=halve("rows"))
+def l2_normalize(draw: Draw, *, rows: int, width: int) -> Sample:
+    return Sample(f"{rows} x {width}", (draw.tensor(rows, width),))
+
+
 # ---- softmax ----
 
 

@@ -2,33 +2,15 @@
 
 #include "kernels/rotary.h"
 
-#include "bindings/common.h"
+#include "bindings/rotary.h"
 
 namespace warpwright {
 namespace {
 
-void check_table(const char* op, const char* name, const Tensor& table, const Tensor& input) {
-  check_same_device(op, name, table, "input", input);
-  const ScalarType dtype = table.scalar_type();
-  WARPWRIGHT_CHECK(dtype == ScalarType::Float || dtype == input.scalar_type(), op, name,
-                   " must have the dtype of input (", dtype_name(input.scalar_type()), ") or torch.float32, got ",
-                   dtype_name(dtype));
-  const int64_t dims = table.dim();
-  const int64_t batch = input.size(0), sequence = input.size(1), head_dim = input.size(3);
-  const bool fits = (dims == 2 || dims == 3) && table.size(dims - 2) == sequence &&
-                    2 * table.size(dims - 1) <= head_dim && (dims == 2 || table.size(0) == batch);
-  WARPWRIGHT_CHECK(fits, op, name, " must have shape (", sequence, ", n) or (", batch, ", ", sequence,
-                   ", n) with 2 * n at most head_dim ", head_dim, ", got ", shape_text(table.sizes()));
-}
-
 Tensor rotate(const char* op, const char* input_name, const Tensor& input, const Tensor& cos, const Tensor& sin,
               bool interleaved, bool inverse) {
-  check_float(op, input_name, input);
-  WARPWRIGHT_CHECK(input.dim() == 4, op, input_name, " must have 4 dimensions (batch, sequence, heads, head_dim), got ",
-                   input.dim());
-  check_table(op, "cos", cos, input);
-  check_table(op, "sin", sin, input);
-  check_like(op, "sin", sin, "cos", cos);
+  check_heads(op, input_name, input);
+  check_tables(op, cos, sin, "input", input);
 
   Tensor output = empty(sizes_of(input), input.scalar_type(), input);
   if (input.numel() == 0) return output;

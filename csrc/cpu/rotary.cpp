@@ -3,40 +3,11 @@
 #include "kernels/rotary.h"
 
 #include "cpu/parallel.h"
-#include "cpu/vec.h"
+#include "cpu/rotate.h"
 
 WARPWRIGHT_ISA_BEGIN
 
 namespace {
-
-// Halves lie `pairs` apart: both are vectors.
-template <class T, class Table>
-void rotate_halves(const T* x, const Table* cos, const Table* sin, acc_t<T> sign, int64_t pairs, T* y) {
-  using A = acc_t<T>;
-  if constexpr (sizeof(acc_t<Table>) == sizeof(A)) {
-    for_each_vector<A>(pairs, [&](int64_t i, auto n) {
-      const Vec<A> a = load(x + i, n), b = load(x + pairs + i, n), c = load(cos + i, n), s = load(sin + i, n) * sign;
-      store(y + i, a * c - b * s, n);
-      store(y + pairs + i, b * c + a * s, n);
-    });
-  } else {  // float64 with a float32 table: lanes of two widths.
-    for (int64_t i = 0; i < pairs; ++i) {
-      const A a = to_acc(x[i]), b = to_acc(x[pairs + i]), c = to_acc(cos[i]), s = to_acc(sin[i]) * sign;
-      y[i] = from_acc<T>(a * c - b * s);
-      y[pairs + i] = from_acc<T>(b * c + a * s);
-    }
-  }
-}
-
-template <class T, class Table>
-void rotate_neighbours(const T* x, const Table* cos, const Table* sin, acc_t<T> sign, int64_t pairs, T* y) {
-  using A = acc_t<T>;
-  for (int64_t i = 0; i < pairs; ++i) {
-    const A a = to_acc(x[2 * i]), b = to_acc(x[2 * i + 1]), c = to_acc(cos[i]), s = to_acc(sin[i]) * sign;
-    y[2 * i] = from_acc<T>(a * c - b * s);
-    y[2 * i + 1] = from_acc<T>(b * c + a * s);
-  }
-}
 
 template <class T, class Table>
 void rotate_rows(const RotaryParams& p, int64_t begin, int64_t end) {
@@ -56,12 +27,7 @@ void rotate_rows(const RotaryParams& p, int64_t begin, int64_t end) {
     const Table* cos = static_cast<const Table*>(p.cos) + table;
     const Table* sin = static_cast<const Table*>(p.sin) + table;
     T* y = static_cast<T*>(p.output) + row * p.head_dim;
-    if (p.interleaved) {
-      rotate_neighbours<T>(x, cos, sin, sign, pairs, y);
-    } else {
-      rotate_halves<T>(x, cos, sin, sign, pairs, y);
-    }
-    for (int64_t i = p.rotary_dim; i < p.head_dim; ++i) y[i] = x[i];
+    rotate_head(x, cos, sin, sign, pairs, p.head_dim, p.interleaved, y);
   }
 }
 

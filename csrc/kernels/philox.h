@@ -19,7 +19,9 @@ struct PhiloxBlock {
 };
 
 // The bits of elements [4 * quad, 4 * quad + 4) of a row.
-WARPWRIGHT_HOST_DEVICE PhiloxBlock philox(int64_t seed, int64_t row, int64_t quad, int64_t offset) {
+// Always inline: a copy of its own would be compiled for three instruction sets under one name, see cpu/isa.h.
+[[gnu::always_inline]] WARPWRIGHT_HOST_DEVICE PhiloxBlock philox(int64_t seed, int64_t row, int64_t quad,
+                                                                 int64_t offset) {
   constexpr uint32_t kMultiplyA = 0xD2511F53u, kMultiplyB = 0xCD9E8D57u;
   constexpr uint32_t kRaiseA = 0x9E3779B9u, kRaiseB = 0xBB67AE85u;
   constexpr int kRounds = 10;

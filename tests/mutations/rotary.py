@@ -3,10 +3,9 @@
 from mutations._mutation import planted_in
 
 MUTATIONS = [
+    *planted_in("csrc/cpu/rotate.h",
+         ("rotary_embedding", "skip what is not rotated", "y[i] = from_acc<Y>(to_acc(x[i]));", "y[i] = Y{};")),
     *planted_in("csrc/cpu/rotary.cpp",
-         ("rotary_embedding", "skip what is not rotated",
-          "for (int64_t i = p.rotary_dim; i < p.head_dim; ++i) y[i] = x[i];",
-          "for (int64_t i = p.rotary_dim; i < p.head_dim; ++i) y[i] = T{};"),
          ("rotary_embedding", "rotate backwards", "p.inverse ? A(-1) : A(1)", "A(1)")),
     *planted_in("csrc/cuda/rotary/rotary.cu",
          ("rotary_embedding", "flip a sign", "(u * c - v * s)", "(u * c + v * s)"),

@@ -6,13 +6,15 @@ from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
 from warpwright.ops.grouped import grouped_matmul
 from warpwright.ops.loss import cross_entropy
 from warpwright.ops.matmul import addmm, bmm, linear, matmul
-from warpwright.ops.norm import layer_norm, rms_norm
+from warpwright.ops.norm import l2_normalize, layer_norm, rms_norm
+from warpwright.ops.norm_quantize import layer_norm_quantize, rms_norm_quantize
 from warpwright.ops.optim import adamw_
 from warpwright.ops.packed import PackedWeight as PackedWeight
 from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
 from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
+from warpwright.ops.qk_norm import qk_norm_rotary
 from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding
 from warpwright.ops.scaled import scaled_matmul
@@ -29,7 +31,9 @@ __all__ = [
     "dequantize_fp8",
     "dequantize_packed",
     "grouped_matmul",
+    "l2_normalize",
     "layer_norm",
+    "layer_norm_quantize",
     "linear",
     "linear_geglu",
     "linear_glu",
@@ -40,8 +44,10 @@ __all__ = [
     "matmul",
     "mlp",
     "prune_24",
+    "qk_norm_rotary",
     "quantize_fp8",
     "rms_norm",
+    "rms_norm_quantize",
     "rotary_embedding",
     "scaled_matmul",
     "swiglu",

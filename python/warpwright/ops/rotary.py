@@ -34,14 +34,33 @@ def rotary_embedding(input: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bo
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
     """
-    for name, table in (("cos", cos), ("sin", sin)):
-        require(not table.requires_grad, "rotary_embedding", f"{name} has no gradient, got one that requires grad")
+    require_constant_tables("rotary_embedding", cos, sin)
     return call("rotary_embedding", input, cos, sin, interleaved)
 
 
-def _check_table(op: str, name: str, table: Tensor, input: Tensor) -> None:
-    check_same_device(op, name, table, "input", input)
-    message = f"{name} must have the dtype of input ({input.dtype}) or torch.float32, got {table.dtype}"
+# ---- argument checks, in the words of csrc/bindings/rotary.h ----
+
+
+def require_constant_tables(op: str, cos: Tensor, sin: Tensor) -> None:
+    for name, table in (("cos", cos), ("sin", sin)):
+        require(not table.requires_grad, op, f"{name} has no gradient, got one that requires grad")
+
+
+def check_heads(op: str, name: str, input: Tensor) -> None:
+    check_float(op, name, input)
+    dims = f"{name} must have 4 dimensions (batch, sequence, heads, head_dim), got {input.dim()}"
+    require(input.dim() == 4, op, dims)
+
+
+def check_tables(op: str, cos: Tensor, sin: Tensor, input_name: str, input: Tensor) -> None:
+    _check_table(op, "cos", cos, input_name, input)
+    _check_table(op, "sin", sin, input_name, input)
+    check_like(op, "sin", sin, "cos", cos)
+
+
+def _check_table(op: str, name: str, table: Tensor, input_name: str, input: Tensor) -> None:
+    check_same_device(op, name, table, input_name, input)
+    message = f"{name} must have the dtype of {input_name} ({input.dtype}) or torch.float32, got {table.dtype}"
     require(table.dtype in (torch.float32, input.dtype), op, message)
     batch, sequence, _, head_dim = input.shape
     fits = table.dim() in (2, 3) and table.shape[-2] == sequence and 2 * table.shape[-1] <= head_dim
@@ -51,12 +70,8 @@ def _check_table(op: str, name: str, table: Tensor, input: Tensor) -> None:
 
 
 def _check(op: str, input_name: str, input: Tensor, cos: Tensor, sin: Tensor) -> None:
-    check_float(op, input_name, input)
-    dims = f"{input_name} must have 4 dimensions (batch, sequence, heads, head_dim), got {input.dim()}"
-    require(input.dim() == 4, op, dims)
-    _check_table(op, "cos", cos, input)
-    _check_table(op, "sin", sin, input)
-    check_like(op, "sin", sin, "cos", cos)
+    check_heads(op, input_name, input)
+    check_tables(op, cos, sin, "input", input)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
