@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads) qk_norm_backward_kernel(const QkNorm
   const int lanes = launch.lanes, lane = static_cast<int>(threadIdx.x) % lanes;
   const HeadPlace<kCount, kPacks> place(p, lane, lanes);
   const uint32_t rows = rows_of_side(p, side), teams = kThreads / lanes;
-  const uint32_t groups = min(gridDim.x, (rows + teams - 1) / teams);
+  const uint32_t wanted = (rows + teams - 1) / teams, groups = wanted < gridDim.x ? wanted : gridDim.x;
   if (blockIdx.x >= groups) return;  // The other side has more rows.
   const float weight_offset = static_cast<float>(p.weight_offset);
   Tile weight, sums{};

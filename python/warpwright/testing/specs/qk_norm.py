@@ -41,7 +41,7 @@ def _samples(make: Make) -> Iterator[Sample]:
     yield Sample("half", (*heads(2, 3, 4, 2, 16), *draw_table(make, 3, 8)))
     neighbours = {"interleaved": True, "eps": 1e-5}
     yield Sample("interleaved", (*heads(2, 3, 2, 1, 16), *draw_table(make, 3, 8)), neighbours)
-    yield Sample("partial", (*heads(1, 4, 2, 2, 23), *draw_table(make, 4, 5)))
+    yield Sample("partial", (*heads(1, 4, 2, 2, 23), *draw_table(make, 4, 5, dtype=torch.float32)))
     offset = {"interleaved": True, "weight_offset": 1.0}
     yield Sample("partial, interleaved, offset", (*heads(1, 2, 2, 1, 22), *draw_table(make, 2, 5)), offset)
     args = (make.tensor(2, 2, 3, 32), make.tensor(2, 2, 1, 32), None, None)
