@@ -3,7 +3,7 @@
 #include "kernels/norm.h"
 
 #include "bindings/common.h"
-#include "bindings/dropout.h"
+#include "bindings/dropout_mask.h"
 #include "bindings/norm_rows.h"
 
 namespace warpwright {
@@ -96,7 +96,8 @@ NormGrads backward(const char* op, const Tensor& grad_output, const OptionalTens
   const auto like_sum = [&](bool needed) { return needed ? empty(sizes_of(sum), dtype, sum) : nothing(dtype, sum); };
   const auto affine = [&](bool needed) { return needed ? empty(extent.affine, dtype, sum) : nothing(dtype, sum); };
   const auto partials = [&](bool needed) {
-    return needed ? empty({norm_partials(extent.rows), extent.cols}, statistics, sum) : nothing(statistics, sum);
+    return needed ? empty({norm_partials(extent.rows, backend::kNormBlockRows), extent.cols}, statistics, sum)
+                  : nothing(statistics, sum);
   };
   NormGrads grads{like_sum(need.input), like_sum(need.residual), affine(need.weight), affine(need.bias)};
   Tensor weight_partials = partials(need.weight), bias_partials = partials(need.bias);

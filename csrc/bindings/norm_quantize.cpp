@@ -22,9 +22,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_quantize(Tensor input, OptionalTensor re
   const int64_t block = block_size.value_or(kNormQuantizeUnit);
   WARPWRIGHT_CHECK(block == kNormQuantizeUnit || block == 2 * kNormQuantizeUnit || block == 4 * kNormQuantizeUnit, op,
                    "block_size must be None, 32, 64 or 128, got ", block);
-  WARPWRIGHT_CHECK(
-      dtype == ScalarType::Float8_e4m3fn || dtype == ScalarType::Float8_e5m2 || dtype == ScalarType::Char, op,
-      "dtype must be torch.float8_e4m3fn, torch.float8_e5m2 or torch.int8, got ", dtype_name(dtype));
+  WARPWRIGHT_CHECK(dtype == ScalarType::Float8_e4m3fn || dtype == ScalarType::Float8_e5m2 || dtype == ScalarType::Char,
+                   op, "dtype must be torch.float8_e4m3fn, torch.float8_e5m2 or torch.int8, got ", dtype_name(dtype));
 
   std::vector<int64_t> scale_shape = sizes_of(input);
   scale_shape.back() = block_size.has_value() ? (extent.cols + block - 1) / block : 1;

@@ -2,15 +2,25 @@
 
 #pragma once
 
-#include "kernels/dropout.h"
+#include "kernels/dropout_mask.h"
 
 namespace warpwright {
 
 // Weight gradients are summed in two stages so that they come out bitwise equal every time: block b sums its own rows
 // into row b of the partials, then the rows of the partials are added in order. The split depends on the rows alone,
-// never on threads or on the device. This many keep a GPU's memory busy, and are few beside the rows they come from.
+// never on threads or on the device. This many keep a GPU's memory busy, and are few beside the rows they come from; on
+// the CPU a block has so many rows, where there are as many, since its sums are written, read and added up once more.
 inline constexpr int64_t kMaxNormPartials = 256;
-inline constexpr int64_t norm_partials(int64_t rows) { return rows < kMaxNormPartials ? rows : kMaxNormPartials; }
+namespace cpu {
+inline constexpr int64_t kNormBlockRows = 8;
+}
+namespace cuda {
+inline constexpr int64_t kNormBlockRows = 1;
+}
+inline constexpr int64_t norm_partials(int64_t rows, int64_t block_rows) {
+  const int64_t blocks = (rows + block_rows - 1) / block_rows;
+  return blocks < kMaxNormPartials ? blocks : kMaxNormPartials;
+}
 
 // output = (sum - mean) * rstd * (weight_offset + weight) + bias, with sum = dropout(input) + residual.
 struct NormParams {
@@ -41,7 +51,7 @@ struct NormBackwardParams {
   void* grad_residual;    // (rows, cols) contiguous, or null: grad_input without the dropout
   void* grad_weight;      // (cols), or null
   void* grad_bias;        // (cols), or null
-  void* weight_partials;  // (norm_partials(rows), cols) float, double for float64; null without grad_weight
+  void* weight_partials;  // (norm_partials, cols) float, double for float64; null without grad_weight
   void* bias_partials;    // the same, null without grad_bias
   int64_t rows, cols;
   double eps;  // With `l2` only.

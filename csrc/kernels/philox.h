@@ -14,28 +14,28 @@ namespace warpwright {
 // Elements that one block of bits serves.
 inline constexpr int kPhiloxWords = 4;
 
+// The rounds' multipliers and what is added to the key after each (of the golden ratio and of sqrt(3)).
+inline constexpr int kPhiloxRounds = 10;
+inline constexpr uint32_t kPhiloxMultiplyA = 0xD2511F53u, kPhiloxMultiplyB = 0xCD9E8D57u;
+inline constexpr uint32_t kPhiloxRaiseA = 0x9E3779B9u, kPhiloxRaiseB = 0xBB67AE85u;
+
 struct PhiloxBlock {
   uint32_t words[kPhiloxWords];
 };
 
 // The bits of elements [4 * quad, 4 * quad + 4) of a row.
-// Always inline: a copy of its own would be compiled for three instruction sets under one name, see cpu/isa.h.
-[[gnu::always_inline]] WARPWRIGHT_HOST_DEVICE PhiloxBlock philox(int64_t seed, int64_t row, int64_t quad,
-                                                                 int64_t offset) {
-  constexpr uint32_t kMultiplyA = 0xD2511F53u, kMultiplyB = 0xCD9E8D57u;
-  constexpr uint32_t kRaiseA = 0x9E3779B9u, kRaiseB = 0xBB67AE85u;
-  constexpr int kRounds = 10;
+WARPWRIGHT_HOST_DEVICE PhiloxBlock philox(int64_t seed, int64_t row, int64_t quad, int64_t offset) {
   auto key_a = static_cast<uint32_t>(seed), key_b = static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32);
   auto c0 = static_cast<uint32_t>(quad), c1 = static_cast<uint32_t>(row);
   auto c2 = static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32), c3 = static_cast<uint32_t>(offset);
-  for (int round = 0; round < kRounds; ++round) {
-    const uint64_t a = static_cast<uint64_t>(kMultiplyA) * c0, b = static_cast<uint64_t>(kMultiplyB) * c2;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint64_t a = static_cast<uint64_t>(kPhiloxMultiplyA) * c0, b = static_cast<uint64_t>(kPhiloxMultiplyB) * c2;
     c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ key_a;
     c1 = static_cast<uint32_t>(b);
     c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ key_b;
     c3 = static_cast<uint32_t>(a);
-    key_a += kRaiseA;
-    key_b += kRaiseB;
+    key_a += kPhiloxRaiseA;
+    key_b += kPhiloxRaiseB;
   }
   return {{c0, c1, c2, c3}};
 }

@@ -23,7 +23,7 @@ MUTATIONS = [
          ("rms_norm", "the sums of one warp", "total += all[w][j][lane];",
           "total += w == warp ? all[w][j][lane] : 0.0f;"),
          ("layer_norm", "add to what was there", "(first ? 0.0f : *of_bias)", "*of_bias")),
-    *planted_in("csrc/cuda/tile/dropout.cuh",
+    *planted_in("csrc/cuda/tile/dropout_mask.cuh",
          ("rms_norm", "words of another quarter", "kept >> (col % kPhiloxWords)", "kept >> 0")),
     *planted_in("triton_kernels/norm.py",
          ("rms_norm", "flip a sign", "dx = (g - mean_grad - xhat * mean_dot) * rstd",

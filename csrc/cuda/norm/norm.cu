@@ -3,7 +3,7 @@
 
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
-#include "cuda/tile/dropout.cuh"
+#include "cuda/tile/dropout_mask.cuh"
 #include "cuda/tile/reduction.cuh"
 #include "cuda/tile/row.cuh"
 #include "kernels/norm.h"

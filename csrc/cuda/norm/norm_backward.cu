@@ -7,7 +7,7 @@
 
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
-#include "cuda/tile/dropout.cuh"
+#include "cuda/tile/dropout_mask.cuh"
 #include "cuda/tile/partials.cuh"
 #include "cuda/tile/reduction.cuh"
 #include "cuda/tile/row.cuh"
@@ -179,7 +179,7 @@ void norm_backward(const NormBackwardParams& params, Stream stream) {
       visit_backward_plan<T>(params.cols, packs, [&](const RowPlan& plan, auto v, auto resident) {
         LaunchConfig config = plan.config(params.rows, stream);
         if (params.weight_partials != nullptr || params.bias_partials != nullptr) {
-          groups = norm_partials((params.rows + plan.teams - 1) / plan.teams);
+          groups = norm_partials(params.rows, plan.teams);
           config.grid = dim3(static_cast<unsigned>(groups * plan.cluster));
         }
         constexpr bool kResident = decltype(resident)::value;

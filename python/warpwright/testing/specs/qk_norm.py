@@ -72,7 +72,7 @@ def _bad_inputs(make: Make) -> Iterator[BadInput]:
     table = draw_table(make, 5, 4)
     yield BadInput("query rank", (make.tensor(5, 3, 8), k, w, w, *table), "query must have 4 dimensions .*got 3")
     yield BadInput("query dtype", (q.detach().long(), k, w, w, *table), "query must be float32, .* got torch.int64")
-    yield BadInput("key dtype", (q, k.double(), w, w, *table), "key must have the dtype of query")
+    yield BadInput("key dtype", (q, k.detach().half(), w, w, *table), "key must have the dtype of query")
     fit = "key must have the batch, sequence and head_dim of query"
     yield BadInput("key length", (q, make.tensor(2, 4, 1, 8), w, w, *table), fit)
     wide = make.tensor(1, 1, 1, 514)

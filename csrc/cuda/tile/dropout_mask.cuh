@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/tile/row.cuh"
-#include "kernels/dropout.h"
+#include "kernels/dropout_mask.h"
 
 namespace warpwright::cuda {
 

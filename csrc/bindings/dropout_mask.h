@@ -3,7 +3,7 @@
 #pragma once
 
 #include "bindings/common.h"
-#include "kernels/dropout.h"
+#include "kernels/dropout_mask.h"
 
 namespace warpwright {
 
