@@ -150,15 +150,53 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
   m.def("swiglu_backward(Tensor grad_output, Tensor gate, Tensor up) -> (Tensor grad_gate, Tensor grad_up)");
 
-  // loss: `lse` is the log-sum-exp of each row, in float32 (float64 for float64 input); `valid`, an int64, the number
-  // of rows that count, with zero elements for reduction none. The loss has input's dtype, or with `float32_loss`
-  // lse's.
+  // loss: `total`, a scalar, is what a mean is divided by, with zero elements for reduction none. A loss has input's
+  // dtype, or with `float32_loss` that of its sums: float32, or float64 for float64 input.
+  // `lse` (2, rows) is each row's maximum and the logarithm of the sum of its exponentials below that; `mass` the
+  // weight that its target has in all, with zero elements where that is 1; both in the sums' dtype. A softcap of 0 is
+  // none. `target` holds classes (int64), or probabilities like input.
   m.def(
-      "cross_entropy(Tensor input, Tensor target, int ignore_index, str reduction, float label_smoothing,"
-      " bool float32_loss) -> (Tensor loss, Tensor lse, Tensor valid)");
+      "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction,"
+      " float label_smoothing, float z_loss, float softcap, bool float32_loss)"
+      " -> (Tensor loss, Tensor lse, Tensor mass, Tensor total)");
   m.def(
-      "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor lse, Tensor valid,"
-      " int ignore_index, str reduction, float label_smoothing) -> Tensor");
+      "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor lse, Tensor mass,"
+      " Tensor total, int ignore_index, str reduction, float label_smoothing, float z_loss, float softcap,"
+      " bool need_input, bool need_target) -> (Tensor grad_input, Tensor grad_target)");
+
+  m.def(
+      "nll_loss(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, bool float32_loss)"
+      " -> (Tensor loss, Tensor total)");
+  m.def(
+      "nll_loss_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor total,"
+      " int ignore_index, str reduction) -> Tensor");
+  // Losses of single elements: all tensors have input's shape, any strides. kl_div also takes the reduction batchmean.
+  m.def(
+      "binary_cross_entropy_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight,"
+      " str reduction, bool float32_loss) -> Tensor");
+  m.def(
+      "binary_cross_entropy_with_logits_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight,"
+      " Tensor? pos_weight, str reduction, bool need_input, bool need_target)"
+      " -> (Tensor grad_input, Tensor grad_target)");
+  m.def("kl_div(Tensor input, Tensor target, str reduction, bool log_target, bool float32_loss) -> Tensor");
+  m.def(
+      "kl_div_backward(Tensor grad_loss, Tensor input, Tensor target, str reduction, bool log_target,"
+      " bool need_input, bool need_target) -> (Tensor grad_input, Tensor grad_target)");
+  // The loss of linear's output, whose rows are taken `chunk_rows` at a time. Where gradients are needed of a loss that
+  // is reduced, they are those of the loss itself, still to be scaled by its gradient: linear_loss_backward.
+  m.def(
+      "linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Tensor? bias, int ignore_index, str reduction,"
+      " float label_smoothing, float z_loss, float softcap, int chunk_rows, str precision, bool batch_invariant,"
+      " bool float32_loss, bool need_input, bool need_weight, bool need_bias)"
+      " -> (Tensor loss, Tensor lse, Tensor total, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "linear_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor target, Tensor? bias,"
+      " Tensor lse, Tensor total, int ignore_index, str reduction, float label_smoothing, float z_loss, float softcap,"
+      " int chunk_rows, str precision, bool batch_invariant, bool need_input, bool need_weight, bool need_bias)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "linear_loss_backward(Tensor grad_loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
+      " -> (Tensor scaled_input, Tensor scaled_weight, Tensor scaled_bias)");
 
   // rotary: input (batch, sequence, heads, head_dim); cos and sin (sequence, rotary_dim / 2) or with a batch in front.
   m.def("rotary_embedding(Tensor input, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
@@ -168,9 +206,36 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   m.def("quantize_fp8(Tensor input, int? block_size, ScalarType dtype) -> (Tensor quantized, Tensor scale)");
   m.def("dequantize_fp8(Tensor input, Tensor scale, int? block_size, ScalarType dtype) -> Tensor");
 
-  // optim: one multi-tensor AdamW step. `masters` is empty, or holds a float32 copy of each parameter.
+  // optim: one step of many tensors. `masters` is empty, or holds a float32 copy of each parameter; scales are empty,
+  // or the moments are 8-bit codes; `rounding_seed` asks for stochastic rounding. python/warpwright/_optim_rules.py
+  // relies on the order: params, grads, moments, masters, steps, numbers, flags, scalars on the device, scales, seed.
   m.def(
       "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
-      " bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()");
+      " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
+      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales, int? rounding_seed) -> ()");
+  m.def(
+      "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+      " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
+      " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
+      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales, int? rounding_seed) -> ()");
+  m.def(
+      "lamb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+      " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
+      " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
+      " int? rounding_seed) -> ()");
+  m.def(
+      "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masters, Tensor[] steps,"
+      " float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize,"
+      " Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
+      " Tensor(d!)[] momentum_buffer_scales, int? rounding_seed) -> ()");
+  m.def(
+      "lion_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] masters, Tensor[] steps,"
+      " float lr, float beta1, float beta2, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf,"
+      " Tensor? lr_tensor, Tensor? grad_multiplier, Tensor(d!)[] exp_avg_scales, int? rounding_seed) -> ()");
+
+  // multi_tensor: the norm of all elements together, of order 2 or infinity, and 1 where one of them is not finite.
+  m.def("multi_tensor_norm(Tensor[] tensors, float order) -> (Tensor norm, Tensor found_inf)");
+  // Multiplies in place, and sets `found_inf` to 1 where an element was not finite before.
+  m.def("multi_tensor_scale_(Tensor(a!)[] tensors, Tensor multiplier, Tensor(b!)? found_inf) -> ()");
 }

@@ -22,9 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import machine_code  # noqa: E402
+import traffic  # noqa: E402
 import triton_machine_code  # noqa: E402
 
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("performance", "results", "kernels")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "results", "kernels", "traffic")),
+)
 RECORDED = ROOT / "bench" / "results"
 IMAGES = ROOT / "docs" / "images"
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -207,11 +211,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "results": detail_tables,
     "cuda_kernels": machine_code.table,
     "triton_kernels": triton_machine_code.table,
+    "traffic": traffic.table,
 }
 #: What a part depends on beside the sources: None where it cannot be made.
 MADE_WITH: dict[str, Callable[[], str | None]] = {
     "cuda_kernels": machine_code.made_with,
     "triton_kernels": triton_machine_code.made_with,
+    "traffic": traffic.made_with,
 }
 
 

@@ -1,50 +1,44 @@
-"""PyTorch's own samples of an operator, out of its OpInfo database, through ours, with the same rule of error."""
+"""PyTorch's own samples of an op, run through ours and held to the bound of warpwright.testing.compare."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
 
-from warpwright.testing import Sample, evaluate
-from warpwright.testing.compare import Expected
+from warpwright.testing import Sample
+from warpwright.testing.compare import Expected, evaluate
 
-#: Says why a sample is not ours to take, or None where it is.
-Refusal = Callable[[Sample], str | None]
-
-
-def samples(name: str, dtype: torch.dtype) -> Iterator[tuple[Callable[..., Any], Sample]]:
-    """PyTorch's function, and each of its samples on the CPU; inputs require gradients."""
-    found = [info for info in op_db if info.name == name]
-    assert found, f"PyTorch has no OpInfo of {name}"
-    for info in found:
-        for i, sample in enumerate(info.sample_inputs("cpu", dtype, requires_grad=True)):
-            yield info.op, Sample(f"{name}, sample {i}", (sample.input, *sample.args), dict(sample.kwargs))
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-def held_to(
-    name: str, ours: Callable[..., Any], dtype: torch.dtype, refused: Refusal = lambda sample: None
-) -> Counter[str]:
-    """Compares outputs and gradients of `ours`, called with PyTorch's arguments, with float64.
+def samples(name: str, dtype: torch.dtype) -> Iterator[Sample]:
+    """Those of the op that op_db calls `name`, forward and backward, on the CPU."""
+    found = [info for info in op_db if info.name == name and not info.variant_test_name]
+    assert len(found) == 1, f"op_db has {len(found)} ops called {name}"
+    torch.manual_seed(0)
+    for i, given in enumerate(found[0].sample_inputs("cpu", dtype, requires_grad=True)):
+        shapes = [tuple(a.shape) for a in (given.input, *given.args) if isinstance(a, torch.Tensor)]
+        options = {k: "tensor" if isinstance(v, torch.Tensor) else v for k, v in given.kwargs.items()}
+        yield Sample(f"{i}: {shapes} {options}", (given.input, *given.args), given.kwargs)
 
-    Returns how often each reason of `refused` was given, and under "taken" how many samples were compared. Raises
-    AssertionError with a line for each value that is further from float64 than twice PyTorch's own.
-    """
-    counts: Counter[str] = Counter()
-    wrong = []
-    for theirs, sample in samples(name, dtype):
-        reason = refused(sample)
-        counts[reason or "taken"] += 1
-        if reason is not None:
+
+def wrong(
+    op: Callable[..., Any],
+    torch_op: Callable[..., Any],
+    name: str,
+    dtype: torch.dtype,
+    not_taken: Callable[[Sample], str | None] = lambda sample: None,
+) -> list[str]:
+    """A line for each result outside its bound. `not_taken` names why a sample is none of ours, or None."""
+    lines, taken = [], 0
+    for sample in samples(name, dtype):
+        if not_taken(sample) is not None:
             continue
-        compared = Expected.of(theirs, sample).compare(evaluate(ours, sample))
-        wrong += [f"{sample.name} {_shapes(sample)}: {c}" for c in compared if not c.ok]
-    assert not wrong, "\n".join(wrong)
-    return counts
-
-
-def _shapes(sample: Sample) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in sample.tensors()]
+        taken += 1
+        compared = Expected.of(torch_op, sample).compare(evaluate(op, sample))
+        lines += [f"{sample.name}: {c}" for c in compared if not c.ok]
+    assert taken > 0, f"no sample of {name} was taken"
+    return lines

@@ -59,6 +59,9 @@ TINY = {
     ],
     "cross_entropy": [{"rows": 4, "classes": 9, "label_smoothing": smoothing} for smoothing in (0, 0.1)],
     "linear_cross_entropy": [{"rows": 4, "width": 8, "classes": 9}],
+    "nll_loss": [{"rows": 4, "classes": 9}],
+    "binary_cross_entropy_with_logits": [{"rows": 4, "width": 9}],
+    "kl_div": [{"rows": 4, "classes": 9}],
     "rotary_embedding": [
         {"batch": 2, "sequence": 5, "heads": 3, "head_dim": 8, "interleaved": turned} for turned in (False, True)
     ],
@@ -88,7 +91,12 @@ TINY = {
         {"batch": 2, "channels": 4, "size": 5, "training": training, "residual": True, "activation": "relu"}
         for training in (False, True)
     ],
-    "adamw_": [{"model": model, "layers": 1, "divide": 64, "masters": model == "resnet50"} for model in ("resnet50",)],
+    **{
+        name: [{"model": "resnet50", "layers": 1, "divide": 64, "masters": True}]
+        for name in ("adamw_", "adam_", "sgd_", "lion_", "lamb_")
+    },
+    "multi_tensor_norm": [{"model": "gpt2-small", "layers": 1, "divide": 64, "order": order} for order in ("2", "inf")],
+    "multi_tensor_scale_": [{"model": "gpt2-small", "layers": 1, "divide": 64}],
 }  # fmt: skip
 TINY_CASES = [(name, parameters) for name, found in TINY.items() for parameters in found]
 tiny_cases = pytest.mark.parametrize(
@@ -134,7 +142,7 @@ def test_draws_have_one_shape_on_every_device_and_one_value_per_seed(name, param
         assert (a.shape, a.stride(), a.dtype, a.requires_grad) == (m.shape, m.stride(), m.dtype, m.requires_grad)
         assert a.is_leaf
         assert torch.equal(a.float(), b.float())
-        assert a.numel() < 8 or name == "adamw_" or not torch.equal(a.float(), c.float())
+        assert a.numel() < 8 or name.endswith("_") or not torch.equal(a.float(), c.float())
     assert real.name == meta.name == found.label
     assert all(t.device.type == "meta" or t.numel() <= 4096 for t in meta.tensors())
 
@@ -224,19 +232,26 @@ def test_models_have_as_many_parameters_as_their_publishers_say():
         assert len(shapes(1)) < tensors[name]
 
 
-@pytest.mark.parametrize("masters", [False, True])
-def test_pytorch_s_own_step_in_place_is_the_step(masters):
-    found = case("adamw_", torch.bfloat16 if masters else torch.float32, model="resnet50", layers=1, divide=64,
-                 masters=masters)  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"masters": True}, {"eight_bit": True}, {"eight_bit": True, "masters": True}],
+    ids=lambda kind: "".join(kind) or "plain",
+)
+@pytest.mark.parametrize("name", ["adamw_", "adam_", "sgd_", "lion_", "lamb_"])
+def test_pytorch_s_own_step_in_place_is_the_step(name, kind):
+    if name != "adamw_" and "eight_bit" in kind:
+        pytest.skip("AdamW stands for the others")
+    found = case(name, torch.bfloat16 if "masters" in kind else torch.float32, model="resnet50", layers=1, divide=64,
+                 **kind)  # fmt: skip
     sample = found.sample("cpu")
     expected = found.operator.torch_op(*sample.args, **sample.kwargs)
-    steps = [step.clone() for step in sample.args[4]]
+    steps = [step.clone() for step in sample.args[-1]]
     assert found.operator.in_place(*sample.args, **sample.kwargs) is None
     written = found.operator.written(sample)
     assert len(written) == len(expected)
     for ours, theirs in zip(written, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
-    assert torch.equal(torch.stack(steps), torch.stack(sample.args[4]))
+    assert torch.equal(torch.stack(steps), torch.stack(sample.args[-1]))
 
 
 @pytest.mark.parametrize(

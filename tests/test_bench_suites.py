@@ -101,7 +101,8 @@ def test_counts_of_the_models_that_suites_are_named_for():
     assert len(distinct("norm", "rows", "width", op="rms_norm")) == 14
     assert distinct("norm", "rows", "width") == distinct("softmax", "rows", "width")
     assert len(distinct("group-norm", "batch", "channels", "size")) == 8
-    assert len(distinct("optimizers", "model", "masters")) == 6
+    assert len(distinct("optimizers", "model", "masters", "eight_bit", op="adamw_")) == 12
+    assert len(distinct("optimizers", "model", "masters", op="lamb_")) == 6
 
 
 def test_batch_norms_are_those_behind_resnet50_s_convolutions():

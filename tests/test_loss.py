@@ -30,10 +30,11 @@ def test_a_target_that_is_no_class_is_answered(matrix, bad, reduction):
 def test_bad_targets_raise_in_backward_too():
     ops = torch.ops.warpwright
     x, target = torch.randn(3, 5), torch.tensor([0, 1, 2])
-    _, lse, valid = ops.cross_entropy(x, target, -100, "mean", 0.0, False)
+    settings = -100, "mean", 0.0, 0.0, 0.0
+    _, *statistics = ops.cross_entropy(x, target, None, *settings, False)
     target[1] = 7
     with pytest.raises(RuntimeError, match=r"warpwright: cross_entropy_backward: target must be in \[0, 5\) .*got 7"):
-        ops.cross_entropy_backward(torch.ones(()), x, target, lse, valid, -100, "mean", 0.0)
+        ops.cross_entropy_backward(torch.ones(()), x, target, None, *statistics, *settings, True, False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -60,7 +60,17 @@ CASES = {
         ((), {"label_smoothing": 0.1, "ignore_index": 2, "reduction": "sum"}, lambda: (floats(6, 5), classes_of(5, 6))),
         ((), {"reduction": "none"}, lambda: (floats(2, 5, 3, 4), classes_of(5, 2, 3, 4))),
         ((), {}, lambda: (floats(5), classes_of(5))),
+        ((floats(5).abs(),), {"label_smoothing": 0.1}, lambda: (floats(6, 5), classes_of(5, 6))),
+        ((), {}, lambda: (floats(6, 5), floats(6, 5).detach().softmax(1))),
     ],
+    "NLLLoss": [
+        ((), {"reduction": "none"}, lambda: (floats(2, 5, 3), classes_of(5, 2, 3))),
+        ((floats(5).abs(),), {"ignore_index": 2}, lambda: (floats(6, 5), classes_of(5, 6))),
+    ],
+    "BCEWithLogitsLoss": [
+        ((), {"pos_weight": floats(5).abs()}, lambda: (floats(6, 5), floats(6, 5).detach().sigmoid()))
+    ],
+    "KLDivLoss": [((), {"reduction": "batchmean"}, lambda: (floats(6, 5), floats(6, 5).detach().softmax(1)))],
 }
 LANDED = set(warpwright.nn.__all__)
 PARAMS = [
@@ -152,7 +162,7 @@ def test_autocast_is_followed(name, arguments, keywords, inputs, grad):
     theirs, ours = pair(name, arguments, keywords)
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
         output, expected = ours(*inputs()), theirs(*inputs())
-    assert output.dtype == (torch.float32 if name == "CrossEntropyLoss" else torch.bfloat16)
+    assert output.dtype == (torch.float32 if "Loss" in name else torch.bfloat16)
     torch.testing.assert_close(output.float(), expected.float(), rtol=2e-2, atol=2e-2)
     assert not warpwright.fallbacks()
 
@@ -195,10 +205,6 @@ FALLBACKS = {
     "subclass": ("RMSNorm", (8,), {}, None, (Wrapped(floats(3, 8)),), "tensor subclass Wrapped"),
     "padding mode": ("Conv2d", (3, 4, 3, 1, 1), {"padding_mode": "circular"}, None, (floats(1, 3, 5, 5),),
                      "padding_mode='circular'"),
-    "class weights": ("CrossEntropyLoss", (floats(5).abs(),), {}, None, (floats(6, 5), classes_of(5, 6)),
-                      "class weights"),
-    "probabilities": ("CrossEntropyLoss", (), {}, None, (floats(6, 5), floats(6, 5).softmax(1)),
-                      "class probabilities as target"),
     "uint8 target": ("CrossEntropyLoss", (), {}, None, (floats(6, 5), classes_of(5, 6).to(torch.uint8)),
                      "torch.uint8 target"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""warpwright.optim.AdamW: the same training as torch's, the same checkpoints, and what torch's cannot do."""
+"""warpwright.optim: the same training as torch's, the same checkpoints, and what torch's cannot do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import warpwright
-from warpwright.optim import AdamW
+from warpwright.optim import SGD, Adam, AdamW, Lamb, Lion
 
 
 def model(dtype=torch.float32, seed=0):
@@ -42,18 +42,34 @@ def same(a, b, **tolerance):
     torch.testing.assert_close(dict(a.named_parameters()), dict(b.named_parameters()), **tolerance)
 
 
-OPTIONS = [{}, {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.3}, {"maximize": True}]
+#: Ours, torch's, and options that reach every branch of both.
+PAIRS = [
+    (AdamW, torch.optim.AdamW, {}),
+    (AdamW, torch.optim.AdamW, {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.3}),
+    (AdamW, torch.optim.AdamW, {"maximize": True}),
+    (Adam, torch.optim.Adam, {}),
+    (Adam, torch.optim.Adam, {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.3, "maximize": True}),
+    (SGD, torch.optim.SGD, {"lr": 0.05}),
+    (SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1}),
+    (SGD, torch.optim.SGD, {"lr": 0.02, "momentum": 0.9, "nesterov": True}),
+    (SGD, torch.optim.SGD, {"lr": 0.02, "momentum": 0.9, "maximize": True}),
+]
+pairs = pytest.mark.parametrize(
+    ("ours", "theirs", "options"), PAIRS, ids=[f"{kind.__name__}-{i}" for i, (kind, _, _) in enumerate(PAIRS)]
+)
+EVERY = [(AdamW, {}), (Adam, {}), (SGD, {"momentum": 0.9}), (Lion, {}), (Lamb, {})]
+every = pytest.mark.parametrize(("kind", "options"), EVERY, ids=[kind.__name__ for kind, _ in EVERY])
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["defaults", "others", "maximize"])
+@pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_trains_as_torchs_does(dtype, options):
-    ours, theirs = model(dtype), model(dtype)
+def test_it_trains_as_torchs_does(dtype, ours, theirs, options):
+    nets = model(dtype), model(dtype)
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-10}
-    losses = train(ours, AdamW(ours.parameters(), **options), 20)
-    expected = train(theirs, torch.optim.AdamW(theirs.parameters(), **options), 20)
+    losses = train(nets[0], ours(nets[0].parameters(), **options), 20)
+    expected = train(nets[1], theirs(nets[1].parameters(), **options), 20)
     assert losses == pytest.approx(expected, rel=1e-4)
-    same(ours, theirs, **close)
+    same(*nets, **close)
 
 
 def test_groups_schedulers_and_frozen_parameters():
@@ -101,35 +117,67 @@ def checkpoint(value):
     return torch.load(file, weights_only=True)
 
 
-KINDS = {"warpwright": AdamW, "torch": torch.optim.AdamW}
+#: Ours, torch's, options, and what a parameter's state holds for each.
+CHECKPOINTS = {
+    "AdamW": (AdamW, torch.optim.AdamW, {}, {"step", "exp_avg", "exp_avg_sq"}),
+    "Adam": (Adam, torch.optim.Adam, {}, {"step", "exp_avg", "exp_avg_sq"}),
+    "SGD": (SGD, torch.optim.SGD, {"momentum": 0.9, "dampening": 0.1}, {"step", "momentum_buffer"}),
+    "SGD without momentum": (SGD, torch.optim.SGD, {}, {"step"}),
+}
 
 
-@pytest.mark.parametrize("source", KINDS)
-@pytest.mark.parametrize("target", KINDS)
-def test_checkpoints_move_between_torch_and_warpwright(source, target):
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("source", [0, 1], ids=["from warpwright", "from torch"])
+@pytest.mark.parametrize("target", [0, 1], ids=["to warpwright", "to torch"])
+def test_checkpoints_move_between_torch_and_warpwright(source, target, name):
+    *kinds, options, keys = CHECKPOINTS[name]
     straight = model()
-    train(straight, torch.optim.AdamW(straight.parameters(), lr=0.02), 10)
+    train(straight, kinds[1](straight.parameters(), lr=0.02, **options), 10)
     first = model()
-    optimizer = KINDS[source](first.parameters(), lr=0.02)
+    optimizer = kinds[source](first.parameters(), lr=0.02, **options)
     train(first, optimizer, 5)
     second = model(seed=1)
-    resumed = KINDS[target](second.parameters(), lr=0.5)
+    resumed = kinds[target](second.parameters(), lr=0.5, **options)
     resumed.load_state_dict(checkpoint(optimizer.state_dict()))
     second.load_state_dict(checkpoint(first.state_dict()))
     train(second, resumed, 5, first=5)
     same(second, straight, rtol=1e-4, atol=1e-5)
-    assert set(next(iter(resumed.state.values()))) == {"step", "exp_avg", "exp_avg_sq"}
+    if target == 0:
+        assert set(next(iter(resumed.state.values()))) == keys
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_checkpoint_with_masters_resumes_bit_for_bit(dtype):
+def test_a_group_that_only_torch_can_run_is_refused():
+    net = model()
+    theirs = torch.optim.AdamW(net.parameters(), amsgrad=True)
+    with pytest.raises(ValueError, match="warpwright: AdamW: amsgrad is not supported"):
+        AdamW(net.parameters()).load_state_dict(theirs.state_dict())
+    with pytest.raises(ValueError, match="warpwright: SGD: differentiable is not supported"):
+        SGD(net.parameters(), differentiable=True)
+    with pytest.raises(ValueError, match="warpwright: Adam: decoupled_weight_decay must be False"):
+        Adam(net.parameters(), decoupled_weight_decay=True)
+    with pytest.raises(ValueError, match="warpwright: Lamb: eight_bit is not supported"):
+        Lamb(net.parameters(), eight_bit=True)
+    with pytest.raises(TypeError, match="master_weight"):
+        AdamW(net.parameters(), master_weight=False)
+
+
+#: What states there are: masters, codes, masters and codes, random rounding.
+STATES = [{}, {"eight_bit": True}, {"eight_bit": True, "master_weights": False}, {"stochastic_rounding": True}]
+
+
+@every
+@pytest.mark.parametrize("kernel", STATES, ids=lambda kernel: " ".join(kernel) or "masters")
+def test_a_checkpoint_resumes_bit_for_bit(kind, options, kernel):
+    if kind is Lamb and "eight_bit" in kernel:
+        pytest.skip("Lamb has no 8-bit moments")
+    dtype, options = torch.bfloat16, options | kernel | {"lr": 0.02}
     straight = model(dtype)
-    train(straight, AdamW(straight.parameters(), lr=0.02), 10)
+    train(straight, kind(straight.parameters(), **options), 10)
     first = model(dtype)
-    optimizer = AdamW(first.parameters(), lr=0.02)
+    optimizer = kind(first.parameters(), **options)
     train(first, optimizer, 5)
     second = model(dtype, seed=1)
-    resumed = AdamW(second.parameters())
+    resumed = kind(second.parameters(), **(options | {"lr": 0.5}))
     resumed.load_state_dict(checkpoint(optimizer.state_dict()))
     second.load_state_dict(checkpoint(first.state_dict()))
     train(second, resumed, 5, first=5)
@@ -154,7 +202,7 @@ def test_torchs_checkpoint_of_a_half_model_gets_masters_of_the_model_loaded_late
     train(theirs, back, 1)
 
 
-def test_the_gradient_scaler_unscales_and_skips_on_the_device():
+def test_torchs_gradient_scaler_unscales_and_skips_on_the_device():
     def run(kind):
         net = model()
         optimizer = kind(net.parameters(), lr=0.02)
@@ -197,16 +245,30 @@ def test_sparse_gradients_are_refused():
         optimizer.step()
 
 
-def test_bad_hyperparameters_are_torchs_error():
-    with pytest.raises(ValueError, match="Invalid learning rate"):
-        AdamW(model().parameters(), lr=-1.0)
+BAD = [
+    ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+    ({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1.0"),
+    ({"eps": -1.0}, "Invalid epsilon value: -1.0"),
+    ({"weight_decay": -1.0}, "Invalid weight_decay value: -1.0"),
+    ({"max_grad_norm": 0.0}, "Invalid max_grad_norm: 0.0"),
+]
 
 
-def test_an_optimizer_can_be_copied_and_shown():
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[next(iter(options)) for options, _ in BAD])
+@pytest.mark.parametrize("kind", [AdamW, Lamb, Lion])
+def test_bad_hyperparameters_are_torchs_error(kind, options, message):
+    if kind is Lion and "eps" in options:
+        pytest.skip("Lion has no eps")
+    with pytest.raises(ValueError, match=message):
+        kind(model().parameters(), **options)
+
+
+@every
+def test_an_optimizer_can_be_copied_and_shown(kind, options):
     net = model()
-    optimizer = AdamW(net.parameters())
+    optimizer = kind(net.parameters(), **options)
     train(net, optimizer, 1)
-    assert "AdamW" in repr(optimizer)
+    assert kind.__name__ in repr(optimizer)
     twin = copy.deepcopy(optimizer)
     assert twin.master_weights
     assert len(twin.state) == len(optimizer.state)

@@ -6,6 +6,7 @@ from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     gated,
     loss,
     matmul,
+    multi_tensor,
     norm,
     norm_quantize,
     optim,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from warpwright.bench.case import Draw, halve, operator
 from warpwright.bench.operators._common import draw_weight, halve_largest
-from warpwright.testing import Cost, Sample
-from warpwright.testing.spec import FLOAT_TYPES, nbytes
+from warpwright.testing import Sample
 
 
 @operator("cross_entropy", smaller=halve("rows"))
@@ -20,29 +16,28 @@ def cross_entropy(draw: Draw, *, rows: int, classes: int, label_smoothing: float
     return Sample(label, args, {"label_smoothing": label_smoothing})
 
 
-def _torch_linear_cross_entropy(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.cross_entropy(F.linear(input, weight, bias), target)
-
-
-def _linear_cross_entropy_cost(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Cost:
-    """The product and the loss; logits are neither written nor read."""
-    (rows, width), classes = input.shape, weight.shape[0]
-    flops = 2 * rows * classes * width + 4 * rows * classes
-    return Cost(flops, nbytes(input, weight, target, bias) + input.element_size())
-
-
-@operator(
-    "linear_cross_entropy",
-    smaller=halve_largest("rows", "classes"),
-    family="loss",
-    torch_op=_torch_linear_cross_entropy,
-    cost=_linear_cross_entropy_cost,
-    dtypes=FLOAT_TYPES,
-    gradient=True,
-)
+@operator("linear_cross_entropy", smaller=halve_largest("rows", "classes"))
 def linear_cross_entropy(draw: Draw, *, rows: int, width: int, classes: int) -> Sample:
     weight = draw_weight(draw, classes, width, fan_in=width)
     return Sample(
         f"{rows} x {width} -> {classes}",
         (draw.tensor(rows, width), weight, draw.integers(rows, low=0, high=classes)),
     )
+
+
+@operator("nll_loss", smaller=halve("rows"))
+def nll_loss(draw: Draw, *, rows: int, classes: int) -> Sample:
+    return Sample(f"{rows} x {classes}", (draw.tensor(rows, classes), draw.integers(rows, low=0, high=classes)))
+
+
+@operator("binary_cross_entropy_with_logits", smaller=halve("rows"))
+def binary_cross_entropy_with_logits(draw: Draw, *, rows: int, width: int) -> Sample:
+    target = draw.tensor(rows, width, low=0, grad=False)
+    return Sample(f"{rows} x {width}", (draw.tensor(rows, width, low=-4, high=4), target))
+
+
+@operator("kl_div", smaller=halve("rows"))
+def kl_div(draw: Draw, *, rows: int, classes: int) -> Sample:
+    target = draw.tensor(rows, classes, low=-4, high=0, grad=False)
+    kwargs = {"reduction": "batchmean", "log_target": True}
+    return Sample(f"{rows} x {classes}", (draw.tensor(rows, classes, low=-4, high=0), target), kwargs)

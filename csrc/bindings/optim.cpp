@@ -1,191 +1,316 @@
-// Bindings of the optim family.
+// Bindings of the optim family: every rule has the same lists, checks and table, and its own numbers.
 
 #include "kernels/optim.h"
 
 #include <algorithm>
 
-#include "bindings/common.h"
+#include "bindings/tensor_lists.h"
 
 namespace warpwright {
 namespace {
 
-using Tensors = std::vector<Tensor>;
+// What every step is given. `moments` and `scales` have a name and a list for each moment of the rule.
+struct Step {
+  const char* op;
+  Tensors &params, &grads, &masters, &steps;
+  std::vector<std::pair<const char*, Tensors*>> moments, scales;
+  OptionalTensor &grad_scale, &found_inf, &lr_tensor, &grad_multiplier;
+  std::optional<int64_t> rounding_seed;
+};
+
+using Launcher = void (*)(const OptimParams&, Stream);
 
 // ---- checks ----
-
-void check_count(const char* op, const char* name, const Tensors& list, const Tensors& params) {
-  WARPWRIGHT_CHECK(list.size() == params.size(), op, name, " must hold ", params.size(),
-                   " tensors, one for each of params, got ", list.size());
-}
-
-// Each of `list` has `dtype`, and the shape and the device of the parameter it belongs to.
-void check_list(const char* op, const char* name, const Tensors& list, const Tensors& params, ScalarType dtype) {
-  check_count(op, name, list, params);
-  for (size_t i = 0; i < list.size(); ++i) {
-    const Tensor &tensor = list[i], &param = params[i];
-    const auto a = tensor.sizes(), b = param.sizes();
-    const bool fits = tensor.scalar_type() == dtype && tensor.is_cpu() == params[0].is_cpu() &&
-                      tensor.get_device_index() == params[0].get_device_index() && a.size() == b.size() &&
-                      std::equal(a.begin(), a.end(), b.begin());
-    WARPWRIGHT_CHECK(fits, op, name, "[", i, "] must be ", dtype_name(dtype), " of shape ", shape_text(b), " on ",
-                     device_text(params[0]), ", got ", dtype_name(tensor.scalar_type()), " of shape ", shape_text(a),
-                     " on ", device_text(tensor));
-  }
-}
-
-// Two elements of a tensor that is written to must not share memory.
-void check_writable(const char* op, const char* name, const Tensors& list) {
-  for (size_t i = 0; i < list.size(); ++i) {
-    for (int64_t d = 0; d < list[i].dim(); ++d) {
-      WARPWRIGHT_CHECK(list[i].stride(d) != 0 || list[i].size(d) <= 1, op, name, "[", i,
-                       "] must not be expanded: it is written to");
-    }
-  }
-}
-
-void check_scalar(const char* op, const std::string& name, const Tensor& tensor, const Tensor& like) {
-  check_same_device(op, name.c_str(), tensor, "params", like);
-  WARPWRIGHT_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.numel() == 1, op, name,
-                   " must be 1 element of torch.float32, got ", tensor.numel(), " of ",
-                   dtype_name(tensor.scalar_type()));
-}
 
 void check_hyperparameter(const char* op, const char* name, double value, bool fits, const char* range) {
   WARPWRIGHT_CHECK(fits, op, name, " must be ", range, ", got ", value);
 }
-
-// ---- layouts ----
-
-// The strides of `tensor` where its elements fill one piece of memory, else those of a contiguous tensor.
-std::vector<int64_t> dense_strides(const Tensor& tensor) {
-  std::vector<int64_t> dims, strides(tensor.strides().begin(), tensor.strides().end());
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) != 1) dims.push_back(d);
-  }
-  std::sort(dims.begin(), dims.end(), [&](int64_t a, int64_t b) { return strides[a] < strides[b]; });
-  int64_t expected = 1;
-  bool dense = true;
-  for (const int64_t d : dims) {
-    dense = dense && strides[d] == expected;
-    expected *= tensor.size(d);
-  }
-  if (dense) return strides;
-  for (int64_t d = tensor.dim(), stride = 1; d-- > 0;) {
-    strides[d] = stride;
-    stride *= tensor.size(d);
-  }
-  return strides;
+void check_not_negative(const char* op, const char* name, double value) {
+  check_hyperparameter(op, name, value, value >= 0, "at least 0");
+}
+void check_beta(const char* op, const char* name, double value) {
+  check_hyperparameter(op, name, value, value >= 0 && value < 1, "in [0, 1)");
 }
 
-bool has_strides(const Tensor& tensor, const std::vector<int64_t>& strides) {
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) != 1 && tensor.stride(d) != strides[d]) return false;
+void check_scales(const char* op, const char* name, const Tensors& scales, const Tensors& params) {
+  check_count(op, name, scales, params);
+  for (size_t i = 0; i < scales.size(); ++i) {
+    const Tensor& tensor = scales[i];
+    check_same_device(op, name, tensor, "params", params[0]);
+    const int64_t blocks = (params[i].numel() + kCodeBlock - 1) / kCodeBlock;
+    WARPWRIGHT_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.dim() == 1 && tensor.size(0) == blocks, op,
+                     name, "[", i, "] must be torch.float32 of shape (", blocks, ",), got ",
+                     dtype_name(tensor.scalar_type()), " of shape ", shape_text(tensor.sizes()));
   }
-  return true;
 }
 
-// Brings the tensors of one call into one order of elements, and afterwards writes back those that had to move.
-class Arranged {
- public:
-  const void* read(const Tensor& tensor, const std::vector<int64_t>& strides) {
-    return arrange(tensor, strides).const_data_ptr();
+// The moments' dtype: of the parameters, what is computed in, or 8-bit codes with scales.
+ScalarType check_moments(const Step& s, ScalarType dtype) {
+  const ScalarType acc = acc_dtype(dtype);
+  if (s.moments.empty() || s.moments[0].second->empty()) return dtype;
+  const auto& [first_name, first_list] = s.moments[0];
+  check_count(s.op, first_name, *first_list, s.params);
+  const ScalarType state = (*first_list)[0].scalar_type();
+  const bool coded = !s.scales.empty() && !s.scales[0].second->empty();
+  if (coded) {
+    WARPWRIGHT_CHECK(dtype != ScalarType::Double, s.op, s.scales[0].first, " must be empty for torch.float64 params");
+    WARPWRIGHT_CHECK(state == ScalarType::Byte, s.op, first_name, "[0] must be torch.uint8 with scales, got ",
+                     dtype_name(state));
+  } else {
+    WARPWRIGHT_CHECK(state == acc || (state == dtype && s.masters.empty()), s.op, first_name, "[0] must be ",
+                     dtype_name(acc), s.masters.empty() ? " or have the dtype of params" : " with masters", ", got ",
+                     dtype_name(state));
   }
-  void* write(const Tensor& tensor, const std::vector<int64_t>& strides) {
-    Tensor arranged = arrange(tensor, strides);
-    if (arranged.get() != tensor.get()) moved_.emplace_back(tensor, arranged);
-    return arranged.mutable_data_ptr();
+  for (const auto& [name, list] : s.moments) {
+    check_list(s.op, name, *list, s.params, state);
+    check_writable(s.op, name, *list);
   }
-  void write_back() {
-    for (auto& [tensor, copy] : moved_) torch::stable::copy_(tensor, copy);
+  for (const auto& [name, list] : s.scales) {
+    WARPWRIGHT_CHECK(coded || list->empty(), s.op, name, " must be empty without ", s.scales[0].first, ", got ",
+                     list->size(), " tensors");
+    if (coded) check_scales(s.op, name, *list, s.params);
+    check_writable(s.op, name, *list);
   }
+  return state;
+}
 
- private:
-  Tensor arrange(const Tensor& tensor, const std::vector<int64_t>& strides) {
-    if (has_strides(tensor, strides)) return tensor;
-    Tensor copy = empty_strided(sizes_of(tensor), strides, tensor.scalar_type(), tensor);
-    torch::stable::copy_(copy, tensor);
-    copies_.push_back(copy);
-    return copy;
-  }
-  Tensors copies_;
-  std::vector<std::pair<Tensor, Tensor>> moved_;
-};
-
-// ---- the operator ----
-
-void adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
-            double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
-            OptionalTensor grad_scale, OptionalTensor found_inf) {
-  const char* op = "adamw_";
-  if (params.empty()) return;
-  const Tensor& first = params[0];
+ScalarType check_step(const Step& s) {
+  const char* op = s.op;
+  const Tensor& first = s.params[0];
   const ScalarType dtype = first.scalar_type(), acc = acc_dtype(dtype);
   check_float(op, "params[0]", first);
-  check_list(op, "params", params, params, dtype);
-  check_list(op, "grads", grads, params, dtype);
-  check_count(op, "exp_avgs", exp_avgs, params);
-  const ScalarType state = exp_avgs[0].scalar_type();
-  WARPWRIGHT_CHECK(masters.empty() || dtype != acc, op, "masters must be empty for ", dtype_name(dtype),
-                   " params, got ", masters.size(), " tensors");
-  WARPWRIGHT_CHECK(state == acc || (state == dtype && masters.empty()), op, "exp_avgs[0] must be ", dtype_name(acc),
-                   masters.empty() ? " or have the dtype of params" : " with masters", ", got ", dtype_name(state));
-  check_list(op, "exp_avgs", exp_avgs, params, state);
-  check_list(op, "exp_avg_sqs", exp_avg_sqs, params, state);
-  if (!masters.empty()) check_list(op, "masters", masters, params, acc);
-  check_writable(op, "params", params);
-  check_writable(op, "exp_avgs", exp_avgs);
-  check_writable(op, "exp_avg_sqs", exp_avg_sqs);
-  check_writable(op, "masters", masters);
-  check_count(op, "steps", steps, params);
-  for (size_t i = 0; i < steps.size(); ++i) {
-    check_scalar(op, "steps[" + std::to_string(i) + "]", steps[i], first);
+  check_list(op, "params", s.params, s.params, dtype);
+  check_list(op, "grads", s.grads, s.params, dtype);
+  WARPWRIGHT_CHECK(s.masters.empty() || dtype != acc, op, "masters must be empty for ", dtype_name(dtype),
+                   " params, got ", s.masters.size(), " tensors");
+  const ScalarType state = check_moments(s, dtype);
+  if (!s.masters.empty()) check_list(op, "masters", s.masters, s.params, acc);
+  check_writable(op, "params", s.params);
+  check_writable(op, "masters", s.masters);
+  check_count(op, "steps", s.steps, s.params);
+  for (size_t i = 0; i < s.steps.size(); ++i) {
+    check_scalar(op, "steps[" + std::to_string(i) + "]", s.steps[i], "params", first);
   }
-  if (grad_scale.has_value()) check_scalar(op, "grad_scale", *grad_scale, first);
-  if (found_inf.has_value()) check_scalar(op, "found_inf", *found_inf, first);
-  check_hyperparameter(op, "lr", lr, lr >= 0, "at least 0");
-  check_hyperparameter(op, "beta1", beta1, beta1 >= 0 && beta1 < 1, "in [0, 1)");
-  check_hyperparameter(op, "beta2", beta2, beta2 >= 0 && beta2 < 1, "in [0, 1)");
-  check_hyperparameter(op, "eps", eps, eps >= 0, "at least 0");
-  check_hyperparameter(op, "weight_decay", weight_decay, weight_decay >= 0, "at least 0");
+  if (s.grad_scale.has_value()) check_scalar(op, "grad_scale", *s.grad_scale, "params", first);
+  if (s.found_inf.has_value()) check_scalar(op, "found_inf", *s.found_inf, "params", first);
+  if (s.lr_tensor.has_value()) check_scalar(op, "lr", *s.lr_tensor, "params", first);
+  if (s.grad_multiplier.has_value()) check_scalar(op, "grad_multiplier", *s.grad_multiplier, "params", first);
+  WARPWRIGHT_CHECK(!s.rounding_seed.has_value() || (dtype == ScalarType::BFloat16 && s.masters.empty()), op,
+                   "rounding_seed must be None unless params are torch.bfloat16 without masters");
+  return state;
+}
 
-  AdamwParams table{};
-  table.maximize = maximize;
-  table.lr = lr;
-  table.beta1 = beta1;
-  table.beta2 = beta2;
-  table.eps = eps;
-  table.weight_decay = weight_decay;
-  table.grad_scale = static_cast<const float*>(data_or_null(grad_scale));
-  table.found_inf = static_cast<const float*>(data_or_null(found_inf));
-  table.dtype = to_dtype(dtype);
+// ---- the table ----
+
+OptimTensor entry(const Step& s, size_t i, bool row_by_row, Arranged& arranged) {
+  const Tensor& param = s.params[i];
+  const std::vector<int64_t> strides = row_by_row ? contiguous_strides(param) : dense_strides(param);
+  OptimTensor t{};
+  t.param = arranged.write(param, strides);
+  t.grad = arranged.read(s.grads[i], strides);
+  for (size_t k = 0; k < s.moments.size(); ++k) {
+    if (!s.moments[k].second->empty()) t.moments[k] = arranged.write((*s.moments[k].second)[i], strides);
+  }
+  for (size_t k = 0; k < s.scales.size(); ++k) {
+    if (!s.scales[k].second->empty()) t.scales[k] = static_cast<float*>(arranged.write((*s.scales[k].second)[i], {1}));
+  }
+  if (!s.masters.empty()) t.master = static_cast<float*>(arranged.write(s.masters[i], strides));
+  t.step = static_cast<const float*>(s.steps[i].const_data_ptr());
+  t.numel = param.numel();
+  t.index = static_cast<int32_t>(i);
+  return t;
+}
+
+// Checks the step, and launches it for as many tensors at a time as a table holds. `table` has the rule's numbers;
+// `workspace` says whether it needs partial sums.
+void run(const Step& s, OptimParams& table, Launcher launcher, bool workspace = false) {
+  const ScalarType state = check_step(s);
+  const Tensor& first = s.params[0];
+  table.grad_scale = static_cast<const float*>(data_or_null(s.grad_scale));
+  table.found_inf = static_cast<const float*>(data_or_null(s.found_inf));
+  table.lr_tensor = static_cast<const float*>(data_or_null(s.lr_tensor));
+  table.grad_multiplier = static_cast<const float*>(data_or_null(s.grad_multiplier));
+  table.stochastic = s.rounding_seed.has_value();
+  table.seed = s.rounding_seed.value_or(0);
+  table.dtype = to_dtype(first.scalar_type());
   table.state_dtype = to_dtype(state);
+  const bool row_by_row = table.stochastic || state == ScalarType::Byte;
   Launch launch(first);
   Arranged arranged;
-  for (size_t i = 0; i < params.size(); ++i) {
-    const int64_t numel = params[i].numel();
-    if (numel > 0) {
-      const std::vector<int64_t> strides = dense_strides(params[i]);
-      const int t = table.count++;
-      table.tensors[t] = {arranged.write(params[i], strides),
-                          arranged.read(grads[i], strides),
-                          arranged.write(exp_avgs[i], strides),
-                          arranged.write(exp_avg_sqs[i], strides),
-                          masters.empty() ? nullptr : static_cast<float*>(arranged.write(masters[i], strides)),
-                          static_cast<const float*>(steps[i].const_data_ptr()),
-                          numel};
-      const int64_t chunks = (numel + kAdamwChunk - 1) / kAdamwChunk;
-      table.first_chunk[t + 1] = table.first_chunk[t] + static_cast<int32_t>(chunks);
+  Tensors held;
+  for (size_t i = 0; i < s.params.size(); ++i) {
+    if (s.params[i].numel() > 0) {
+      const int t = append_chunks(table, s.params[i].numel(), kOptimChunk);
+      table.tensors[t] = entry(s, i, row_by_row, arranged);
     }
-    if (table.count == kMaxAdamwTensors || (i + 1 == params.size() && table.count > 0)) {
-      backend::adamw(table, launch.stream());
+    if (table.count == kMaxOptimTensors || (i + 1 == s.params.size() && table.count > 0)) {
+      if (workspace) {
+        const ScalarType acc = acc_dtype(first.scalar_type());
+        held.push_back(empty({2 * table.first_chunk[table.count]}, acc, first));
+        table.partials = held.back().mutable_data_ptr();
+        held.push_back(empty({table.count}, acc, first));
+        table.trust = held.back().mutable_data_ptr();
+      }
+      launcher(table, launch.stream());
       table.count = 0;
     }
   }
   arranged.write_back();
 }
 
+// ---- the operators ----
+
+void adam_step(const Step& s, bool decoupled, double lr, double beta1, double beta2, double eps, double weight_decay,
+               bool maximize, Launcher launcher, bool workspace = false) {
+  check_not_negative(s.op, "lr", lr);
+  check_beta(s.op, "beta1", beta1);
+  check_beta(s.op, "beta2", beta2);
+  check_not_negative(s.op, "eps", eps);
+  check_not_negative(s.op, "weight_decay", weight_decay);
+  OptimParams table{};
+  table.decoupled = decoupled;
+  table.lr = lr;
+  table.beta1 = beta1;
+  table.beta2 = beta2;
+  table.eps = eps;
+  table.weight_decay = weight_decay;
+  table.maximize = maximize;
+  run(s, table, launcher, workspace);
+}
+
+void adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
+            double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
+            OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor,
+            OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales,
+            std::optional<int64_t> rounding_seed) {
+  if (params.empty()) return;
+  const Step s{"adamw_",
+               params,
+               grads,
+               masters,
+               steps,
+               {{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}},
+               {{"exp_avg_scales", &exp_avg_scales}, {"exp_avg_sq_scales", &exp_avg_sq_scales}},
+               grad_scale,
+               found_inf,
+               lr_tensor,
+               grad_multiplier,
+               rounding_seed};
+  adam_step(s, true, lr, beta1, beta2, eps, weight_decay, maximize, &backend::adam);
+}
+
+void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
+           double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
+           OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor,
+           OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales,
+           std::optional<int64_t> rounding_seed) {
+  if (params.empty()) return;
+  const Step s{"adam_",
+               params,
+               grads,
+               masters,
+               steps,
+               {{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}},
+               {{"exp_avg_scales", &exp_avg_scales}, {"exp_avg_sq_scales", &exp_avg_sq_scales}},
+               grad_scale,
+               found_inf,
+               lr_tensor,
+               grad_multiplier,
+               rounding_seed};
+  adam_step(s, false, lr, beta1, beta2, eps, weight_decay, maximize, &backend::adam);
+}
+
+void lamb_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
+           double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
+           OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor,
+           OptionalTensor grad_multiplier, std::optional<int64_t> rounding_seed) {
+  if (params.empty()) return;
+  const char* op = "lamb_";
+  const Step s{
+      op, params,     grads,     masters,   steps,           {{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}},
+      {}, grad_scale, found_inf, lr_tensor, grad_multiplier, rounding_seed};
+  // Its second pass makes each direction again out of the moments, which therefore must not have been rounded.
+  const ScalarType acc = acc_dtype(params[0].scalar_type());
+  check_list(op, "exp_avgs", exp_avgs, params, acc);
+  adam_step(s, true, lr, beta1, beta2, eps, weight_decay, maximize, &backend::lamb, true);
+}
+
+void sgd_(Tensors params, Tensors grads, Tensors momentum_buffers, Tensors masters, Tensors steps, double lr,
+          double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
+          OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor, OptionalTensor grad_multiplier,
+          Tensors momentum_buffer_scales, std::optional<int64_t> rounding_seed) {
+  if (params.empty()) return;
+  const char* op = "sgd_";
+  check_not_negative(op, "lr", lr);
+  check_not_negative(op, "momentum", momentum);
+  check_not_negative(op, "weight_decay", weight_decay);
+  WARPWRIGHT_CHECK(!nesterov || (momentum > 0 && dampening == 0), op,
+                   "nesterov must come with a momentum above 0 and a dampening of 0");
+  WARPWRIGHT_CHECK(momentum_buffers.empty() == (momentum == 0), op, "momentum_buffers must hold ",
+                   momentum == 0 ? "no tensor without momentum" : "a tensor for each of params", ", got ",
+                   momentum_buffers.size());
+  const Step s{op,
+               params,
+               grads,
+               masters,
+               steps,
+               {{"momentum_buffers", &momentum_buffers}},
+               {{"momentum_buffer_scales", &momentum_buffer_scales}},
+               grad_scale,
+               found_inf,
+               lr_tensor,
+               grad_multiplier,
+               rounding_seed};
+  OptimParams table{};
+  table.lr = lr;
+  table.momentum = momentum;
+  table.dampening = dampening;
+  table.weight_decay = weight_decay;
+  table.nesterov = nesterov;
+  table.maximize = maximize;
+  run(s, table, &backend::sgd);
+}
+
+void lion_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors masters, Tensors steps, double lr, double beta1,
+           double beta2, double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
+           OptionalTensor lr_tensor, OptionalTensor grad_multiplier, Tensors exp_avg_scales,
+           std::optional<int64_t> rounding_seed) {
+  if (params.empty()) return;
+  const char* op = "lion_";
+  check_not_negative(op, "lr", lr);
+  check_beta(op, "beta1", beta1);
+  check_beta(op, "beta2", beta2);
+  check_not_negative(op, "weight_decay", weight_decay);
+  const Step s{op,
+               params,
+               grads,
+               masters,
+               steps,
+               {{"exp_avgs", &exp_avgs}},
+               {{"exp_avg_scales", &exp_avg_scales}},
+               grad_scale,
+               found_inf,
+               lr_tensor,
+               grad_multiplier,
+               rounding_seed};
+  OptimParams table{};
+  table.decoupled = true;
+  table.lr = lr;
+  table.beta1 = beta1;
+  table.beta2 = beta2;
+  table.weight_decay = weight_decay;
+  table.maximize = maximize;
+  run(s, table, &backend::lion);
+}
+
 }  // namespace
 
-WARPWRIGHT_LIBRARY_IMPL(m) { m.impl("adamw_", TORCH_BOX(&adamw_)); }
+WARPWRIGHT_LIBRARY_IMPL(m) {
+  m.impl("adamw_", TORCH_BOX(&adamw_));
+  m.impl("adam_", TORCH_BOX(&adam_));
+  m.impl("lamb_", TORCH_BOX(&lamb_));
+  m.impl("sgd_", TORCH_BOX(&sgd_));
+  m.impl("lion_", TORCH_BOX(&lion_));
+}
 
 }  // namespace warpwright

@@ -1,78 +1,82 @@
-// AdamW on the CPU: all tensors of a call are cut into chunks, and the chunks go to threads.
+// Adam, AdamW, SGD and Lion on the CPU: what each does with an element, its gradient and its moments.
 
-#include "kernels/optim.h"
+#include "cpu/optim.h"
 
-#include "cpu/parallel.h"
-#include "cpu/vec.h"
+#include "cpu/optim_adam.h"
 
 WARPWRIGHT_ISA_BEGIN
 
 namespace {
 
-// P: the parameter's and gradient's storage type; S: that of the two averages.
-template <class P, class S>
-void update_chunk(const AdamwParams& p, int32_t chunk) {
-  using A = acc_t<P>;
-  const int index = p.tensor_of(chunk);
-  const AdamwTensor& t = p.tensors[index];
-  const int64_t first = (chunk - p.first_chunk[index]) * kAdamwChunk;
-  const int64_t count = t.numel - first < kAdamwChunk ? t.numel - first : kAdamwChunk;
-  P* param = static_cast<P*>(t.param) + first;
-  const P* grad = static_cast<const P*>(t.grad) + first;
-  S* exp_avg = static_cast<S*>(t.exp_avg) + first;
-  S* exp_avg_sq = static_cast<S*>(t.exp_avg_sq) + first;
-  float* master = t.master == nullptr ? nullptr : t.master + first;
+template <class A>
+struct AdamRule {
+  static constexpr int kMoments = 2;
+  AdamMoments<A> moments;
+  A step_size, decay, l2;
 
-  // In double: 1 - beta^step loses most of its digits in float.
-  const double step = *t.step;
-  const A step_size = static_cast<A>(p.lr / (1 - ::pow(p.beta1, step)));
-  const A correction = static_cast<A>(::sqrt(1 - ::pow(p.beta2, step)));
-  const A decay = static_cast<A>(1 - p.lr * p.weight_decay), eps = static_cast<A>(p.eps);
-  const A beta2 = static_cast<A>(p.beta2);
-  const A rest1 = static_cast<A>(1 - p.beta1), rest2 = static_cast<A>(1 - p.beta2);
-  const A scale = (p.grad_scale == nullptr ? A(1) : static_cast<A>(*p.grad_scale)) * (p.maximize ? A(-1) : A(1));
+  AdamRule(const OptimParams& p, const StepScalars<A>& s) : moments(p, s) {
+    step_size = static_cast<A>(s.lr * moments.correction1);
+    decay = static_cast<A>(p.decoupled ? 1 - s.lr * p.weight_decay : 1);
+    l2 = static_cast<A>(p.decoupled ? 0 : p.weight_decay);
+  }
+  void operator()(Vec<A>& x, Vec<A> g, Vec<A>& m, Vec<A>& v) const {
+    if (l2 != 0) g += x * l2;
+    moments.update(g, m, v);
+    x = x * decay - step_size * m / moments.denominator(v);
+  }
+};
 
-  for_each_vector<A>(count, [&](int64_t i, auto n) {
-    const Vec<A> g = load(grad + i, n) / splat<A>(scale);
-    Vec<A> m = load(exp_avg + i, n), v = load(exp_avg_sq + i, n), x;
-    if constexpr (sizeof(P) < sizeof(float)) {
-      x = master == nullptr ? load(param + i, n) : load(master + i, n);
-    } else {
-      x = load(param + i, n);
+template <class A>
+struct SgdRule {
+  static constexpr int kMoments = 1;
+  A lr, momentum, rest, l2;
+  bool first_step, nesterov;
+
+  SgdRule(const OptimParams& p, const StepScalars<A>& s)
+      : lr(static_cast<A>(s.lr)),
+        momentum(static_cast<A>(p.momentum)),
+        rest(static_cast<A>(1 - p.dampening)),
+        l2(static_cast<A>(p.weight_decay)),
+        first_step(s.step <= 1),
+        nesterov(p.nesterov) {}
+  void operator()(Vec<A>& x, Vec<A> g, Vec<A>& buffer, Vec<A>&) const {
+    if (l2 != 0) g += x * l2;
+    if (momentum != 0) {
+      buffer = first_step ? g : buffer * momentum + g * rest;
+      g = nesterov ? g + buffer * momentum : buffer;
     }
-    m += (g - m) * rest1;
-    v = v * beta2 + g * g * rest2;
-    x = x * decay - step_size * m / (vsqrt(v) / correction + eps);
-    store(exp_avg + i, m, n);
-    store(exp_avg_sq + i, v, n);
-    if constexpr (sizeof(P) < sizeof(float)) {
-      if (master != nullptr) store(master + i, x, n);
-    }
-    store(param + i, x, n);
-  });
-}
+    x -= g * lr;
+  }
+};
 
-template <class P, class S>
-void update(const AdamwParams& p) {
-  parallel_for(0, p.first_chunk[p.count], 1, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) update_chunk<P, S>(p, static_cast<int32_t>(chunk));
-  });
-}
+template <class A>
+struct LionRule {
+  static constexpr int kMoments = 1;
+  A lr, decay, beta1, rest1, beta2, rest2;
+
+  LionRule(const OptimParams& p, const StepScalars<A>& s)
+      : lr(static_cast<A>(s.lr)),
+        decay(static_cast<A>(1 - s.lr * p.weight_decay)),
+        beta1(static_cast<A>(p.beta1)),
+        rest1(static_cast<A>(1 - p.beta1)),
+        beta2(static_cast<A>(p.beta2)),
+        rest2(static_cast<A>(1 - p.beta2)) {}
+  void operator()(Vec<A>& x, Vec<A> g, Vec<A>& m, Vec<A>&) const {
+    const Vec<A> u = m * beta1 + g * rest1;
+    const Vec<A> below = u < A(0) ? splat<A>(-1) : u;  // Zero and NaN are their own signs.
+    x = x * decay - lr * (u > A(0) ? splat<A>(1) : below);
+    m = m * beta2 + g * rest2;
+  }
+};
 
 }  // namespace
 
-void adamw(const AdamwParams& p) {
-  if (p.found_inf != nullptr && *p.found_inf != 0) return;
-  visit_float(p.dtype, [&](auto tag) {
-    using P = decltype(tag);
-    if (p.state_dtype == p.dtype) {
-      update<P, P>(p);
-    } else {
-      update<P, acc_t<P>>(p);
-    }
-  });
-}
+void adam(const OptimParams& p) { update<AdamRule>(p); }
+void sgd(const OptimParams& p) { update<SgdRule>(p); }
+void lion(const OptimParams& p) { update<LionRule>(p); }
 
 WARPWRIGHT_ISA_END
 
-WARPWRIGHT_CPU_LAUNCHER(adamw, AdamwParams)
+WARPWRIGHT_CPU_LAUNCHER(adam, OptimParams)
+WARPWRIGHT_CPU_LAUNCHER(sgd, OptimParams)
+WARPWRIGHT_CPU_LAUNCHER(lion, OptimParams)

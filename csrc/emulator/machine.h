@@ -19,6 +19,7 @@
 #include "emulator/fiber.h"
 #include "emulator/memory.h"
 #include "emulator/runtime.h"
+#include "emulator/traffic.h"
 
 namespace warpwright::emulator {
 
@@ -176,6 +177,7 @@ struct Machine {
   // Global memory that kernels may touch: the tensors of the op that launches one, outside ops what a test allows, all
   // of it where there is neither.
   std::vector<Range> tensors, allowed;
+  Traffic traffic;
   std::exception_ptr error;
   std::mt19937_64 random;
   unsigned elected_lane = 0;

@@ -26,6 +26,28 @@ bool reached(int64_t offset) {
   return machine().kernels.count(reinterpret_cast<const void*>(address)) != 0;
 }
 
+void start_traffic() {
+  const std::lock_guard<std::mutex> lock(launch_mutex());
+  machine().traffic.start();
+}
+
+py::list take_traffic() {
+  std::vector<Traffic::Launch> launches;
+  {
+    const std::lock_guard<std::mutex> lock(launch_mutex());
+    launches = machine().traffic.take();
+  }
+  py::list result;
+  for (const Traffic::Launch& launch : launches) {
+    py::list tensors;
+    for (const Traffic::Tensor& tensor : launch.tensors) {
+      tensors.append(py::make_tuple(tensor.range.begin, tensor.range.size(), tensor.read, tensor.written));
+    }
+    result.append(py::make_tuple(launch.kernel, tensors));
+  }
+  return result;
+}
+
 void allow(const py::buffer& memory) {
   const py::buffer_info info = memory.request();
   const auto begin = reinterpret_cast<uintptr_t>(info.ptr);
@@ -48,6 +70,9 @@ PYBIND11_MODULE(warpwright_emulator, m) {
         "How often a kernel has been launched since the library was loaded, by the name that its launcher gives.");
   m.def("reached", &reached, py::arg("offset"),
         "Whether the kernel that starts at this offset in the library has run.");
+  m.def("start_traffic", &start_traffic, "Meters the global memory that launches read and write from now on.");
+  m.def("take_traffic", &take_traffic,
+        "What was metered, which ends it: [(kernel, [(address, bytes, bytes read, bytes written) of each tensor])].");
   m.def("allow", &allow, py::arg("memory"),
         "Kernels may touch this contiguous array, and from the first call on nothing else in global memory.");
   m.def("allow_everything", &allow_everything, "Takes back all calls of allow.");

@@ -407,6 +407,7 @@ std::string check_access(Machine& m, uintptr_t address, size_t size, bool write,
     if (!outside.empty()) return outside;
     const std::string beside = outside_ranges(m.tensors.empty() ? m.allowed : m.tensors, address, size, write);
     if (!beside.empty()) return beside;
+    m.traffic.note(address, size, write);
   }
   return m.memory.check(address, size, write, actor, code);
 }
@@ -449,6 +450,7 @@ void run(const Launch& launch, const std::function<void()>& body) {
   m.launch = &launch;
   m.body = &body;
   m.tensors = tensors_of_call();
+  m.traffic.start_launch(launch.name, m.tensors);
   m.error = nullptr;
   m.random.seed(from_environment("WARPWRIGHT_EMULATOR_SEED", 0));
   m.elected_lane = m.random() % kWarpSize;

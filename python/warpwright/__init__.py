@@ -1,8 +1,9 @@
 """warpwright: hand-written CUDA C++ and Triton kernels for matmul, convolution and fused mixed-precision ops."""
 
-from warpwright import nn, ops, optim
+from warpwright import amp, nn, ops, optim
 from warpwright._arithmetic import batch_invariant, float32_precision
 from warpwright._backend import current_backend, use_backend
+from warpwright._clip import clip_grad_norm_
 from warpwright._deterministic import deterministic
 from warpwright._explain import explain
 from warpwright._fallbacks import fallbacks
@@ -11,7 +12,9 @@ from warpwright._version import __version__
 
 __all__ = [
     "__version__",
+    "amp",
     "batch_invariant",
+    "clip_grad_norm_",
     "current_backend",
     "deterministic",
     "explain",

@@ -6,8 +6,20 @@ counted and named by `warpwright.fallbacks()`.
 
 from warpwright.nn._replace import ReplaceReport, replace_modules
 from warpwright.nn.conv import Conv2d
-from warpwright.nn.loss import CrossEntropyLoss
+from warpwright.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, LinearCrossEntropyLoss, NLLLoss
 from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import LayerNorm, RMSNorm
 
-__all__ = ["Conv2d", "CrossEntropyLoss", "LayerNorm", "Linear", "RMSNorm", "ReplaceReport", "replace_modules"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "KLDivLoss",
+    "LayerNorm",
+    "Linear",
+    "LinearCrossEntropyLoss",
+    "NLLLoss",
+    "RMSNorm",
+    "ReplaceReport",
+    "replace_modules",
+]

@@ -15,8 +15,11 @@ from warpwright.nn import conv, loss, matmul, norm
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.Linear: matmul.Linear,
     torch.nn.Conv2d: conv.Conv2d,
+    torch.nn.BCEWithLogitsLoss: loss.BCEWithLogitsLoss,
     torch.nn.CrossEntropyLoss: loss.CrossEntropyLoss,
+    torch.nn.KLDivLoss: loss.KLDivLoss,
     torch.nn.LayerNorm: norm.LayerNorm,
+    torch.nn.NLLLoss: loss.NLLLoss,
     torch.nn.RMSNorm: norm.RMSNorm,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in REPLACEMENTS.items()}

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from warpwright import ops
+from warpwright._optim_rules import RULES, Rule, code_blocks, decode_moment, encode_moment
+from warpwright.reference.optim import stochastically_rounded
 from warpwright.testing.spec import HALF_TYPES, BadInput, Cost, Make, OpSpec, Sample, add, draw_size, nbytes
 
+Tensors = Sequence[Tensor]
 
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+# ---- the op, and torch's ----
+
+
+def copies(tensors: Tensors) -> list[Tensor]:
     """Copies with the same strides and offsets, to be written to; what overlaps itself is none's to write and stays."""
 
     def copy(tensor: Tensor) -> Tensor:
@@ -29,157 +37,337 @@ def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [copy(tensor) for tensor in tensors]
 
 
-def _adamw(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    masters: Sequence[Tensor] = (),
-    **options: Any,
-) -> tuple[Tensor, ...]:
-    """warpwright.ops.adamw_ on copies, which it returns."""
-    written = [_copies(tensors) for tensors in (params, exp_avgs, exp_avg_sqs, masters)]
-    ops.adamw_(written[0], grads, written[1], written[2], steps, masters=written[3], **options)
-    return tuple(t for tensors in written for t in tensors)
+def as_outputs(moments: Sequence[Tensors], scales: Sequence[Tensors]) -> list[list[Tensor]]:
+    """Moments and scales as results to compare. Codes of all tensors are one result: now and then one falls to the
+    other side of a rounding, in float32 as PyTorch computes it too, but not in the same tensor."""
+    if not scales:
+        return [list(tensors) for tensors in moments]
+    codes = [[torch.cat([t.reshape(-1) for t in tensors])] for tensors in moments]
+    return [*codes, *map(list, scales)]
 
 
-def _torch_adamw(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    masters: Sequence[Tensor] = (),
-    lr: float = 1e-3,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 1e-2,
-    maximize: bool = False,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """torch's own single-tensor step, in the dtype of the moments: on the masters, where there are some."""
-    values = [t.to(m.dtype, copy=True) for t, m in zip(masters or params, exp_avgs, strict=True)]
-    first, second = [t.clone() for t in exp_avgs], [t.clone() for t in exp_avg_sqs]
-    if found_inf is None or not found_inf.item():
+def _on_copies(rule: Rule) -> Callable[..., tuple[Tensor, ...]]:
+    """The public function on copies of what it writes to: params, moments, scales and masters, which it returns."""
+    step = getattr(ops, rule.name)
+
+    def op(
+        params: Tensors, grads: Tensors, *rest: Tensors, masters: Tensors = (), **options: Any
+    ) -> tuple[Tensor, ...]:
+        moments = [copies(tensors) for tensors in rest[:-1]]
+        scales = {name: copies(options[name]) for name in rule.scales if name in options}
+        written, originals = copies(params), copies(masters)
+        step(written, grads, *moments, rest[-1], masters=originals, **(options | scales))
+        states = as_outputs(moments, list(scales.values()))
+        return tuple(t for tensors in (written, *states, originals) for t in tensors)
+
+    return op
+
+
+#: One step of torch's: (params, grads, moments, steps, options); writes to params and moments.
+TorchStep = Callable[[list[Tensor], list[Tensor], list[list[Tensor]], Tensors, dict[str, Any]], None]
+
+
+def _torch_op(rule: Rule, step: TorchStep) -> Callable[..., tuple[Tensor, ...]]:
+    """The same out of torch's own step, in the dtype of the moments: on the masters, where there are some."""
+
+    def op(
+        params: Tensors,
+        grads: Tensors,
+        *rest: Tensors,
+        masters: Tensors = (),
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        grad_multiplier: Tensor | None = None,
+        rounding_seed: int | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, ...]:
+        *moments, steps = rest
+        scales = [options.pop(name) for name in rule.scales if name in options]
+        own = moments[0][0].dtype if moments[0] else params[0].dtype
+        work = torch.float32 if scales or masters or rounding_seed is not None else own
+        work = torch.float64 if params[0].dtype == torch.float64 else work
+        values = [t.to(work, copy=True) for t in masters or params]
+        pairs = [list(zip(c, s, strict=True)) for c, s in zip(moments, scales, strict=True)] if scales else []
+        states = [[decode_moment(c, s, k == 0, work) for c, s in pair] for k, pair in enumerate(pairs)]
+        states = states or [[t.to(work, copy=True) for t in tensors] for tensors in moments]
+        if found_inf is not None and found_inf.item():
+            return tuple(t for tensors in (params, *as_outputs(moments, scales), masters) for t in tensors)
         scale = 1.0 if grad_scale is None else grad_scale
-        adamw(
-            values, [(g.to(v.dtype) / scale).to(v.dtype) for g, v in zip(grads, values, strict=True)], first, second,
-            [], [(s - 1).cpu() for s in steps], foreach=False, amsgrad=False, beta1=beta1, beta2=beta2, lr=lr,
-            weight_decay=weight_decay, eps=eps, maximize=maximize,
-        )  # fmt: skip
+        multiplier = 1.0 if grad_multiplier is None else grad_multiplier
+        if isinstance(options.get("lr"), Tensor):
+            options["lr"] = options["lr"].item()
+        gradients = [(g.to(work) / scale * multiplier).to(work) for g in grads]
+        step(values, gradients, states, steps, options)
         new = [v.to(p.dtype) for v, p in zip(values, params, strict=True)]
-    else:
-        new = list(params)
-    return (*new, *first, *second, *(values if masters else ()))
+        if rounding_seed is not None:
+            new = [
+                stochastically_rounded(v.float(), rounding_seed, i, steps[i]).to(params[i].dtype)
+                for i, v in enumerate(values)
+            ]
+        if scales:
+            coded = [[encode_moment(t, k == 0) for t in tensors] for k, tensors in enumerate(states)]
+            codes = [[codes for codes, _ in tensors] for tensors in coded]
+            states = as_outputs(codes, [[scale for _, scale in tensors] for tensors in coded])
+        return tuple(t for tensors in (new, *states, values if masters else ()) for t in tensors)
+
+    return op
 
 
-def _call(make: Make, *shapes: tuple[int, ...], step: float = 3, masters: bool = False, state: Any = None) -> Sample:
-    """Random parameters, gradients and moments; `state` is the dtype of the moments."""
-    state = torch.float32 if masters else state or make.dtype
+_ADAM = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "maximize": False, "amsgrad": False, "foreach": False}
+
+
+def _torch_adamw(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
+    counts = [(s - 1).cpu() for s in steps]
+    adamw(values, grads, *states, [], counts, **(_ADAM | {"weight_decay": 1e-2} | options))
+
+
+def _torch_adam(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
+    counts = [(s - 1).cpu() for s in steps]
+    adam(values, grads, *states, [], counts, **(_ADAM | {"weight_decay": 0.0} | options))
+
+
+def _torch_sgd(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
+    defaults = {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False,
+                "maximize": False}  # fmt: skip
+    for i, step in enumerate(steps):
+        has_buffer = bool(states[0]) and step.item() > 1
+        buffers: list[Tensor | None] = [states[0][i] if has_buffer else None]
+        sgd([values[i]], [grads[i]], buffers, foreach=False, **(defaults | options))
+        if states[0]:
+            assert buffers[0] is not None
+            states[0][i] = buffers[0]
+
+
+def _torch_lion(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
+    o = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "maximize": False} | options
+    for value, grad, moment in zip(values, grads, states[0], strict=True):
+        grad = -grad if o["maximize"] else grad
+        value.mul_(1 - o["lr"] * o["weight_decay"])
+        value.add_((moment * o["beta1"]).add(grad, alpha=1 - o["beta1"]).sign(), alpha=-o["lr"])
+        moment.mul_(o["beta2"]).add_(grad, alpha=1 - o["beta2"])
+
+
+def _torch_lamb(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
+    o = _ADAM | {"eps": 1e-6, "weight_decay": 1e-2} | options
+    for value, grad, m, v, step in zip(values, grads, *states, steps, strict=True):
+        grad, count = -grad if o["maximize"] else grad, step.item()
+        m.lerp_(grad, 1 - o["beta1"])
+        v.mul_(o["beta2"]).addcmul_(grad, grad, value=1 - o["beta2"])
+        second = (v.sqrt() / (1 - o["beta2"] ** count) ** 0.5).add(o["eps"])
+        direction = (m / (1 - o["beta1"] ** count) / second).add(value, alpha=o["weight_decay"])
+        lengths = value.norm(), direction.norm()
+        trust = lengths[0] / lengths[1] if lengths[0] > 0 and lengths[1] > 0 else 1.0
+        value.add_(direction * trust, alpha=-o["lr"])
+
+
+# ---- calls ----
+
+
+def _call(
+    rule: Rule,
+    make: Make,
+    *shapes: tuple[int, ...],
+    step: float = 3,
+    masters: bool = False,
+    state: Any = None,
+    coded: bool = False,
+    moments: bool = True,
+) -> Sample:
+    """Random parameters, gradients and moments; `state` is the dtype of the moments, unless they are coded."""
+    state = torch.float32 if masters or coded or rule.name == "lamb_" else state or make.dtype
 
     def each(low: float, high: float, dtype: torch.dtype | None = None) -> list[Tensor]:
         return [make.tensor(*shape, low=low, high=high, grad=False, dtype=dtype) for shape in shapes]
 
-    copies = each(-1, 1, torch.float32)
-    params = [c.to(make.dtype) for c in copies] if masters else each(-1, 1)
+    values = each(-1, 1, torch.float32)
+    params = [c.to(make.dtype) for c in values] if masters else each(-1, 1)
     counts = [torch.tensor(step + i, dtype=torch.float32, device=make.device) for i in range(len(shapes))]
     # Moments as of gradients up to 1; the second stays off 0, where a step is the quotient of two roundings.
-    args = (params, each(-1, 1), each(-0.5, 0.5, state), each(0.1, 0.5, state), counts)
-    return Sample("", args, {"masters": copies} if masters else {})
+    grads, ranges = each(-1, 1), ((-0.5, 0.5), (0.1, 0.5))
+    states = [each(*ranges[k], state) if moments else [] for k in range(len(rule.moments))]
+    options: dict[str, Any] = {"masters": values} if masters else {}
+    if coded:
+        pairs = [[encode_moment(t, k == 0) for t in tensors] for k, tensors in enumerate(states)]
+        states = [[codes for codes, _ in tensors] for tensors in pairs]
+        options |= {name: [s for _, s in tensors] for name, tensors in zip(rule.scales, pairs, strict=True)}
+    return Sample("", (params, grads, *states, counts), options)
 
 
-def _samples(make: Make) -> Iterator[Sample]:
-    def sample(name: str, call: Sample, **options: Any) -> Sample:
-        return Sample(name, call.args, call.kwargs | options)
-
-    def scalar(value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float32, device=make.device)
-
-    yield sample("three tensors", _call(make, (5, 7), (33,), ()))
-    yield sample("first step", _call(make, (40,), step=1), lr=0.1, weight_decay=0.0)
-    yield sample("maximize, other betas", _call(make, (3, 4)), maximize=True, beta1=0.8, beta2=0.95, eps=1e-3)
-    yield sample("grad_scale", _call(make, (6, 5)), grad_scale=scalar(8), found_inf=scalar(0))
-    yield sample("found_inf", _call(make, (6, 5)), grad_scale=scalar(8), found_inf=scalar(1))
-    yield sample("more than a chunk", _call(make, (16385,), (3,)), lr=0.05)
-    yield sample("more than a launch", _call(make, *[(2,)] * 50), lr=0.05)
-    yield sample("an empty one", _call(make, (0, 3), (2, 2)))
-    if make.dtype in HALF_TYPES:
-        yield sample("masters", _call(make, (5, 7), (33,), masters=True), lr=1e-4)
-        yield sample("masters, found_inf", _call(make, (9,), masters=True), found_inf=scalar(2))
-        yield sample("float32 moments", _call(make, (5, 7), state=torch.float32), lr=0.05)
+def _variants(rule: Rule) -> dict[str, dict[str, Any]]:
+    """Other numbers that lead to other branches."""
+    if rule.name == "sgd_":
+        momentum = {"momentum": 0.9}
+        return {
+            "dampening": momentum | {"dampening": 0.3, "weight_decay": 0.1},
+            "nesterov": momentum | {"nesterov": True},
+            "maximize": momentum | {"maximize": True, "weight_decay": 0.1},
+        }
+    numbers = {"beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
+    return {"maximize, other betas": numbers | {"maximize": True} | ({"eps": 1e-3} if "eps" in rule.numbers else {})}
 
 
-def _draw(make: Make, rng: random.Random) -> Sample:
-    shapes = [tuple(draw_size(rng, 20) for _ in range(rng.randint(0, 3))) for _ in range(rng.randint(1, 4))]
-    half = make.dtype in HALF_TYPES
-    masters = half and rng.random() < 0.5
-    state = rng.choice([make.dtype, torch.float32])
-    call = _call(make, *shapes, step=rng.choice([1, 2, 1000]), masters=masters, state=state)
-    options = {"lr": rng.choice([0.0, 1e-3, 0.1]), "weight_decay": rng.choice([0.0, 0.1])}
-    return Sample(f"{shapes} {options} masters={masters}", call.args, call.kwargs | options)
+def _samples(rule: Rule) -> Callable[[Make], Iterator[Sample]]:
+    usual: dict[str, Any] = {"momentum": 0.9} if rule.name == "sgd_" else {}
+
+    def samples(make: Make) -> Iterator[Sample]:
+        def sample(name: str, *shapes: tuple[int, ...], options: dict[str, Any] | None = None, **kinds: Any) -> Sample:
+            call = _call(rule, make, *shapes, **kinds)
+            return Sample(name, call.args, call.kwargs | usual | (options or {}))
+
+        def scalar(value: float) -> Tensor:
+            return torch.tensor(value, dtype=torch.float32, device=make.device)
+
+        yield sample("three tensors", (5, 7), (33,), ())
+        yield sample("first step", (40,), step=1, options={"lr": 0.1, "weight_decay": 0.0})
+        for name, options in _variants(rule).items():
+            yield sample(name, (3, 4), (2,), options=options)
+        yield sample("grad_scale", (6, 5), options={"grad_scale": scalar(8), "found_inf": scalar(0)})
+        yield sample("found_inf", (6, 5), options={"grad_scale": scalar(8), "found_inf": scalar(1)})
+        scalars = {"lr": scalar(0.0625), "grad_multiplier": scalar(0.25), "grad_scale": scalar(2)}
+        yield sample("lr on the device, grad_multiplier", (7, 3), options=scalars)
+        yield sample("more than a chunk", (16385,), (3,), options={"lr": 0.05})
+        yield sample("more than a launch", *[(2,)] * 50, options={"lr": 0.05})
+        yield sample("an empty one", (0, 3), (2, 2))
+        if make.dtype in HALF_TYPES:
+            yield sample("masters", (5, 7), (33,), masters=True, options={"lr": 1e-2})
+            yield sample("masters, found_inf", (9,), masters=True, options={"found_inf": scalar(2)})
+            yield sample("float32 moments", (5, 7), state=torch.float32, options={"lr": 0.05})
+        if make.dtype == torch.bfloat16:
+            yield sample("stochastic rounding", (5, 7), (301,), options={"rounding_seed": 3, "lr": 0.05})
+        if rule.name == "sgd_":
+            call = _call(rule, make, (5, 7), (300,), moments=False)
+            yield Sample("without momentum", call.args, call.kwargs | {"weight_decay": 0.1})
+        if rule.scales:
+            yield sample("8-bit moments", (3, 100), (7,), (0, 2), (256,), coded=True, options={"lr": 0.05})
+            yield sample("8-bit moments, found_inf", (5, 60), coded=True, options={"found_inf": scalar(1)})
+
+    return samples
 
 
-def _bad_inputs(make: Make) -> Iterator[BadInput]:
-    call = _call(make, (2, 3), (4,))
-    params, grads, m, v, steps = call.args
-    yield BadInput("param dtype", ([p.long() for p in params], grads, m, v, steps), r"params\[0\] must be float32, ")
-    mixed = [params[0], params[1].double()]
-    yield BadInput(
-        "mixed params", (mixed, grads, m, v, steps), r"params\[1\] must be torch.float32 of shape \(4,\) on "
+def _draw(rule: Rule) -> Callable[[Make, random.Random], Sample]:
+    def draw(make: Make, rng: random.Random) -> Sample:
+        shapes = [tuple(draw_size(rng, 20) for _ in range(rng.randint(0, 3))) for _ in range(rng.randint(1, 4))]
+        half = make.dtype in HALF_TYPES
+        masters = half and rng.random() < 0.5
+        state = rng.choice([make.dtype, torch.float32])
+        call = _call(rule, make, *shapes, step=rng.choice([1, 2, 1000]), masters=masters, state=state)
+        options = {"lr": rng.choice([0.0, 1e-3, 0.1]), "weight_decay": rng.choice([0.0, 0.1])}
+        options |= {"momentum": 0.9} if rule.name == "sgd_" else {}
+        return Sample(f"{shapes} {options} masters={masters}", call.args, call.kwargs | options)
+
+    return draw
+
+
+def _bad_inputs(rule: Rule) -> Callable[[Make], Iterator[BadInput]]:
+    usual: dict[str, Any] = {"momentum": 0.9} if rule.name == "sgd_" else {}
+    first = rule.moments[0]
+
+    def bad_inputs(make: Make) -> Iterator[BadInput]:
+        params, grads, m, *others, steps = _call(rule, make, (2, 3), (4,)).args
+
+        def bad(name: str, message: str, options: dict[str, Any] | None = None, **lists: Any) -> BadInput:
+            args = {"params": params, "grads": grads, "m": m} | lists
+            rest = lists.get("others", others), lists.get("steps", steps)
+            return BadInput(name, (args["params"], args["grads"], args["m"], *rest[0], rest[1]), message,
+                            usual | (options or {}))  # fmt: skip
+
+        def number(name: str, value: float, message: str) -> BadInput:
+            return bad(name, message, {name: value})
+
+        if rule.name != "lamb_":  # It looks at the moments first.
+            yield bad("param dtype", r"params\[0\] must be float32, ", params=[p.long() for p in params])
+            expected = rf"{first}\[0\] must be torch.float32 or have the dtype of params"
+            yield bad("moment dtype", f"{expected}, got torch.float16", m=[t.half() for t in m])
+        else:
+            yield bad("moment dtype", r"exp_avgs\[0\] must be torch.float32 of shape .* got torch.bfloat16",
+                      m=[t.bfloat16() for t in m])  # fmt: skip
+        mixed = [params[0], params[1].double()]
+        yield bad("mixed params", r"params\[1\] must be torch.float32 of shape \(4,\) on ", params=mixed)
+        yield bad("too few grads", "grads must hold 2 tensors, .*got 1", grads=grads[:1])
+        shape = r"grads\[1\] must be .*shape \(4,\) .*shape \(3,\)"
+        yield bad("grad shape", shape, grads=[grads[0], grads[1][:3]])
+        if others:
+            yield bad("second moments", "exp_avg_sqs must hold 2 tensors, .*got 1", others=[others[0][:1]])
+        masters = "masters must be empty for torch.float32 params, got 2"
+        yield bad("masters", masters, {"masters": params})
+        yield bad("steps", r"steps\[0\] must be 1 element of torch.float32, got 1 of torch.float64",
+                  steps=[s.double() for s in steps])  # fmt: skip
+        yield bad("expanded", r"params\[1\] must not be expanded", params=[params[0], params[1][:1].expand(4)])
+        two = torch.zeros(2, device=make.device)
+        for name in ("found_inf", "grad_scale", "grad_multiplier", "lr"):
+            yield bad(name, f"{name} must be 1 element of torch.float32, got 2", {name: two})
+        yield bad("rounding_seed", "rounding_seed must be None unless params are torch.bfloat16 without masters",
+                  {"rounding_seed": 1})  # fmt: skip
+        yield from _bad_scales(rule, bad, params, m, make)
+        yield number("lr", -1.0, "lr must be at least 0, got -1")
+        if "beta1" in rule.numbers:
+            yield number("beta1", 1.0, r"beta1 must be in \[0, 1\), got 1")
+            yield number("beta2", -0.5, r"beta2 must be in \[0, 1\), got -0.5")
+        if "eps" in rule.numbers:
+            yield number("eps", -1e-8, "eps must be at least 0, got -1e-08")
+        if rule.name == "sgd_":
+            yield number("momentum", -0.5, "momentum must be at least 0, got -0.5")
+            yield number("momentum", 0.0, "momentum_buffers must hold no tensor without momentum, got 2")
+            yield bad("no buffers", "momentum_buffers must hold a tensor for each of params, got 0", m=[])
+            yield bad("nesterov", "nesterov must come with a momentum above 0 and a dampening of 0",
+                      {"nesterov": True, "dampening": 0.1})  # fmt: skip
+        yield number("weight_decay", -1.0, "weight_decay must be at least 0, got -1")
+
+    return bad_inputs
+
+
+def _bad_scales(
+    rule: Rule, bad: Callable[..., BadInput], params: Tensors, m: Tensors, make: Make
+) -> Iterator[BadInput]:
+    if not rule.scales:
+        return
+    fitting = [torch.zeros(code_blocks(p.numel()), device=make.device) for p in params]
+    name, moment = rule.scales[0], rule.moments[0]
+    every = {scales: fitting for scales in rule.scales}
+    yield bad("scales of no codes", rf"{moment}\[0\] must be torch.uint8 with scales, got torch.float32", every)
+    codes: dict[str, Any] = {"m": [torch.zeros_like(t, dtype=torch.uint8) for t in m]}
+    codes |= {"others": [codes["m"]] * (len(rule.moments) - 1)}
+    expected = rf"{moment}\[0\] must be torch.float32 or have the dtype of params"
+    yield bad("codes of no scales", f"{expected}, got torch.uint8", **codes)
+    wrong = every | {name: [fitting[0], fitting[1].double()]}
+    yield bad("scale dtype", rf"{name}\[1\] must be torch.float32 of shape \(1,\), got torch.float64", wrong, **codes)
+    if len(rule.scales) == 2:
+        second = rule.scales[1]
+        yield bad("second scales alone", f"{second} must be empty without {name}, got 2 tensors", {second: fitting})
+
+
+def _cost(rule: Rule, flops: int) -> Callable[..., Cost]:
+    def cost(params: Tensors, grads: Tensors, *rest: Tensors, masters: Tensors = (), **options: Any) -> Cost:
+        elements = sum(p.numel() for p in params)
+        scales = [options.get(name, ()) for name in rule.scales]
+        state = nbytes(*[t for tensors in (*rest[:-1], *scales, masters) for t in tensors])
+        # A parameter with a master is only written.
+        return Cost(flops * elements, 2 * state + nbytes(*grads) + nbytes(*params) * (1 if masters else 2))
+
+    return cost
+
+
+_TORCH: dict[str, tuple[TorchStep, int]] = {
+    "adamw_": (_torch_adamw, 14),
+    "adam_": (_torch_adam, 15),
+    "lamb_": (_torch_lamb, 20),
+    "sgd_": (_torch_sgd, 6),
+    "lion_": (_torch_lion, 10),
+}
+
+for _name, (_step, _flops) in _TORCH.items():
+    _rule = RULES[_name]
+    add(
+        OpSpec(
+            name=_name,
+            family="optim",
+            op=_on_copies(_rule),
+            torch_op=_torch_op(_rule, _step),
+            samples=_samples(_rule),
+            draw=_draw(_rule),
+            bad_inputs=_bad_inputs(_rule),
+            cost=_cost(_rule, _flops),
+            kernels=(_name,),
+            gradcheck=False,
+        )
     )
-    yield BadInput("too few grads", (params, grads[:1], m, v, steps), "grads must hold 2 tensors, .*got 1")
-    bad = [grads[0], grads[1][:3]]
-    yield BadInput("grad shape", (params, bad, m, v, steps), r"grads\[1\] must be .*shape \(4,\) .*shape \(3,\)")
-    yield BadInput("moment dtype", (params, grads, [t.half() for t in m], v, steps),
-                   r"exp_avgs\[0\] must be torch.float32 or have the dtype of params, got torch.float16")  # fmt: skip
-    yield BadInput("second moments", (params, grads, m, v[:1], steps), "exp_avg_sqs must hold 2 tensors, .*got 1")
-    yield BadInput("masters", (params, grads, m, v, steps), "masters must be empty for torch.float32 params, got 2",
-                   {"masters": params})  # fmt: skip
-    yield BadInput("steps", (params, grads, m, v, [s.double() for s in steps]),
-                   r"steps\[0\] must be 1 element of torch.float32, got 1 of torch.float64")  # fmt: skip
-    expanded = [params[0], params[1][:1].expand(4)]
-    yield BadInput("expanded", (expanded, grads, m, v, steps), r"params\[1\] must not be expanded")
-    yield BadInput("found_inf", call.args, "found_inf must be 1 element of torch.float32, got 2",
-                   {"found_inf": torch.zeros(2, device=make.device)})  # fmt: skip
-    yield BadInput("lr", call.args, "lr must be at least 0, got -1", {"lr": -1.0})
-    yield BadInput("beta1", call.args, r"beta1 must be in \[0, 1\), got 1", {"beta1": 1.0})
-    yield BadInput("beta2", call.args, r"beta2 must be in \[0, 1\), got -0.5", {"beta2": -0.5})
-    yield BadInput("eps", call.args, "eps must be at least 0, got -1e-08", {"eps": -1e-8})
-    yield BadInput("weight_decay", call.args, "weight_decay must be at least 0, got -1", {"weight_decay": -1.0})
-
-
-def _cost(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    masters: Sequence[Tensor] = (),
-    **_: Any,
-) -> Cost:
-    elements = sum(p.numel() for p in params)
-    # A parameter with a master is only written.
-    moved = 2 * nbytes(*exp_avgs, *exp_avg_sqs, *masters) + nbytes(*grads) + nbytes(*params) * (1 if masters else 2)
-    return Cost(14 * elements, moved)
-
-
-add(
-    OpSpec(
-        name="adamw_",
-        family="optim",
-        op=_adamw,
-        torch_op=_torch_adamw,
-        samples=_samples,
-        draw=_draw,
-        bad_inputs=_bad_inputs,
-        cost=_cost,
-        kernels=("adamw_",),
-        gradcheck=False,
-    )
-)

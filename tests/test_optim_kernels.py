@@ -1,0 +1,277 @@
+"""What the optimizers' kernels promise beside one step's numbers: a thousand steps, bits that every backend makes alike,
+8-bit moments, clipping in the step, a learning rate on the device."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_optim import EVERY, batch, every, model, same, train
+from torch import nn
+
+import warpwright
+from warpwright import ops
+from warpwright._optim_rules import RULES, decode_moment, encode_moment
+from warpwright.optim import SGD, Adam, AdamW, Lamb, Lion
+from warpwright.testing.compare import ERROR_FACTOR
+from warpwright.testing.specs import optim as specs
+
+STEPS = 1000
+#: The optimizers that torch has, and options of both.
+THOUSAND = [
+    (AdamW, torch.optim.AdamW, {"lr": 1e-2}),
+    (Adam, torch.optim.Adam, {"lr": 1e-2, "weight_decay": 1e-2}),
+    (SGD, torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-2}),
+]
+
+
+def trajectory(kind, dtype, options, steps=STEPS, **kernel):
+    """Parameters after `steps` steps with gradients that depend on the step alone."""
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(n, generator=generator, dtype=torch.float64).to(dtype)) for n in (300, 7, 64)]
+    optimizer = kind(params, **options, **kernel)
+    for _ in range(steps):
+        for param in params:
+            param.grad = (torch.randn(param.shape, generator=generator) + 0.1).to(torch.bfloat16).to(param.dtype)
+        optimizer.step()
+    return torch.cat([param.detach().double() for param in params])
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), THOUSAND, ids=[kind.__name__ for kind, _, _ in THOUSAND])
+def test_a_thousand_steps_stay_within_twice_torchs_error(ours, theirs, options):
+    truth = trajectory(theirs, torch.float64, options)
+    error = (trajectory(ours, torch.float32, options) - truth).abs().max()
+    torchs = (trajectory(theirs, torch.float32, options, foreach=False) - truth).abs().max()
+    floor = torch.finfo(torch.float32).eps * truth.abs().max()
+    assert error <= ERROR_FACTOR * torchs + floor, (error, torchs)
+
+
+@pytest.mark.parametrize("kind", [Lion, Lamb])
+def test_a_thousand_steps_of_what_torch_lacks(kind):
+    """Against the specs' composition of torch's ops, in float64 and in float32."""
+    torch_step = specs._TORCH[{Lion: "lion_", Lamb: "lamb_"}[kind]][0]
+    options = {"lr": 1e-3, "weight_decay": 1e-2}
+
+    class Composed(torch.optim.Optimizer):
+        def __init__(self, params, **options):
+            super().__init__(params, options)
+            self.count = 0
+
+        @torch.no_grad()
+        def step(self):
+            self.count += 1
+            params = self.param_groups[0]["params"]
+            for param in params:
+                if not self.state[param]:
+                    moments = len(RULES["lamb_" if kind is Lamb else "lion_"].moments)
+                    self.state[param] = {k: torch.zeros_like(param) for k in range(moments)}
+            moments = [[self.state[p][k] for p in params] for k in self.state[params[0]]]
+            steps = [torch.tensor(float(self.count))] * len(params)
+            torch_step(params, [p.grad for p in params], moments, steps, options)
+
+    truth = trajectory(Composed, torch.float64, options)
+    error = (trajectory(kind, torch.float32, options) - truth).abs().max()
+    torchs = (trajectory(Composed, torch.float32, options) - truth).abs().max()
+    floor = torch.finfo(torch.float32).eps * truth.abs().max()
+    assert error <= ERROR_FACTOR * torchs + floor, (error, torchs)
+
+
+# ---- stochastic rounding ----
+
+
+@every
+def test_stochastic_rounding_has_the_same_bits_on_every_backend(matrix, kind, options):
+    def run():
+        return trajectory(kind, torch.bfloat16, options | {"lr": 0.05}, steps=3, stochastic_rounding=True, seed=11)
+
+    ours = run()
+    with warpwright.use_backend("reference"):
+        expected = run()
+    # A float32 that another order of operations rounds otherwise may fall to the other side of its random number.
+    assert (ours != expected).sum() <= 1
+    assert (
+        ours - trajectory(kind, torch.bfloat16, options | {"lr": 0.05}, 3, stochastic_rounding=True)
+    ).abs().max() > 0
+
+
+def test_stochastic_rounding_is_right_on_average(matrix):
+    """A step of an eighth of a unit in the last place goes through once in eight times."""
+    count, step = 40_000, 2.0**-10  # The spacing of bfloat16 from 1 to 2 is 2^-7.
+    param, zeros = torch.ones(count, dtype=torch.bfloat16, device=matrix), torch.ones(1, device=matrix)
+    ops.sgd_([param], [-torch.ones_like(param)], [], [zeros], lr=step, rounding_seed=5)
+    assert set(param.unique().tolist()) == {1.0, 1.0 + 2.0**-7}
+    raised = (param > 1).float().mean().item()
+    deviation = math.sqrt(1 / 8 * 7 / 8 / count)
+    assert abs(raised - 1 / 8) < 4 * deviation
+    # Neighbours, and the same element of another step or tensor, do not move together.
+    again, other = torch.ones_like(param), torch.ones_like(param)
+    grads = [-torch.ones_like(param)] * 2
+    ops.sgd_([again, other], grads, [], [zeros + 1, zeros], lr=step, rounding_seed=5)
+    for a, b in ((param[1:], param[:-1]), (param, again), (param, other)):
+        both = ((a > 1) & (b > 1)).float().mean().item()
+        assert abs(both - 1 / 64) < 4 * math.sqrt(1 / 64 / count)
+
+
+def test_stochastic_rounding_keeps_what_cannot_be_rounded(matrix):
+    values = [math.inf, -math.inf, math.nan, 0.0, -0.0]
+    param = torch.tensor(values, dtype=torch.bfloat16, device=matrix)
+    steps = [torch.ones((), device=matrix)]
+    ops.sgd_([param], [torch.zeros_like(param)], [], steps, lr=0.1, rounding_seed=1)
+    torch.testing.assert_close(param.float().cpu(), torch.tensor(values), equal_nan=True)
+
+
+def test_the_layout_of_a_parameter_does_not_change_its_random_bits(matrix):
+    start = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16).to(matrix)
+    steps = [torch.ones((), device=matrix)]
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        param = start.clone().to(memory_format=layout)
+        ops.sgd_([param], [torch.ones_like(param)], [], steps, lr=0.01, rounding_seed=1)
+        results.append(param)
+    assert torch.equal(*results)
+
+
+# ---- 8-bit moments ----
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+def test_the_code_is_fine_near_zero(signed):
+    """Its relative error, over six orders of magnitude for second moments and three for first ones."""
+    values = torch.logspace(-3 if signed else -6, 0, 256, dtype=torch.float64)
+    codes, scales = encode_moment(values, signed)
+    assert (codes.dtype, scales.tolist()) == (torch.uint8, [1.0])
+    relative = (decode_moment(codes, scales, signed, torch.float64) / values - 1).abs()
+    assert relative.max() < 0.3
+    assert relative[values > 0.1].max() < 0.03
+    if signed:
+        mirrored, _ = encode_moment(-values, signed)
+        assert torch.equal(256 - codes.int(), mirrored.int())
+
+
+def test_codes_of_special_blocks():
+    zeros = torch.zeros(300)
+    for signed in (True, False):
+        codes, scales = encode_moment(zeros, signed)
+        assert decode_moment(codes, scales, signed).tolist() == zeros.tolist()
+        assert scales.tolist() == [0.0, 0.0]
+    tiny = torch.tensor([1.0, 1e-30])
+    assert decode_moment(*encode_moment(tiny, False), False)[1] > 0, "its root is divided by"
+    for odd in (math.inf, math.nan):
+        block = torch.ones(300)
+        block[3] = odd
+        decoded = decode_moment(*encode_moment(block, True), True)
+        assert decoded[:256].isnan().all()
+        assert (decoded[256:] == 1).all()
+
+
+@pytest.mark.parametrize(("kind", "options"), EVERY[:4], ids=[kind.__name__ for kind, _ in EVERY[:4]])
+def test_codes_are_the_reference_s(matrix, kind, options):
+    """One step's moments, decoded, are within a code of the moments that the definition gives."""
+    grad = torch.randn(5, 100, generator=torch.Generator().manual_seed(3))
+
+    def run(device):
+        param = nn.Parameter(torch.zeros(5, 100, device=device))
+        param.grad = grad.to(device)
+        optimizer = kind([param], eight_bit=True, **options)
+        optimizer.step()
+        return {k: v.cpu() for k, v in optimizer.state[param].items()}
+
+    ours = run(matrix)
+    with warpwright.use_backend("reference"):
+        expected = run("cpu")
+    assert set(ours) == set(expected)
+    for name, value in ours.items():
+        if name.endswith("_codes"):
+            assert value.dtype == torch.uint8
+            assert (value.int() - expected[name].int()).abs().max() <= 1
+        else:
+            torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "options"), EVERY[:4], ids=[kind.__name__ for kind, _ in EVERY[:4]])
+def test_8_bit_moments_train_as_float32_ones(kind, options):
+    options = options | {"lr": 3e-4 if kind is Lion else 0.005}
+    nets = [model(), model()]
+    losses = [
+        train(net, kind(net.parameters(), eight_bit=bits, **options), 60) for net, bits in zip(nets, (False, True))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_8_bit_checkpoints_become_torchs_and_back():
+    net = model()
+    ours = AdamW(net.parameters(), lr=0.02, eight_bit=True)
+    train(net, ours, 5)
+    state = ours.state[net[2].weight]
+    bytes_of_moments = sum(v.nbytes for k, v in state.items() if k != "step")
+    assert bytes_of_moments == 2 * net[2].weight.numel() + 2 * 4
+    wide = AdamW(net.parameters())
+    wide.load_state_dict(ours.state_dict())
+    decoded = decode_moment(state["exp_avg_codes"], state["exp_avg_scales"], True)
+    assert torch.equal(wide.state[net[2].weight]["exp_avg"], decoded)
+    theirs = torch.optim.AdamW(net.parameters())
+    theirs.load_state_dict(wide.state_dict())
+    train(net, theirs, 2)
+    narrow = AdamW(net.parameters(), eight_bit=True)
+    narrow.load_state_dict(theirs.state_dict())
+    codes, _ = encode_moment(theirs.state[net[2].weight]["exp_avg"], True)
+    assert torch.equal(narrow.state[net[2].weight]["exp_avg_codes"], codes)
+    train(net, narrow, 2)
+
+
+# ---- clipping, the learning rate, compiled steps ----
+
+
+@every
+def test_the_step_clips_as_torch_does_before_it(kind, options):
+    def run(fused):
+        net = model()
+        optimizer = kind(net.parameters(), max_grad_norm=0.05 if fused else None, **options)
+        norms = []
+        for step in range(5):
+            x, target = batch(step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), target).backward()
+            before = [p.grad.clone() for p in net.parameters()]
+            if not fused:
+                norms.append(torch.nn.utils.clip_grad_norm_(net.parameters(), 0.05).item())
+            optimizer.step()
+            if fused:
+                norms.append(optimizer.grad_norm.item())
+                assert all(torch.equal(a, p.grad) for a, p in zip(before, net.parameters(), strict=True))
+        return net, norms
+
+    ours, norms = run(True)
+    expected, torchs = run(False)
+    assert norms == pytest.approx(torchs, rel=1e-5)
+    same(ours, expected, rtol=1e-3, atol=2e-4 if kind is Lion else 1e-5)
+
+
+@every
+def test_a_learning_rate_on_the_device(kind, options):
+    nets = model(), model()
+    lr = torch.tensor(0.01)
+    optimizers = kind(nets[0].parameters(), lr=lr, **options), kind(nets[1].parameters(), lr=0.01, **options)
+    for step in range(4):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            train(net, optimizer, 1, step)
+        lr.mul_(0.5)  # In place, as a schedule does under a captured graph.
+        optimizers[1].param_groups[0]["lr"] *= 0.5
+    same(*nets, rtol=1e-5, atol=1e-6)
+
+
+@every
+def test_a_compiled_step(kind, options):
+    nets = model(), model()
+    optimizers = [kind(net.parameters(), max_grad_norm=1.0, **options) for net in nets]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        train(net, optimizer, 1)
+    compiled = torch.compile(optimizers[0].step, backend="aot_eager")
+    for step, (net, run) in enumerate(zip(nets, (compiled, optimizers[1].step), strict=True)):
+        for i in range(2):
+            x, target = batch(1 + i)
+            optimizers[step].zero_grad()
+            nn.functional.cross_entropy(net(x), target).backward()
+            run()
+    same(*nets, rtol=1e-6, atol=1e-7)
