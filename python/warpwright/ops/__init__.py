@@ -1,4 +1,29 @@
-"""The public operators, one module a family. `__all__ = [
+"""The public operators, one module a family. `__all__` lists them, without what only prepares their arguments."""
+
+from warpwright.ops.activation import swiglu
+from warpwright.ops.conv import conv2d
+from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
+from warpwright.ops.grouped import grouped_matmul
+from warpwright.ops.linear_loss import linear_cross_entropy
+from warpwright.ops.loss import cross_entropy, nll_loss
+from warpwright.ops.matmul import addmm, bmm, linear, matmul
+from warpwright.ops.multi_tensor import multi_tensor_norm, multi_tensor_scale_
+from warpwright.ops.norm import l2_normalize, layer_norm, rms_norm
+from warpwright.ops.norm_quantize import layer_norm_quantize, rms_norm_quantize
+from warpwright.ops.optim import adam_, adamw_, lamb_, lion_, sgd_
+from warpwright.ops.packed import PackedWeight as PackedWeight
+from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
+from warpwright.ops.packed import pack_quantized as pack_quantized
+from warpwright.ops.packed import pack_weights as pack_weights
+from warpwright.ops.packed import unpack_weights as unpack_weights
+from warpwright.ops.pointwise_loss import binary_cross_entropy_with_logits, kl_div
+from warpwright.ops.qk_norm import qk_norm_rotary
+from warpwright.ops.quantize import dequantize_fp8, quantize_fp8
+from warpwright.ops.rotary import rotary_embedding
+from warpwright.ops.scaled import scaled_matmul
+from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sparse24, prune_24
+
+__all__ = [
     "Sparse24Weight",
     "adam_",
     "adamw_",
