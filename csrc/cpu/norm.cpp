@@ -30,10 +30,10 @@ struct RowSum {
   T* sum;            // Null where the row is `a`.
 
   const T* data() const { return sum != nullptr ? sum : a; }
+  // Of a sum, elements that have not been written down yet.
   template <class Count>
   Vec<A> first(int64_t i, Count n) const {
     Vec<A> v = load(a + i, n);
-    if (sum == nullptr) return v;
     if (factors != nullptr) v *= load(factors + i, n);
     if (b != nullptr) v += load(b + i, n);
     store(sum + i, v, n);
@@ -47,7 +47,7 @@ struct Moments {
 };
 
 // So many elements stay in the first-level cache between the two looks at them.
-constexpr int64_t kMomentsChunk = 2048;
+constexpr int64_t kMomentsChunk = 4096;
 
 // The mean of squares less the square of the mean loses every digit when the mean is large. So each chunk is looked at
 // twice, and what two chunks say is put together as Chan, Golub and LeVeque do (1979).
@@ -57,8 +57,11 @@ Moments<acc_t<T>> moments(const RowSum<T>& row, int64_t cols) {
   Moments<A> all{0, 0};
   for (int64_t first = 0; first < cols; first += kMomentsChunk) {
     const int64_t count = cols - first < kMomentsChunk ? cols - first : kMomentsChunk;
-    const A mean = sum_vectors<A>(count, [&](int64_t i, auto n) { return row.first(first + i, n); }) / A(count);
     const T* x = row.data() + first;
+    const A sum = row.sum == nullptr
+                      ? sum_vectors<A>(count, [&](int64_t i, auto n) { return load(x + i, n); })
+                      : sum_vectors<A>(count, [&](int64_t i, auto n) { return row.first(first + i, n); });
+    const A mean = sum / A(count);
     const A squares = sum_vectors<A>(count, [&](int64_t i, auto n) {
       const Vec<A> d = load(x + i, n, mean) - mean;  // Lanes past the end hold the mean: they add nothing.
       return d * d;
@@ -73,10 +76,10 @@ Moments<acc_t<T>> moments(const RowSum<T>& row, int64_t cols) {
 template <class T>
 Moments<acc_t<T>> squares_alone(const RowSum<T>& row, int64_t cols) {
   using A = acc_t<T>;
-  return {0, sum_vectors<A>(cols, [&](int64_t i, auto n) {
-            const Vec<A> v = row.first(i, n);
-            return v * v;
-          })};
+  const auto square = [](Vec<A> v) { return v * v; };
+  if (row.sum == nullptr)
+    return {0, sum_vectors<A>(cols, [&](int64_t i, auto n) { return square(load(row.a + i, n)); })};
+  return {0, sum_vectors<A>(cols, [&](int64_t i, auto n) { return square(row.first(i, n)); })};
 }
 
 template <class T>
