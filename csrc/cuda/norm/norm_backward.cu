@@ -55,7 +55,7 @@ struct ColumnSums {
   }
 };
 
-// machine code: 1, *>: SHFL; else: SHFL, 16-byte
+// machine code: 1, 8>: SHFL; else: SHFL, 16-byte
 template <class T, bool kCentred, bool kWarp, bool kResident, int kCount, int kPacks>
 __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
     norm_backward_kernel(const NormBackwardParams p) {

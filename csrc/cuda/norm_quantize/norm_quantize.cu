@@ -85,7 +85,7 @@ __device__ __forceinline__ void reduce_blocks(float (&magnitudes)[kPacks], int b
   }
 }
 
-// machine code: 1, *>: SHFL; else: SHFL, LDG.128
+// machine code: 1, 8>: SHFL; else: SHFL, LDG.128
 template <class T, bool kWarp, int kCount, int kPacks>
 __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
     norm_quantize_kernel(const NormQuantizeParams p) {

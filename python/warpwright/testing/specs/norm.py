@@ -70,7 +70,7 @@ def _rms_norm_samples(make: Make) -> Iterator[Sample]:
     yield Sample("no leading dims", (make.tensor(17), (17,), make.tensor(17), 1e-5))
     yield Sample("more rows than partials", (make.tensor(259, 7), (7,), make.tensor(7), 1e-5))
     # A warp takes a row, a block, or on Hopper a cluster; without clusters the last two are wider than what is held.
-    for cols in (264, 1037, 4113, 8208):
+    for cols in (136, 264, 1037, 4113, 8208):
         yield Sample(f"{cols} columns", (make.tensor(2, cols), (cols,), make.tensor(cols), 1e-5))
     yield Sample("large values", (make.tensor(3, 31, low=-100, high=100), (31,), make.tensor(31), 1e-5))
     yield Sample("no rows", (make.tensor(0, 8), (8,), make.tensor(8), 1e-5))
@@ -177,7 +177,7 @@ def _layer_norm_samples(make: Make) -> Iterator[Sample]:
     yield Sample("everything dropped", (make.tensor(2, 8), (8,)), {"dropout_p": 1.0, "seed": make_seed(make)})
     yield Sample("no leading dims", (make.tensor(17), (17,), make.tensor(17), make.tensor(17)))
     yield Sample("more rows than partials", (make.tensor(259, 7), (7,), make.tensor(7), make.tensor(7)))
-    for cols in (264, 1037, 4113, 8208):  # As for rms_norm.
+    for cols in (136, 264, 1037, 4113, 8208):  # As for rms_norm.
         yield Sample(f"{cols} columns", (make.tensor(2, cols), (cols,), make.tensor(cols), make.tensor(cols)))
     # A mean a thousand times the deviation: the difference of two large sums would have no digit left.
     yield Sample("large mean", (make.tensor(3, 100, low=999, high=1001), (100,), make.tensor(100), make.tensor(100)))
