@@ -108,21 +108,44 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " int[] dilation, int groups, str activation, bool need_input, bool need_weight, bool need_bias,"
       " bool need_residual) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
-  // norm: over the last `normalized_ndim` dimensions of sum = input + residual. `sum` has zero elements without a
-  // residual; the statistics have one element a row, in float32 (float64 for float64 input).
+  // norm: over the last `normalized_ndim` dimensions of sum = dropout(input) + residual. `sum` has zero elements where
+  // it is the input; the statistics have one element a row, in float32 (float64 for float64 input). The weight is
+  // weight_offset + weight. Dropout takes its bits from `seed`, one int64, and `offset`: csrc/kernels/philox.h.
   m.def(
-      "rms_norm(Tensor input, Tensor? residual, int normalized_ndim, Tensor? weight, float eps)"
-      " -> (Tensor output, Tensor sum, Tensor rstd)");
+      "rms_norm(Tensor input, Tensor? residual, int normalized_ndim, Tensor? weight, float eps, float weight_offset,"
+      " float dropout_p, Tensor? seed, int offset) -> (Tensor output, Tensor sum, Tensor rstd)");
   m.def(
       "rms_norm_backward(Tensor grad_output, Tensor? grad_sum, Tensor sum, Tensor? weight, Tensor rstd,"
-      " int normalized_ndim, bool need_input, bool need_weight) -> (Tensor grad_input, Tensor grad_weight)");
+      " int normalized_ndim, float weight_offset, float dropout_p, Tensor? seed, int offset, bool need_input,"
+      " bool need_residual, bool need_weight) -> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight)");
   m.def(
-      "layer_norm(Tensor input, Tensor? residual, int normalized_ndim, Tensor? weight, Tensor? bias, float eps)"
+      "layer_norm(Tensor input, Tensor? residual, int normalized_ndim, Tensor? weight, Tensor? bias, float eps,"
+      " float weight_offset, float dropout_p, Tensor? seed, int offset)"
       " -> (Tensor output, Tensor sum, Tensor mean, Tensor rstd)");
   m.def(
       "layer_norm_backward(Tensor grad_output, Tensor? grad_sum, Tensor sum, Tensor? weight, Tensor mean,"
-      " Tensor rstd, int normalized_ndim, bool need_input, bool need_weight, bool need_bias)"
-      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+      " Tensor rstd, int normalized_ndim, float weight_offset, float dropout_p, Tensor? seed, int offset,"
+      " bool need_input, bool need_residual, bool need_weight, bool need_bias)"
+      " -> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+  // output = input / max(norm, eps), over the last dimension.
+  m.def("l2_normalize(Tensor input, float eps) -> (Tensor output, Tensor norm)");
+  m.def("l2_normalize_backward(Tensor grad_output, Tensor input, Tensor norm, float eps) -> Tensor");
+
+  // norm_quantize: the norm of sum = input + residual over the last dimension, as quantize_fp8 has its codes and
+  // scales.
+  m.def(
+      "norm_quantize(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, float eps, float weight_offset,"
+      " bool centred, int? block_size, ScalarType dtype) -> (Tensor quantized, Tensor scale, Tensor sum)");
+  // qk_norm: the RMS norm of each head of query and key, then rotary_embedding, with one rounding.
+  m.def(
+      "qk_norm_rotary(Tensor query, Tensor key, Tensor? query_weight, Tensor? key_weight, Tensor cos, Tensor sin,"
+      " bool interleaved, float eps, float weight_offset)"
+      " -> (Tensor query_output, Tensor key_output, Tensor query_rstd, Tensor key_rstd)");
+  m.def(
+      "qk_norm_rotary_backward(Tensor grad_query, Tensor grad_key, Tensor query, Tensor key, Tensor? query_weight,"
+      " Tensor? key_weight, Tensor cos, Tensor sin, Tensor query_rstd, Tensor key_rstd, bool interleaved,"
+      " float weight_offset, bool need_query, bool need_key, bool need_query_weight, bool need_key_weight)"
+      " -> (Tensor grad_query_input, Tensor grad_key_input, Tensor grad_query_weight, Tensor grad_key_weight)");
 
   // channel_norm: output = activation((input - mean) * rstd * weight + bias + residual), input (batch, channels, ...),
   // in input's memory format. The statistics are in float32 (float64 for float64 input): group_norm's (batch,
@@ -224,9 +247,9 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       "embedding_backward(Tensor grad_output, Tensor input, int num_embeddings, int? padding_idx,"
       " bool scale_grad_by_freq) -> Tensor");
 
-  // rotary: input and key (batch, sequence, heads, head_dim), each with its own number of heads. Angles come from cos and
-  // sin, (sequence, rotary_dim / 2) or with a batch in front, or (anything, rotary_dim / 2) where `positions` says which
-  // row; or without them from `base`.
+  // rotary: input and key (batch, sequence, heads, head_dim), each with its own number of heads. Angles come from cos
+  // and sin, (sequence, rotary_dim / 2) or with a batch in front, or (anything, rotary_dim / 2) where `positions` says
+  // which row; or without them from `base`.
   m.def(
       "rotary_embedding(Tensor input, Tensor? key, Tensor? cos, Tensor? sin, Tensor? positions, float? base,"
       " int? rotary_dim, bool interleaved) -> (Tensor output, Tensor key_output)");
@@ -235,8 +258,8 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " float? base, int? rotary_dim, bool interleaved) -> (Tensor grad_input, Tensor grad_key_input)");
 
   // quantize: to 8-bit floats or int8, with a scale for the tensor, each row, each block of a row or each square of
-  // `block_size` x `block_size`; input = scale * quantized. With `transposed` the same of the transposed matrix, else two
-  // tensors without elements. `seed`: rounded at random by csrc/kernels/philox.h, else to the nearest.
+  // `block_size` x `block_size`; input = scale * quantized. With `transposed` the same of the transposed matrix, else
+  // two tensors without elements. `seed`: rounded at random by csrc/kernels/philox.h, else to the nearest.
   m.def(
       "quantize(Tensor input, ScalarType dtype, str granularity, int block_size, int? seed, bool transposed)"
       " -> (Tensor quantized, Tensor scale, Tensor transposed_quantized, Tensor transposed_scale)");

@@ -207,7 +207,15 @@ def test_a_kernel_that_leaves_its_tensors_is_stopped():
 
 
 #: Ops that take other kernels before Hopper, which is what the emulator is otherwise.
-BY_ARCHITECTURE = ["linear", "linear_glu", "grouped_matmul", "scaled_matmul", "linear_sparse24"]
+BY_ARCHITECTURE = [
+    "linear",
+    "linear_glu",
+    "grouped_matmul",
+    "scaled_matmul",
+    "linear_sparse24",
+    "rms_norm",
+    "layer_norm",
+]
 #: The kernels that they take on Hopper alone.
 HOPPER = [
     "gemm_wgmma",

@@ -1,4 +1,4 @@
-"""What the optimizers' kernels promise beside one step's numbers: a thousand steps, bits that every backend makes alike,
+"""What the optimizers' kernels promise beside one step's numbers: a thousand steps, bits that are alike everywhere,
 8-bit moments, clipping in the step, a learning rate on the device."""
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def test_8_bit_moments_train_as_float32_ones(kind, options):
     options = options | {"lr": 3e-4 if kind is Lion else 0.005}
     nets = [model(), model()]
     losses = [
-        train(net, kind(net.parameters(), eight_bit=bits, **options), 60) for net, bits in zip(nets, (False, True))
+        train(net, kind(net.parameters(), eight_bit=bits, **options), 60)
+        for net, bits in zip(nets, (False, True), strict=True)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
 

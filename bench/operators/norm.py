@@ -9,8 +9,7 @@ from torch import Tensor
 
 from warpwright.bench.case import Draw, halve, operator
 from warpwright.bench.operators._common import suffix
-from warpwright.testing import Cost, Sample
-from warpwright.testing.spec import FLOAT_TYPES, nbytes
+from warpwright.testing import Sample
 
 
 @operator("rms_norm", smaller=halve("rows"))
@@ -25,6 +24,11 @@ def layer_norm(draw: Draw, *, rows: int, width: int, residual: bool = False) -> 
     kwargs = {"residual": draw.tensor(rows, width)} if residual else {}
     args = (draw.tensor(rows, width), (width,), draw.tensor(width), draw.tensor(width))
     return Sample(f"{rows} x {width}{suffix(residual=residual)}", args, kwargs)
+
+
+@operator("l2_normalize", smaller=halve("rows"))
+def l2_normalize(draw: Draw, *, rows: int, width: int) -> Sample:
+    return Sample(f"{rows} x {width}", (draw.tensor(rows, width),))
 
 
 # ---- group_norm and batch_norm ----

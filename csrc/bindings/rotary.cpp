@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "bindings/common.h"
+#include "bindings/rotary.h"
 
 namespace warpwright {
 namespace {
@@ -20,24 +20,13 @@ struct Angles {
   std::optional<int64_t> rotary_dim;
 };
 
-void check_table(const Names& names, const char* name, const Tensor& table, const Tensor& input, bool positions) {
-  const char* op = names.op;
-  check_same_device(op, name, table, names.input, input);
-  const ScalarType dtype = table.scalar_type();
-  WARPWRIGHT_CHECK(dtype == ScalarType::Float || dtype == input.scalar_type(), op, name, " must have the dtype of ",
-                   names.input, " (", dtype_name(input.scalar_type()), ") or torch.float32, got ", dtype_name(dtype));
-  const int64_t dims = table.dim();
-  const int64_t batch = input.size(0), sequence = input.size(1), head_dim = input.size(3);
-  const bool wide = dims >= 2 && 2 * table.size(dims - 1) > head_dim;
-  if (positions) {
-    WARPWRIGHT_CHECK(dims == 2 && !wide, op, name, " must have shape (rows, n) with 2 * n at most head_dim ", head_dim,
-                     ", got ", shape_text(table.sizes()));
-    return;
-  }
-  const bool fits =
-      (dims == 2 || dims == 3) && !wide && table.size(dims - 2) == sequence && (dims == 2 || table.size(0) == batch);
-  WARPWRIGHT_CHECK(fits, op, name, " must have shape (", sequence, ", n) or (", batch, ", ", sequence,
-                   ", n) with 2 * n at most head_dim ", head_dim, ", got ", shape_text(table.sizes()));
+// Where rows are looked up there may be any number of them.
+void check_looked_up(const Names& names, const char* name, const Tensor& table, const Tensor& input) {
+  check_table_dtype(names.op, name, table, names.input, input);
+  const int64_t head_dim = input.size(3);
+  WARPWRIGHT_CHECK(table.dim() == 2 && 2 * table.size(1) <= head_dim, names.op, name,
+                   " must have shape (rows, n) with 2 * n at most head_dim ", head_dim, ", got ",
+                   shape_text(table.sizes()));
 }
 
 void check_angles(const Names& names, const Tensor& input, const Angles& angles) {
@@ -58,9 +47,13 @@ void check_angles(const Names& names, const Tensor& input, const Angles& angles)
   WARPWRIGHT_CHECK(tables != computed && tables != angles.base.has_value(), op,
                    "angles must come from cos and sin, or from base alone");
   if (tables) {
-    check_table(names, "cos", *angles.cos, input, angles.positions.has_value());
-    check_table(names, "sin", *angles.sin, input, angles.positions.has_value());
-    check_like(op, "sin", *angles.sin, "cos", *angles.cos);
+    if (angles.positions.has_value()) {
+      check_looked_up(names, "cos", *angles.cos, input);
+      check_looked_up(names, "sin", *angles.sin, input);
+      check_like(op, "sin", *angles.sin, "cos", *angles.cos);
+    } else {
+      check_tables(op, *angles.cos, *angles.sin, names.input, input);
+    }
     WARPWRIGHT_CHECK(!angles.rotary_dim.has_value(), op, "rotary_dim goes with base, got ", *angles.rotary_dim,
                      " beside cos and sin");
     return;
@@ -120,9 +113,7 @@ void set_angles(RotaryParams& params, const Angles& angles, const OptionalTensor
 std::tuple<Tensor, Tensor> rotate(const Names& names, const Tensor& input, const OptionalTensor& key,
                                   const Angles& angles, bool interleaved, bool inverse) {
   const char* op = names.op;
-  check_float(op, names.input, input);
-  WARPWRIGHT_CHECK(input.dim() == 4, op, names.input,
-                   " must have 4 dimensions (batch, sequence, heads, head_dim), got ", input.dim());
+  check_heads(op, names.input, input);
   if (key.has_value()) {
     check_same_device(op, names.key, *key, names.input, input);
     check_same_dtype(op, names.key, *key, names.input, input);

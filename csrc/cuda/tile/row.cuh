@@ -61,16 +61,17 @@ struct RowVariant {
   static constexpr int kCount = kElements, kPacks = kHeld;
 };
 
-// Calls f(plan, variant) for rows of `cols` elements of T. `packs`: all tensors fit packs, see rows_fit_packs.
-template <class T, class F>
+// Calls f(plan, variant) for rows of `cols` elements of T. `packs`: all tensors fit packs, see rows_fit_packs. kHeld:
+// packs of 16 bytes that a thread holds of a wide row.
+template <class T, int kHeld = kWidePacks, class F>
 void visit_row_plan(int64_t cols, bool packs, const F& f, int max_cluster = kMaxTeamBlocks) {
   constexpr int kPack = kPackSize<T>;
   const int64_t pack_cols = int64_t{kWarpSize} * kPack, single_cols = int64_t{kWarpSize} * kSinglePacks;
   if (packs && cols % kPack == 0) {
-    const RowPlan plan = plan_rows(cols, kWidePacks * kPack, max_cluster);
+    const RowPlan plan = plan_rows(cols, kHeld * kPack, max_cluster);
     if (cols <= pack_cols) return f(plan, RowVariant<true, kPack, 1>{});
-    if (cols <= kWidePacks * pack_cols) return f(plan, RowVariant<true, kPack, kWidePacks>{});
-    return f(plan, RowVariant<false, kPack, kWidePacks>{});
+    if (cols <= kHeld * pack_cols) return f(plan, RowVariant<true, kPack, kHeld>{});
+    return f(plan, RowVariant<false, kPack, kHeld>{});
   }
   const RowPlan plan = plan_rows(cols, kSinglePacks, max_cluster);
   if (cols <= single_cols) return f(plan, RowVariant<true, 1, kSinglePacks>{});

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from warpwright import ops
@@ -31,14 +32,34 @@ class LayerNorm(torch.nn.LayerNorm):
 class RMSNorm(torch.nn.RMSNorm):
     """torch.nn.RMSNorm on warpwright.ops.rms_norm: same constructor, attributes and state_dict.
 
+    `weight_offset` is added to the weight, which then starts at 1 - weight_offset: 1 for checkpoints of Gemma.
+
     Runs torch's own forward, and counts it in warpwright.fallbacks(), where the op cannot take the tensors: a dtype
     other than float32, float16, bfloat16 (float64 on the CPU), input and weight of different dtypes outside autocast,
     sparse or nested tensors, subclasses with their own dispatch, torch.func transforms, devices without a kernel.
     """
 
+    weight_offset: float = 0.0  # Of a torch.nn.RMSNorm that replace_modules made one of these.
+
+    def __init__(self, *args: Any, weight_offset: float = 0.0, **kwargs: Any) -> None:
+        self.weight_offset = weight_offset  # reset_parameters, which torch's constructor calls, looks at it.
+        super().__init__(*args, **kwargs)
+        if weight_offset != 0 and self.weight is None:
+            raise ValueError("warpwright.nn.RMSNorm: weight_offset needs elementwise_affine")
+
+    def reset_parameters(self) -> None:
+        if self.elementwise_affine:
+            torch.nn.init.constant_(self.weight, 1 - self.weight_offset)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", weight_offset={self.weight_offset}" if self.weight_offset != 0 else "")
+
     def forward(self, x: Tensor) -> Tensor:
         reason = common_reason(x, self.weight)
         if reason is not None:
             count_fallback("RMSNorm", reason)
-            return super().forward(x)
-        return cast(Tensor, ops.rms_norm(x, self.normalized_shape, self.weight, self.eps))
+            if self.weight_offset == 0:
+                return super().forward(x)
+            return F.rms_norm(x, self.normalized_shape, self.weight + self.weight_offset, self.eps)
+        offset = self.weight_offset
+        return cast(Tensor, ops.rms_norm(x, self.normalized_shape, self.weight, self.eps, weight_offset=offset))

@@ -11,7 +11,8 @@ from warpwright.ops.linear_loss import linear_cross_entropy
 from warpwright.ops.loss import cross_entropy, nll_loss
 from warpwright.ops.matmul import addmm, bmm, linear, matmul
 from warpwright.ops.multi_tensor import multi_tensor_norm, multi_tensor_scale_
-from warpwright.ops.norm import layer_norm, rms_norm
+from warpwright.ops.norm import l2_normalize, layer_norm, rms_norm
+from warpwright.ops.norm_quantize import layer_norm_quantize, rms_norm_quantize
 from warpwright.ops.optim import adam_, adamw_, lamb_, lion_, sgd_
 from warpwright.ops.packed import PackedWeight as PackedWeight
 from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
@@ -19,6 +20,7 @@ from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
 from warpwright.ops.pointwise_loss import binary_cross_entropy_with_logits, kl_div
+from warpwright.ops.qk_norm import qk_norm_rotary
 from warpwright.ops.quantize import dequantize, dequantize_fp8, quantize, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding, rotary_embedding_qk
 from warpwright.ops.scaled import scaled_matmul
@@ -49,8 +51,10 @@ __all__ = [
     "grouped_matmul",
     "instance_norm",
     "kl_div",
+    "l2_normalize",
     "lamb_",
     "layer_norm",
+    "layer_norm_quantize",
     "linear",
     "linear_cross_entropy",
     "linear_geglu",
@@ -67,12 +71,14 @@ __all__ = [
     "multi_tensor_scale_",
     "nll_loss",
     "prune_24",
+    "qk_norm_rotary",
     "quantize",
     "quantize_fp8",
     "reglu",
     "relu",
     "relu_squared",
     "rms_norm",
+    "rms_norm_quantize",
     "rotary_embedding",
     "rotary_embedding_qk",
     "scaled_matmul",

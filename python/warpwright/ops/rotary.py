@@ -53,7 +53,7 @@ def rotary_embedding(
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
     """
-    _check_no_gradient("rotary_embedding", cos, sin)
+    require_constant_tables("rotary_embedding", cos, sin)
     return call("rotary_embedding", input, None, cos, sin, positions, base, rotary_dim, interleaved)[0]
 
 
@@ -81,12 +81,12 @@ def rotary_embedding_qk(
     Raises:
         RuntimeError: as rotary_embedding; also for a key that does not fit the query.
     """
-    _check_no_gradient("rotary_embedding_qk", cos, sin)
+    require_constant_tables("rotary_embedding_qk", cos, sin)
     query, key = call("rotary_embedding", query, key, cos, sin, positions, base, rotary_dim, interleaved)
     return query, key
 
 
-def _check_no_gradient(op: str, cos: Tensor | None, sin: Tensor | None) -> None:
+def require_constant_tables(op: str, cos: Tensor | None, sin: Tensor | None) -> None:
     for name, table in (("cos", cos), ("sin", sin)):
         require(table is None or not table.requires_grad, op, f"{name} has no gradient, got one that requires grad")
 
@@ -102,8 +102,20 @@ def _names(key: Tensor | None) -> _Names:
     return ("rotary_embedding", "input", "") if key is None else ("rotary_embedding_qk", "query", "key")
 
 
-def _check_table(names: _Names, name: str, table: Tensor, input: Tensor, positions: bool) -> None:
-    op, input_name, _ = names
+def check_heads(op: str, name: str, input: Tensor) -> None:
+    check_float(op, name, input)
+    dims = f"{name} must have 4 dimensions (batch, sequence, heads, head_dim), got {input.dim()}"
+    require(input.dim() == 4, op, dims)
+
+
+def check_tables(op: str, cos: Tensor, sin: Tensor, input_name: str, input: Tensor, positions: bool = False) -> None:
+    """`positions`: rows of the tables are looked up, so that there may be any number of them."""
+    _check_table(op, "cos", cos, input_name, input, positions)
+    _check_table(op, "sin", sin, input_name, input, positions)
+    check_like(op, "sin", sin, "cos", cos)
+
+
+def _check_table(op: str, name: str, table: Tensor, input_name: str, input: Tensor, positions: bool) -> None:
     check_same_device(op, name, table, input_name, input)
     message = f"{name} must have the dtype of {input_name} ({input.dtype}) or torch.float32, got {table.dtype}"
     require(table.dtype in (torch.float32, input.dtype), op, message)
@@ -139,9 +151,7 @@ def _check(
     rotary_dim: int | None,
 ) -> None:
     op, input_name, key_name = names
-    check_float(op, input_name, input)
-    dims = f"{input_name} must have 4 dimensions (batch, sequence, heads, head_dim), got {input.dim()}"
-    require(input.dim() == 4, op, dims)
+    check_heads(op, input_name, input)
     if key is not None:
         check_same_device(op, key_name, key, input_name, input)
         check_same_dtype(op, key_name, key, input_name, input)
@@ -156,9 +166,7 @@ def _check(
     message = "angles must come from cos and sin, or from base alone"
     require(given in ((True, True, False), (False, False, True)), op, message)
     if cos is not None and sin is not None:
-        _check_table(names, "cos", cos, input, positions is not None)
-        _check_table(names, "sin", sin, input, positions is not None)
-        check_like(op, "sin", sin, "cos", cos)
+        check_tables(op, cos, sin, input_name, input, positions is not None)
         require(rotary_dim is None, op, f"rotary_dim goes with base, got {rotary_dim} beside cos and sin")
         return
     assert base is not None

@@ -34,13 +34,14 @@ def _factors(
     return next(looked_up), next(looked_up)
 
 
-def _rotated(input: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+def rotated(input: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """By cosines and sines of each position, (sequence, pairs) or with a batch in front."""
     acc = acc_dtype(input.dtype)
     rotary_dim = 2 * cos.shape[-1]
     x = input.to(acc)
-    rotated, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+    turning, rest = x[..., :rotary_dim], x[..., rotary_dim:]
     c, s = cos.to(acc).unsqueeze(-2), sin.to(acc).unsqueeze(-2)  # One row of a position for all its heads.
-    a, b = (rotated[..., 0::2], rotated[..., 1::2]) if interleaved else rotated.chunk(2, -1)
+    a, b = (turning[..., 0::2], turning[..., 1::2]) if interleaved else turning.chunk(2, -1)
     pair = (a * c - b * s, b * c + a * s)
     turned = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
     return torch.cat((turned, rest), -1).to(input.dtype).contiguous()
@@ -57,8 +58,8 @@ def rotary_embedding(
     interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     factors = _factors(input, cos, sin, positions, base, rotary_dim)
-    key_output = input.new_empty(0) if key is None else _rotated(key, *factors, interleaved)
-    return _rotated(input, *factors, interleaved), key_output
+    key_output = input.new_empty(0) if key is None else rotated(key, *factors, interleaved)
+    return rotated(input, *factors, interleaved), key_output
 
 
 def rotary_embedding_backward(

@@ -33,7 +33,7 @@ def _tables(
     return angles.cos().to(keep), angles.sin().to(keep)
 
 
-def _torch_rotary(
+def torch_rotary(
     input: Tensor,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
@@ -58,26 +58,26 @@ def _torch_rotary(
 
 
 def _torch_rotary_qk(query: Tensor, key: Tensor, *tables: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    return _torch_rotary(query, *tables, **kwargs), _torch_rotary(key, *tables, **kwargs)
+    return torch_rotary(query, *tables, **kwargs), torch_rotary(key, *tables, **kwargs)
 
 
-def _table(make: Make, *shape: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def draw_table(make: Make, *shape: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     angles = make.tensor(*shape, low=-3.2, high=3.2, grad=False, dtype=torch.float64)
     return angles.cos().to(dtype or make.dtype), angles.sin().to(dtype or make.dtype)
 
 
 def _samples(make: Make) -> Iterator[Sample]:
-    yield Sample("half", (make.tensor(2, 5, 3, 8), *_table(make, 5, 4)))
-    yield Sample("interleaved", (make.tensor(2, 5, 3, 8), *_table(make, 5, 4)), {"interleaved": True})
-    yield Sample("partial", (make.tensor(2, 4, 2, 11), *_table(make, 4, 3)))
-    yield Sample("partial, interleaved", (make.tensor(1, 4, 2, 10), *_table(make, 4, 3)), {"interleaved": True})
-    yield Sample("positions of each sequence", (make.tensor(3, 4, 2, 6), *_table(make, 3, 4, 3)))
-    yield Sample("float32 table", (make.tensor(2, 3, 2, 70), *_table(make, 3, 35, dtype=torch.float32)))
-    yield Sample("nothing rotated", (make.tensor(1, 2, 2, 3), *_table(make, 2, 0)))
-    yield Sample("empty", (make.tensor(0, 2, 2, 4), *_table(make, 2, 2)))
-    yield Sample("positions in a table", (make.tensor(2, 5, 2, 8), *_table(make, 9, 4)), {
+    yield Sample("half", (make.tensor(2, 5, 3, 8), *draw_table(make, 5, 4)))
+    yield Sample("interleaved", (make.tensor(2, 5, 3, 8), *draw_table(make, 5, 4)), {"interleaved": True})
+    yield Sample("partial", (make.tensor(2, 4, 2, 11), *draw_table(make, 4, 3)))
+    yield Sample("partial, interleaved", (make.tensor(1, 4, 2, 10), *draw_table(make, 4, 3)), {"interleaved": True})
+    yield Sample("positions of each sequence", (make.tensor(3, 4, 2, 6), *draw_table(make, 3, 4, 3)))
+    yield Sample("float32 table", (make.tensor(2, 3, 2, 70), *draw_table(make, 3, 35, dtype=torch.float32)))
+    yield Sample("nothing rotated", (make.tensor(1, 2, 2, 3), *draw_table(make, 2, 0)))
+    yield Sample("empty", (make.tensor(0, 2, 2, 4), *draw_table(make, 2, 2)))
+    yield Sample("positions in a table", (make.tensor(2, 5, 2, 8), *draw_table(make, 9, 4)), {
         "positions": make.integers(2, 5, low=0, high=9)})  # fmt: skip
-    yield Sample("the same positions for all", (make.tensor(2, 5, 3, 32), *_table(make, 7, 16)), {
+    yield Sample("the same positions for all", (make.tensor(2, 5, 3, 32), *draw_table(make, 7, 16)), {
         "positions": make.integers(5, low=0, high=7), "interleaved": True})  # fmt: skip
     yield from _computed_samples(make)
 
@@ -93,16 +93,16 @@ def _computed_samples(make: Make) -> Iterator[Sample]:
 
 
 def _qk_samples(make: Make) -> Iterator[Sample]:
-    yield Sample("grouped keys", (make.tensor(2, 4, 6, 8), make.tensor(2, 4, 2, 8), *_table(make, 4, 4)))
+    yield Sample("grouped keys", (make.tensor(2, 4, 6, 8), make.tensor(2, 4, 2, 8), *draw_table(make, 4, 4)))
     yield Sample("computed, interleaved", (make.tensor(2, 3, 4, 32), make.tensor(2, 3, 1, 32)), {
         "base": 10000.0, "interleaved": True})  # fmt: skip
     frozen = make.tensor(1, 5, 2, 10, grad=False)
     positions = make.integers(1, 5, low=0, high=1_000_000)
     yield Sample("only the key has a gradient", (frozen, make.tensor(1, 5, 1, 10)), {
         "base": 10000.0, "rotary_dim": 6, "positions": positions})  # fmt: skip
-    yield Sample("only the query has a gradient", (make.tensor(1, 5, 3, 10), frozen, *_table(make, 5, 4)))
-    yield Sample("no query heads", (make.tensor(2, 3, 0, 4), make.tensor(2, 3, 2, 4), *_table(make, 3, 2)))
-    yield Sample("no key heads", (make.tensor(2, 3, 2, 4), make.tensor(2, 3, 0, 4), *_table(make, 3, 2)))
+    yield Sample("only the query has a gradient", (make.tensor(1, 5, 3, 10), frozen, *draw_table(make, 5, 4)))
+    yield Sample("no query heads", (make.tensor(2, 3, 0, 4), make.tensor(2, 3, 2, 4), *draw_table(make, 3, 2)))
+    yield Sample("no key heads", (make.tensor(2, 3, 2, 4), make.tensor(2, 3, 0, 4), *draw_table(make, 3, 2)))
 
 
 def _draw_angles(
@@ -115,13 +115,13 @@ def _draw_angles(
     if kind == "positions":
         rows = draw_size(rng, 9) + 1
         kwargs["positions"] = make.integers(*shape, low=0, high=rows)
-        return _table(make, rows, pairs), kwargs
+        return draw_table(make, rows, pairs), kwargs
     if kind.startswith("computed"):
         kwargs |= {"base": rng.choice([100.0, 10000.0, 1e6]), "rotary_dim": 2 * pairs}
         if kind == "computed positions":
             kwargs["positions"] = make.integers(*shape, low=0, high=10 ** rng.randint(1, 6))
         return (), kwargs
-    return _table(make, *((sequence, pairs) if kind == "table" else (batch, sequence, pairs))), kwargs
+    return draw_table(make, *((sequence, pairs) if kind == "table" else (batch, sequence, pairs))), kwargs
 
 
 def _draw(make: Make, rng: random.Random) -> Sample:
@@ -140,13 +140,15 @@ def _draw_qk(make: Make, rng: random.Random) -> Sample:
 
 
 def _bad_inputs(make: Make) -> Iterator[BadInput]:
-    x, (cos, sin) = make.tensor(2, 5, 3, 8), _table(make, 5, 4)
+    x, (cos, sin) = make.tensor(2, 5, 3, 8), draw_table(make, 5, 4)
     yield BadInput("input rank", (make.tensor(5, 3, 8), cos, sin), "input must have 4 dimensions .*got 3")
     yield BadInput("input dtype", (x.detach().long(), cos, sin), "input must be float32, .* got torch.int64")
     yield BadInput("cos dtype", (x, cos.double(), sin), "cos must have the dtype of input .*got torch.float64")
-    yield BadInput("cos length", (x, *_table(make, 4, 4)), r"cos must have shape \(5, n\) or .*got \(4, 4\)")
-    yield BadInput("cos width", (x, *_table(make, 5, 5)), r"cos must have shape .* at most head_dim 8, got \(5, 5\)")
-    yield BadInput("cos batch", (x, *_table(make, 3, 5, 4)), r"cos must have shape .*got \(3, 5, 4\)")
+    yield BadInput("cos length", (x, *draw_table(make, 4, 4)), r"cos must have shape \(5, n\) or .*got \(4, 4\)")
+    yield BadInput(
+        "cos width", (x, *draw_table(make, 5, 5)), r"cos must have shape .* at most head_dim 8, got \(5, 5\)"
+    )
+    yield BadInput("cos batch", (x, *draw_table(make, 3, 5, 4)), r"cos must have shape .*got \(3, 5, 4\)")
     yield BadInput("sin shape", (x, cos, sin[:, :3]), r"sin must have the shape of cos \(5, 4\), got \(5, 3\)")
     yield BadInput("table with grad", (x, cos.clone().requires_grad_(), sin), "cos has no gradient")
     alone = "angles must come from cos and sin, or from base alone"
@@ -168,7 +170,7 @@ def _bad_inputs(make: Make) -> Iterator[BadInput]:
 
 
 def _qk_bad_inputs(make: Make) -> Iterator[BadInput]:
-    query, key, (cos, sin) = make.tensor(2, 5, 4, 8), make.tensor(2, 5, 2, 8), _table(make, 5, 4)
+    query, key, (cos, sin) = make.tensor(2, 5, 4, 8), make.tensor(2, 5, 2, 8), draw_table(make, 5, 4)
     like = r"key must have the shape of query \(2, 5, 4, 8\) but for the number of heads, got"
     yield BadInput("key length", (query, key[:, :4], cos, sin), rf"{like} \(2, 4, 2, 8\)")
     yield BadInput("key rank", (query, key[0], cos, sin), rf"{like} \(5, 2, 8\)")
@@ -195,7 +197,7 @@ add(
         name="rotary_embedding",
         family="rotary",
         op=ops.rotary_embedding,
-        torch_op=_torch_rotary,
+        torch_op=torch_rotary,
         samples=_samples,
         draw=_draw,
         bad_inputs=_bad_inputs,
