@@ -53,7 +53,7 @@ TINY = {
     "glu": [{"rows": 3, "width": 8}],
     "dropout": [{"rows": 3, "width": 8}],
     "dropout_add": [{"rows": 3, "width": 8, "p": 0.5}],
-    "log_softmax": [{"rows": 3, "width": 40, "causal": causal} for causal in (False, True)],
+    "log_softmax": [{"rows": 3, "width": 40}],
     "geglu": [{"rows": 3, "width": 8, "approximate": approximate} for approximate in ("none", "tanh")],
     "linear_swiglu": [
         {"rows": 3, "hidden": 8, "width": 5, "bias": True}, {"rows": 3, "hidden": 8, "width": 5, "packed": True},

@@ -37,7 +37,7 @@ def test_the_meter_counts_bytes_and_tells_tensors_apart():
         ops.swiglu(gate, up)
         assert emulated.module().take_traffic() == [], "the meter runs on after it was read"
     ((kernel, tensors),) = launches
-    assert kernel == "swiglu"
+    assert kernel == "glu"
     counted = {address: (size, read, written) for address, size, read, written in tensors}
     assert counted[gate.data_ptr()] == counted[up.data_ptr()] == (480, 480, 0)
     assert counted[output.data_ptr()] == (480, 0, 480)

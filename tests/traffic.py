@@ -34,7 +34,11 @@ _ROWS = {"rows": 64, "width": 1024}
 CASES: dict[str, dict[str, Any]] = {
     "rms_norm": _ROWS,
     "layer_norm": {**_ROWS, "residual": True},
+    "gelu": _ROWS,
     "swiglu": _ROWS,
+    "softmax": _ROWS,
+    "log_softmax": _ROWS,
+    "dropout_add": _ROWS,
     "cross_entropy": {"rows": 64, "classes": 1024},
     "binary_cross_entropy_with_logits": _ROWS,
     "kl_div": {"rows": 64, "classes": 1024},

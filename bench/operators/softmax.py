@@ -1,4 +1,4 @@
-"""Softmax: `rows` of `width` elements, or `channels` of images of `size` x `size`."""
+"""Softmax and its logarithm: `rows` of `width` elements."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def softmax(draw: Draw, *, rows: int, width: int, causal: bool = False) -> Sampl
 
 
 @operator("log_softmax", smaller=halve("rows"))
-def log_softmax(draw: Draw, *, rows: int, width: int, causal: bool = False) -> Sample:
-    return _sample(draw, rows, width, causal)
+def log_softmax(draw: Draw, *, rows: int, width: int) -> Sample:
+    return _sample(draw, rows, width, causal=False)
