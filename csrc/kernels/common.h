@@ -59,7 +59,7 @@ struct Rows {
     if (ndim == 1) return row * stride[0];
     int64_t result = 0;
     // Divisions of 64 bits are hundreds of instructions: once is enough.
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll 1
 #endif
     for (int d = ndim - 1; d >= 0; --d) {
