@@ -34,6 +34,12 @@ _ROWS = {"rows": 64, "width": 1024}
 CASES: dict[str, dict[str, Any]] = {
     "rms_norm": _ROWS,
     "layer_norm": {**_ROWS, "residual": True},
+    "l2_normalize": _ROWS,
+    "rms_norm_quantize": {**_ROWS, "block_size": 128},
+    "layer_norm_quantize": {**_ROWS, "block_size": None},
+    "qk_norm_rotary": {"batch": 2, "sequence": 16, "heads": 8, "key_heads": 4, "head_dim": 64},
+    "group_norm": {"batch": 2, "channels": 64, "size": 16, "activation": "silu", "channels_last": True},
+    "batch_norm": {"batch": 4, "channels": 64, "size": 8, "residual": True, "activation": "relu"},
     "gelu": _ROWS,
     "swiglu": _ROWS,
     "softmax": _ROWS,
@@ -43,6 +49,9 @@ CASES: dict[str, dict[str, Any]] = {
     "binary_cross_entropy_with_logits": _ROWS,
     "kl_div": {"rows": 64, "classes": 1024},
     "rotary_embedding": {"batch": 2, "sequence": 32, "heads": 4, "head_dim": 64},
+    "rotary_embedding_qk": {"batch": 2, "sequence": 16, "heads": 8, "key_heads": 4, "head_dim": 64},
+    "embedding": {"tokens": 64, "vocabulary": 64, "width": 512},
+    "quantize": {**_ROWS, "granularity": "block", "block_size": 128},
     "quantize_fp8": {**_ROWS, "block_size": 128},
     "dequantize_fp8": {**_ROWS, "block_size": 128},
 }

@@ -29,9 +29,12 @@ class Rule:
         moments = [next(left) for _ in self.moments]
         masters, steps = next(left), next(left)
         numbers = {name: next(left) for name in (*self.numbers, *self.flags)}
-        scalars = [next(left) for _ in range(4)]
+        grad_scale, found_inf, lr_tensor, grad_multiplier = (next(left) for _ in range(4))
         scales = [next(left) for _ in self.scales]
-        return Step(self, params, grads, moments, masters, steps, numbers, *scalars, scales, next(left))
+        return Step(
+            self, params, grads, moments, masters, steps, numbers, grad_scale, found_inf, lr_tensor, grad_multiplier,
+            scales, next(left),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

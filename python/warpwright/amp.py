@@ -48,7 +48,7 @@ class GradScaler(torch.amp.GradScaler):
         """What optimizers that unscale by themselves need before a step. torch's multiplies their gradients by 1."""
         grads = _gradients(optimizer)
         if not grads:
-            return super()._check_inf_per_device(optimizer)  # type: ignore[no-any-return]
+            return super()._check_inf_per_device(optimizer)
         if isinstance(optimizer, MultiTensorOptimizer):
             _, found_inf = optimizer.measure_gradients()
         else:

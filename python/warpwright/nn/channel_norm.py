@@ -149,7 +149,7 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):
         reason = common_reason(input, *parameters, wide=True)
         if reason is not None:
             count_fallback(type(self).__name__, reason)
-            return super()._apply_instance_norm(input)  # type: ignore[no-any-return]
+            return super()._apply_instance_norm(input)
         own = self.training or not self.track_running_stats
         momentum = 0.0 if self.momentum is None else self.momentum
         return ops.instance_norm(

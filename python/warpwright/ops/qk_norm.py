@@ -174,7 +174,9 @@ def _autocast(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
 _registry.define(
     "qk_norm_rotary",
     family="qk_norm",
-    check=lambda *args: _check("qk_norm_rotary", *args[:6], args[8]),
+    check=lambda query, key, query_weight, key_weight, cos, sin, interleaved, eps, weight_offset: _check(
+        "qk_norm_rotary", query, key, query_weight, key_weight, cos, sin, weight_offset
+    ),
     fake=_fake,
     setup_context=_setup,
     backward=_backward,

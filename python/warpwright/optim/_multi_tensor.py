@@ -147,7 +147,7 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         return clip_multiplier(self.grad_norm, self.kernel.max_grad_norm)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns the loss of `closure`, which computes it and its gradients, if there is one."""
         loss = None
         if closure is not None:
@@ -226,7 +226,9 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         step = torch.as_tensor(saved.get("step", default), dtype=torch.float32)
         state = {"step": step.detach().to(param.device, copy=True).reshape(())}
         for name, signed in moments.items():
-            codes, scales, values = saved.get(f"{name}_codes"), saved.get(f"{name}_scales"), saved.get(name)
+            codes: Any = saved.get(f"{name}_codes")
+            scales: Any = saved.get(f"{name}_scales")
+            values: Any = saved.get(name)
             if codes is None and values is None:
                 continue
             if not self._has_codes(param):

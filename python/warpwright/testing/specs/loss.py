@@ -124,7 +124,7 @@ def torch_cross_entropy(
     softcap: float | None = None,
 ) -> Tensor:
     """torch's own, and what it lacks out of its pieces."""
-    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
     if softcap:
         input = softcap * (input / softcap).tanh()
     if weight is not None:

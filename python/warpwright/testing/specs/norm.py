@@ -171,9 +171,9 @@ def _layer_norm_samples(make: Make) -> Iterator[Sample]:
     yield Sample("two dims", (make.tensor(3, 4, 6), (4, 6), make.tensor(4, 6), make.tensor(4, 6)))
     args = (make.tensor(3, 16), (16,), make.tensor(16), make.tensor(16))
     yield Sample("weight offset", args, {"weight_offset": 1.0})
-    args = (make.tensor(4, 5, 8), (5, 8), make.tensor(5, 8), make.tensor(5, 8))
     residual = {"residual": make.tensor(4, 5, 8), "dropout_p": 0.25, "seed": make_seed(make), "offset": 1}
-    yield Sample("dropout and residual", args, residual)
+    affine = (make.tensor(5, 8), make.tensor(5, 8))
+    yield Sample("dropout and residual", (make.tensor(4, 5, 8), (5, 8), *affine), residual)
     yield Sample("everything dropped", (make.tensor(2, 8), (8,)), {"dropout_p": 1.0, "seed": make_seed(make)})
     yield Sample("no leading dims", (make.tensor(17), (17,), make.tensor(17), make.tensor(17)))
     yield Sample("more rows than partials", (make.tensor(259, 7), (7,), make.tensor(7), make.tensor(7)))

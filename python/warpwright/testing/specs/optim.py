@@ -118,12 +118,14 @@ _ADAM = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "maximize": Fals
 
 def _torch_adamw(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
     counts = [(s - 1).cpu() for s in steps]
-    adamw(values, grads, *states, [], counts, **(_ADAM | {"weight_decay": 1e-2} | options))
+    update: Any = adamw  # Its annotations list the arguments of another wrapper.
+    update(values, grads, *states, [], counts, **(_ADAM | {"weight_decay": 1e-2} | options))
 
 
 def _torch_adam(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
     counts = [(s - 1).cpu() for s in steps]
-    adam(values, grads, *states, [], counts, **(_ADAM | {"weight_decay": 0.0} | options))
+    update: Any = adam
+    update(values, grads, *states, [], counts, **(_ADAM | {"weight_decay": 0.0} | options))
 
 
 def _torch_sgd(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
