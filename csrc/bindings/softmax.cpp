@@ -21,6 +21,9 @@ int64_t checked_dim(const char* op, const char* name, const Tensor& tensor, int6
   const int64_t place = dim < 0 ? dim + ndim : dim;
   WARPWRIGHT_CHECK(!causal || (ndim >= 2 && place == ndim - 1), op, "causal needs ", name,
                    " of at least 2 dimensions and dim to be the last, got ", shape_text(tensor.sizes()), " and ", dim);
+  constexpr int64_t kMostRows = int64_t{1} << 32;
+  WARPWRIGHT_CHECK(!causal || tensor.numel() < kMostRows * (tensor.size(place) < 1 ? 1 : tensor.size(place)), op,
+                   "causal takes fewer than 2^32 rows, got ", name, " ", shape_text(tensor.sizes()));
   return place;
 }
 

@@ -18,7 +18,9 @@ struct SoftmaxBounds {
   // How many of the first columns of a row count: all, or those up to the diagonal that ends in the last corner.
   WARPWRIGHT_HOST_DEVICE int64_t visible(int64_t row) const {
     if (causal_rows == 0) return cols;
-    const int64_t count = row % causal_rows + 1 + cols - causal_rows;
+    // Of 32 bits: a second division of 64 would cost a CUDA kernel a stack frame. The bindings see to it that they fit.
+    const int64_t place = static_cast<uint32_t>(row) % static_cast<uint32_t>(causal_rows);
+    const int64_t count = place + 1 + cols - causal_rows;
     return count < 0 ? 0 : count;
   }
 };

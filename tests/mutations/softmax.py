@@ -13,15 +13,15 @@ MUTATIONS = [
          ("log_softmax", "another sign", "kLog ? g - exponential<T>(value, A(0)) * dot",
           "kLog ? g + exponential<T>(value, A(0)) * dot")),
     *planted_in("csrc/kernels/softmax.h",
-         *((op, "one column too few under the causal bound", "row % causal_rows + 1 + cols", "row % causal_rows + cols")
+         *((op, "one column too few", "place + 1 + cols - causal_rows", "place + cols - causal_rows")
            for op in BOTH)),
     *planted_in("csrc/cuda/softmax/softmax.cu",
          ("softmax", "forget the sum", "p.log ? z - log_sum : expf(z) * factor);\n      });",
           "p.log ? z - log_sum : expf(z));\n      });"),
          ("log_softmax", "forget the sum", "p.log ? z - log_sum : expf(z) * factor);\n      });",
           "p.log ? z : expf(z) * factor);\n      });"),
-         *((op, "let gradients pass a mask", "at.holds(k) && bounds.keeps(at.col(k) + i) ? dx * scale : 0.0f",
-            "dx * scale") for op in BOTH)),
+         *((op, "let gradients pass a mask", "kept = at.holds(k) && bounds.keeps(at.col(k) + i);",
+            ";") for op in BOTH)),
     *planted_in("csrc/cuda/softmax/bounds.cuh",
          *((op, "skip an added mask", "? x + to_float(static_cast<const T*>(data_)[start_ + col * stride_]) : x;",
             "? x : x;") for op in BOTH)),

@@ -12,6 +12,18 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
 
+// Packs are for rows without a mask and a causal bound: with them a thread would need more registers than it has.
+template <int kCount>
+inline constexpr bool kBounded = kCount == 1;
+
+// A row of a fresh tensor: where it fits packs, rows follow each other, and its place takes no division.
+template <class T, int kCount>
+__device__ __forceinline__ RowPointer<T> written_row(const Rows& rows, int64_t row, int64_t cols) {
+  T* data = static_cast<T*>(rows.data);
+  if constexpr (kCount > 1) return {data + row * cols};
+  return {data + rows.offset(row), rows.col_stride};
+}
+
 // A maximum, and the sum of exponentials less it. Nothing yet is minus infinity and 0.
 struct Online {
   float max = -INFINITY, sum = 0.0f;
@@ -35,17 +47,22 @@ __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
   using Place = RowPlace<kCount>;
   RowTeam<kWarp> team;
   const RowWalk<kCount, kPacks> walk(team, p.cols);
+  // A warp's row is one tile: see visit_row_plan.
+  const bool resident = kWarp || walk.resident();
+  const int tiles = kWarp ? 1 : walk.tiles;
   const float scale = static_cast<float>(p.scale);
   for (int64_t row = team.first_row(); row < p.rows; row += team.row_step()) {
     const auto input = row_pointer<T>(p.input, row);
-    const RowPointer<T> output{static_cast<T*>(p.output.data) + p.output.offset(row), p.output.col_stride};
+    const auto output = written_row<T, kCount>(p.output, row, p.cols);
     const BoundedRow<T> bounds(p.bounds, row);
     Tile x;
     float logits[kPacks][kCount];
     const auto load = [&](const Place& at) {
       x.load(input, at);
       Tile::for_each([&](int k, int i) {
-        logits[k][i] = at.holds(k) ? bounds.bounded(x.get(k, i) * scale, at.col(k) + i) : -INFINITY;
+        float z = x.get(k, i) * scale;
+        if constexpr (kBounded<kCount>) z = bounds.bounded(z, at.col(k) + i);
+        logits[k][i] = at.holds(k) ? z : -INFINITY;
       });
     };
     const auto highest = [&] {
@@ -55,12 +72,12 @@ __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
     };
 
     Online local;
-    if (walk.resident()) {
+    if (resident) {
       load(walk.place(0));
       local.max = team.template reduce<Max>(highest());
       Tile::for_each([&](int k, int i) { local.add(logits[k][i]); });
     } else {
-      for (int tile = 0; tile < walk.tiles; ++tile) {
+      for (int tile = 0; tile < tiles; ++tile) {
         load(walk.place(tile));
         local.raise(highest());
         Tile::for_each([&](int k, int i) { local.add(logits[k][i]); });
@@ -70,9 +87,9 @@ __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
     // A row of minus infinities alone is NaN, as are all whose sum is.
     const float max = local.max, sum = team.template reduce<Sum>(local.sum);
     const float factor = 1.0f / sum, log_sum = logf(sum);
-    for (int tile = 0; tile < walk.tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
       const Place at = walk.place(tile);
-      if (!walk.resident()) load(at);
+      if (!resident) load(at);
       Tile::for_each([&](int k, int i) {
         const float z = logits[k][i] - max;
         x.set(k, i, p.log ? z - log_sum : expf(z) * factor);
@@ -90,10 +107,13 @@ __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
   using Place = RowPlace<kCount>;
   RowTeam<kWarp> team;
   const RowWalk<kCount, kPacks> walk(team, p.cols);
+  // A warp's row is one tile: see visit_row_plan.
+  const bool resident = kWarp || walk.resident();
+  const int tiles = kWarp ? 1 : walk.tiles;
   const float scale = static_cast<float>(p.scale);
   for (int64_t row = team.first_row(); row < p.rows; row += team.row_step()) {
     const auto grad_row = row_pointer<T>(p.grad_output, row), output_row = row_pointer<T>(p.output, row);
-    const RowPointer<T> result{static_cast<T*>(p.grad_input.data) + p.grad_input.offset(row), p.grad_input.col_stride};
+    const auto result = written_row<T, kCount>(p.grad_input, row, p.cols);
     const BoundedRow<T> bounds(p.bounds, row);
     Tile grad, output;
     const auto load = [&](const Place& at) {
@@ -101,18 +121,20 @@ __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
       output.load(output_row, at);
     };
     float local = 0.0f;
-    for (int tile = 0; tile < walk.tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
       load(walk.place(tile));
       Tile::for_each([&](int k, int i) { local += p.log ? grad.get(k, i) : grad.get(k, i) * output.get(k, i); });
     }
     const float dot = team.template reduce<Sum>(local);
-    for (int tile = 0; tile < walk.tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
       const Place at = walk.place(tile);
-      if (!walk.resident()) load(at);
+      if (!resident) load(at);
       Tile::for_each([&](int k, int i) {
         const float g = grad.get(k, i), y = output.get(k, i);
         const float dx = p.log ? g - expf(y) * dot : y * (g - dot);
-        grad.set(k, i, at.holds(k) && bounds.keeps(at.col(k) + i) ? dx * scale : 0.0f);
+        bool kept = true;
+        if constexpr (kBounded<kCount>) kept = at.holds(k) && bounds.keeps(at.col(k) + i);
+        grad.set(k, i, kept ? dx * scale : 0.0f);
       });
       grad.store(result, at);
     }
@@ -198,6 +220,8 @@ __global__ void __launch_bounds__(kPanelWarps* kWarpSize) softmax_panel_backward
 
 namespace {
 
+bool plain(const SoftmaxBounds& bounds) { return bounds.kind == SoftmaxMask::kNone && bounds.causal_rows == 0; }
+
 // Whether a warp's lanes read neighbours where they take a row each.
 bool takes_panels(const Rows& written) { return panel_columns(written) >= kWarpSize; }
 
@@ -213,7 +237,7 @@ void softmax(const SoftmaxParams& params, Stream stream) {
     if (takes_panels(params.output)) {
       return launch("softmax_panel", softmax_panel_kernel<T>, panel_config(params.rows, stream), params);
     }
-    const bool packs = rows_fit_packs<T>(params.input) && rows_fit_packs<T>(params.output);
+    const bool packs = plain(params.bounds) && rows_fit_packs<T>(params.input) && rows_fit_packs<T>(params.output);
     visit_row_plan<T>(params.cols, packs, [&](const RowPlan& plan, auto v) {
       launch("softmax", softmax_kernel<T, v.kWarp, v.kCount, v.kPacks>, plan.config(params.rows, stream), params);
     });
@@ -227,8 +251,8 @@ void softmax_backward(const SoftmaxBackwardParams& params, Stream stream) {
       return launch("softmax_panel_backward", softmax_panel_backward_kernel<T>, panel_config(params.rows, stream),
                     params);
     }
-    const bool packs = rows_fit_packs<T>(params.grad_output) && rows_fit_packs<T>(params.output) &&
-                       rows_fit_packs<T>(params.grad_input);
+    const bool packs = plain(params.bounds) && rows_fit_packs<T>(params.grad_output) &&
+                       rows_fit_packs<T>(params.output) && rows_fit_packs<T>(params.grad_input);
     visit_row_plan<T>(params.cols, packs, [&](const RowPlan& plan, auto v) {
       launch("softmax_backward", softmax_backward_kernel<T, v.kWarp, v.kCount, v.kPacks>,
              plan.config(params.rows, stream), params);

@@ -91,6 +91,8 @@ def _check(op: str, name: str, input: Tensor, mask: Tensor | None, dim: int, cau
     require(-ndim <= dim < ndim, op, message)
     message = f"causal needs {name} of at least 2 dimensions and dim to be the last, got {shape} and {dim}"
     require(not causal or (ndim >= 2 and dim in (-1, ndim - 1)), op, message)
+    rows = f"causal takes fewer than 2^32 rows, got {name} {shape}"
+    require(not causal or input.numel() < 2**32 * max(input.shape[-1], 1), op, rows)
     if mask is None:
         return
     check_same_device(op, "mask", mask, name, input)
