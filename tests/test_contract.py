@@ -126,19 +126,22 @@ def test_compile_inductor_gives_the_same(spec):
 @ALL
 def test_export_gives_the_same(matrix, spec):
     class Module(torch.nn.Module):
-        def __init__(self, options: dict[str, Any]):
+        def __init__(self, dtypes: dict[int, torch.dtype], options: dict[str, Any]):
             super().__init__()
-            self.options = options  # Among them dtypes, which export does not take as inputs.
+            self.dtypes, self.options = dtypes, options  # Export does not take dtypes as inputs.
 
         def forward(self, *args, **tensors):
+            args = [self.dtypes.get(i, arg) for i, arg in enumerate(args)]
             return spec.op(*args, **tensors, **self.options)
 
     for sample in list(spec.samples(Make(torch.float32, matrix)))[:FEW]:
         frozen = sample.map(torch.Tensor.detach)
         tensors = {k: v for k, v in frozen.kwargs.items() if isinstance(v, torch.Tensor)}
         options = {k: v for k, v in frozen.kwargs.items() if k not in tensors}
-        program = torch.export.export(Module(options), frozen.args, tensors)
-        ours = _tensors(program.module()(*frozen.args, **tensors))
+        dtypes = {i: arg for i, arg in enumerate(frozen.args) if isinstance(arg, torch.dtype)}
+        args = tuple(None if i in dtypes else arg for i, arg in enumerate(frozen.args))
+        program = torch.export.export(Module(dtypes, options), args, tensors)
+        ours = _tensors(program.module()(*args, **tensors))
         for a, b in zip(ours, _tensors(spec.op(*frozen.args, **frozen.kwargs)), strict=True):
             assert same_bits(a, b), sample.name
 

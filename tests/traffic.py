@@ -27,7 +27,14 @@ from warpwright.testing import SPECS, Sample
 CACHE = emulated.ROOT / "build" / "traffic"
 
 #: Where more is moved than each byte once, and why: (op, direction).
-MORE: dict[tuple[str, str], str] = {}
+_TWICE = "sums over a group or a channel, which many blocks make, come before what is made with them"
+MORE: dict[tuple[str, str], str] = {
+    ("group_norm", "forward"): _TWICE,
+    ("group_norm", "backward"): _TWICE,
+    ("batch_norm", "forward"): _TWICE,
+    ("batch_norm", "backward"): _TWICE,
+    ("quantize_fp8", "forward"): "a block's largest magnitude comes first; the second read finds the block in a cache",
+}
 
 _ROWS = {"rows": 64, "width": 1024}
 #: What is metered: op -> the parameters of its benchmark.
@@ -51,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "rotary_embedding": {"batch": 2, "sequence": 32, "heads": 4, "head_dim": 64},
     "rotary_embedding_qk": {"batch": 2, "sequence": 16, "heads": 8, "key_heads": 4, "head_dim": 64},
     "embedding": {"tokens": 64, "vocabulary": 64, "width": 512},
-    "quantize": {**_ROWS, "granularity": "block", "block_size": 128},
+    "quantize": {**_ROWS, "granularity": "block"},
     "quantize_fp8": {**_ROWS, "block_size": 128},
     "dequantize_fp8": {**_ROWS, "block_size": 128},
 }

@@ -125,11 +125,9 @@ def _strided(matrices: list[Tensor]) -> list[Tensor | int]:
 
 
 def _factor(input: Tensor, reduction: str) -> float:
-    if reduction == "batchmean":
-        return 1.0 / max(input.shape[0], 1) if input.dim() > 0 else 1.0
-    if reduction == "mean":
-        return 1.0 / input.numel() if input.numel() else float("inf")
-    return 1.0
+    counts = {"mean": input.numel(), "batchmean": input.shape[0] if input.dim() > 0 else 1}
+    count = counts.get(reduction, 1)
+    return 1.0 / count if count else float("inf")  # Over nothing the mean is NaN: nothing times infinity.
 
 
 def _forward(kind: str, tensors: tuple[Tensor | None, ...], reduction: str, float32_loss: bool) -> Tensor:

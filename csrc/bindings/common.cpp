@@ -166,6 +166,12 @@ bool merge_dims(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, int6
 
 Rows rows_of(const Tensor& tensor, int64_t row_ndim, Tensor& holder) {
   holder = tensor;
+  if (tensor.numel() == 0) {  // Whatever its strides say, and no copy would give it others.
+    Rows rows;
+    rows.data = const_cast<void*>(tensor.const_data_ptr());
+    rows.ndim = 1;
+    return rows;
+  }
   for (int attempt = 0; attempt < 2; ++attempt) {
     Rows rows;
     rows.data = const_cast<void*>(holder.const_data_ptr());

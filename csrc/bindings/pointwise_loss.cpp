@@ -51,7 +51,7 @@ void set_elements(Params& params, const Elements& of, int64_t row_ndim, Holders&
 double factor_of(const char* op, const std::string& reduction, const Tensor& input) {
   if (reduction == "batchmean") {
     const int64_t batch = input.dim() > 0 ? input.size(0) : 1;
-    return batch == 0 ? 1.0 : 1.0 / static_cast<double>(batch);
+    return 1.0 / static_cast<double>(batch);  // Over no row the mean is NaN: nothing times infinity.
   }
   return to_reduction(op, reduction) == Reduction::kMean ? 1.0 / static_cast<double>(input.numel()) : 1.0;
 }

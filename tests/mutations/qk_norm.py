@@ -17,6 +17,6 @@ MUTATIONS = [
           "tl.sum(u * u + v * v, 0)"),
          ("qk_norm_rotary", "lose a gradient of the weight", "second_sum += dv * v", "second_sum += dv * 0.0")),
     *planted_in("python/warpwright/reference/qk_norm.py",
-         ("qk_norm_rotary", "rotate backward as forward", "rotary_embedding(grad.to(acc), cos, -sin, interleaved)",
-          "rotary_embedding(grad.to(acc), cos, sin, interleaved)")),
+         ("qk_norm_rotary", "rotate backward as forward", "rotated(grad.to(acc), cos, -sin, interleaved)",
+          "rotated(grad.to(acc), cos, sin, interleaved)")),
 ]  # fmt: skip

@@ -32,6 +32,6 @@ MUTATIONS = [
           "_rotate(key, *angles, not inverse)")),
     *planted_in("python/warpwright/reference/rotary.py",
          ("rotary_embedding", "rotate backwards", "grad_key, c, -s, None", "grad_key, c, s, None"),
-         ("rotary_embedding_qk", "the other layout of the key", "_rotated(key, *factors, interleaved)",
-          "_rotated(key, *factors, not interleaved)")),
+         ("rotary_embedding_qk", "the other layout of the key", "rotated(key, *factors, interleaved)",
+          "rotated(key, *factors, not interleaved)")),
 ]  # fmt: skip

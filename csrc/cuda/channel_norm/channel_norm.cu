@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kCellThreads) cell_statistics_kernel(const Cha
   move_running<T>(p, p.running_var, p.new_var, cell, var * (elements / (elements - 1.0f)));
 }
 
-// machine code: 1, *>: plain; else: 16-byte
+// machine code: 1, false>: plain; 1, true>: plain; else: 16-byte
 template <class T, int kCount, bool kLast>
 __global__ void __launch_bounds__(kUnitThreads) channel_norm_kernel(const ChannelNormParams p) {
   using Part = UnitPart<kCount, kLast>;

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kCellThreads) cell_means_kernel(const ChannelN
   static_cast<float*>(p.mean_dot)[cell] = dot;
 }
 
-// machine code: 1, *>: plain; else: 16-byte
+// machine code: 1, false>: plain; 1, true>: plain; else: 16-byte
 template <class T, int kCount, bool kLast>
 __global__ void __launch_bounds__(kUnitThreads) channel_norm_backward_kernel(const ChannelNormBackwardParams p) {
   using Part = UnitPart<kCount, kLast>;

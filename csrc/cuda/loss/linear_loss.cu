@@ -1,5 +1,7 @@
 // What the losses behind a linear layer need beside products and losses: two passes over a gradient.
 
+#include <type_traits>
+
 #include "cuda/loss/loss.cuh"
 #include "kernels/linear_loss.h"
 
@@ -54,7 +56,11 @@ LaunchConfig config_of(int64_t count, Stream stream) {
 void scale(const ScaleParams& params, Stream stream) {
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
-    launch("scale", scale_kernel<T>, config_of<T>(params.count, stream), params);
+    // Gradients in float16 are made in the backward pass, where the loss's scale is known: nothing is left to scale.
+    if constexpr (std::is_same_v<T, __half>)
+      throw std::logic_error("warpwright: float16 gradients are not scaled");
+    else
+      launch("scale", scale_kernel<T>, config_of<T>(params.count, stream), params);
   });
 }
 

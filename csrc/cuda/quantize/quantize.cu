@@ -35,16 +35,15 @@ __device__ __forceinline__ float scale_of_bits(uint32_t magnitude) {
 // A uniform number from [0, 1) of 24 bits.
 __device__ __forceinline__ float uniform(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24f; }
 
-// `word`: random bits, used where kStochastic.
-template <class F, bool kStochastic>
-__device__ __forceinline__ uint8_t encode(float x, uint32_t word) {
+// `word`: random bits, used where `stochastic`.
+template <class F>
+__device__ __forceinline__ uint8_t encode(float x, bool stochastic, uint32_t word) {
   if constexpr (std::is_same_v<F, Int8>) {
     if (x != x) return 0;
-    const float rounded = kStochastic ? floorf(x + uniform(word)) : rintf(x);
+    const float rounded = stochastic ? floorf(x + uniform(word)) : rintf(x);
     return static_cast<uint8_t>(static_cast<int32_t>(fminf(fmaxf(rounded, -F::kMax), F::kMax)));
-  } else if constexpr (!kStochastic) {
-    return encode_float8<F>(x);
   } else {
+    if (!stochastic) return encode_float8<F>(x);
     constexpr int kDropped = 23 - F::kMantissa;
     if (x != x) return static_cast<uint8_t>(kFloat8Nan);
     const uint32_t sign = (__float_as_uint(x) >> 24) & 0x80u;
@@ -133,7 +132,7 @@ __device__ __forceinline__ void unit_scales(const QuantizeMatrixParams& p, const
 }
 
 // Lines of the tile as codes, kCodes neighbours a thread. Random bits are those of the output's own elements.
-template <class T, class F, bool kStochastic, bool kTurned>
+template <class T, class F, bool kTurned>
 __device__ __forceinline__ void write_codes(const QuantizeMatrixParams& p, const Tile<T>& tile,
                                             const float (*scales)[kUnits], uint8_t* quantized) {
   const int lines = kTurned ? tile.cols : tile.rows, elements = kTurned ? tile.rows : tile.cols;
@@ -147,14 +146,14 @@ __device__ __forceinline__ void write_codes(const QuantizeMatrixParams& p, const
 #pragma unroll
     for (int quad = 0; quad < kCodes / kPhiloxWords; ++quad) {
       PhiloxBlock bits{};
-      if constexpr (kStochastic) {
+      if (p.stochastic) {
         bits = philox(p.seed, line0 + line, (element0 + first) / kPhiloxWords + quad, kTurned);
       }
 #pragma unroll
       for (int j = 0; j < kPhiloxWords; ++j) {
         const int k = quad * kPhiloxWords + j;
         const T value = kTurned ? tile.at(first + k, line) : tile.at(line, first + k);
-        codes.values[k] = encode<F, kStochastic>(to_float(value) / scale, bits.words[j]);
+        codes.values[k] = encode<F>(to_float(value) / scale, p.stochastic, bits.words[j]);
       }
     }
     uint8_t* to = quantized + (line0 + line) * length + element0 + first;
@@ -170,7 +169,7 @@ __device__ __forceinline__ void write_codes(const QuantizeMatrixParams& p, const
 }
 
 // machine code: STG.128
-template <class T, class F, bool kStochastic>
+template <class T, class F>
 __global__ void __launch_bounds__(kThreads) quantize_tiles_kernel(const QuantizeMatrixParams p) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
   __shared__ uint32_t maxima[kTile][kUnits];
@@ -179,12 +178,12 @@ __global__ void __launch_bounds__(kThreads) quantize_tiles_kernel(const Quantize
   const bool beyond = p.granularity == Granularity::kTensor || p.granularity == Granularity::kRow;
   if (!beyond) unit_maxima<T, false>(tile, maxima);
   unit_scales<F>(p, p.straight, tile.row, tile.col, tile.rows, tile.cols, maxima, scales);
-  write_codes<T, F, kStochastic, false>(p, tile, scales, p.straight.quantized);
+  write_codes<T, F, false>(p, tile, scales, p.straight.quantized);
   if (p.transposed.quantized == nullptr) return;
   __syncthreads();
   if (!beyond) unit_maxima<T, true>(tile, maxima);
   unit_scales<F>(p, p.transposed, tile.col, tile.row, tile.cols, tile.rows, maxima, scales);
-  write_codes<T, F, kStochastic, true>(p, tile, scales, p.transposed.quantized);
+  write_codes<T, F, true>(p, tile, scales, p.transposed.quantized);
 }
 
 template <bool kTurned>
@@ -305,9 +304,7 @@ void quantize(const QuantizeMatrixParams& params, Stream stream) {
       if (beyond && tiles > 0) launch("quantize_maxima", quantize_maxima_kernel<T>, config, params);
       if (beyond) make_scales<F>(params, stream);
       if (tiles == 0) return;
-      launch("quantize_tiles",
-             params.stochastic ? quantize_tiles_kernel<T, F, true> : quantize_tiles_kernel<T, F, false>, config,
-             params);
+      launch("quantize_tiles", quantize_tiles_kernel<T, F>, config, params);
     });
   });
 }

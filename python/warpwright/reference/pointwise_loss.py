@@ -19,7 +19,7 @@ def _wide(*tensors: Tensor | None) -> tuple[Tensor, ...]:
 
 def _divisor(input: Tensor, reduction: str) -> int:
     if reduction == "batchmean":
-        return max(input.shape[0], 1) if input.dim() > 0 else 1
+        return input.shape[0] if input.dim() > 0 else 1
     return input.numel() if reduction == "mean" else 1
 
 
