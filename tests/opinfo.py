@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.backends import flags_frozen
 from torch.testing._internal.common_methods_invocations import op_db
 
 from warpwright.testing import Sample
 from warpwright.testing.compare import Expected, evaluate
+
+# What comes with it forbids torch.backends' flags to everyone in the process: other tests set them.
+flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 DTYPES = (torch.float32, torch.bfloat16)
 

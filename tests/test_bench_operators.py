@@ -48,6 +48,15 @@ TINY = {
     "silu": [{"rows": 3, "width": 8, "bias": bias} for bias in (False, True)],
     "relu": [{"rows": 3, "width": 8, "bias": bias} for bias in (False, True)],
     "relu_squared": [{"rows": 3, "width": 8, "bias": bias} for bias in (False, True)],
+    "l2_normalize": [{"rows": 3, "width": 8}],
+    "rms_norm_quantize": [
+        {"rows": 3, "width": 40, "block_size": block, "residual": block is None} for block in (None, 32)
+    ],
+    "layer_norm_quantize": [{"rows": 3, "width": 40, "block_size": None, "residual": True}],
+    "qk_norm_rotary": [
+        {"batch": 2, "sequence": 3, "heads": 4, "key_heads": 2, "head_dim": 8, "interleaved": turned}
+        for turned in (False, True)
+    ],
     "swiglu": [{"rows": 3, "width": 8}],
     "reglu": [{"rows": 3, "width": 8}],
     "glu": [{"rows": 3, "width": 8}],

@@ -45,7 +45,7 @@ def test_shipped_suites_load_everywhere_and_name_their_cases_apart(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_suites_fit_a_small_cpu(name):
     cases = load_suite(name, "cpu")
-    assert sum(len(c.directions) for c in cases) <= (2 * len(SPECS) if name == "quick" else 30)
+    assert sum(len(c.directions) for c in cases) <= (2 * len(SPECS) if name == "quick" else 80)
     for c in cases:
         cost, passes = cost_of(c), 3 if "both" in c.directions else 1
         assert passes * cost.flops <= 1.3e10, c.label
@@ -100,7 +100,7 @@ def test_counts_of_the_models_that_suites_are_named_for():
     assert len(distinct("conv-diffusion", "channels", "filters", "size", "kernel", "stride")) == 41
     assert len(distinct("norm", "rows", "width", op="rms_norm")) == 14
     assert distinct("norm", "rows", "width") == distinct("softmax", "rows", "width")
-    assert len(distinct("group-norm", "batch", "channels", "size")) == 8
+    assert len(distinct("group-norm", "batch", "channels", "size", op="group_norm")) == 8
     assert len(distinct("optimizers", "model", "masters", "eight_bit", op="adamw_")) == 12
     assert len(distinct("optimizers", "model", "masters", op="lamb_")) == 6
 
@@ -135,7 +135,7 @@ def test_select_filters_by_op_dtype_and_direction():
         ({"ops": ["fft"]}, r"op must be one of .*linear.*, got 'fft'"),
         ({"dtypes": ["bf16"]}, r"dtype must be one of float32, float16, bfloat16, got 'bf16'"),
         ({"directions": ["up"]}, "direction must be one of forward, backward, both, got 'up'"),
-        ({"ops": ["softmax"]}, r"no case is left of \d+ with op softmax"),
+        ({"ops": ["conv3d"]}, r"no case is left of \d+ with op conv3d"),
         ({"ops": ["adamw_"], "directions": ["both"]}, r"no case is left of \d+ with op adamw_; direction both"),
     ],
 )

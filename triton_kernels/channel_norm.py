@@ -84,8 +84,10 @@ def _cell_statistics_kernel(
         mean = tl.load(running_mean_ptr + cell).to(ACC)
         var = tl.load(running_var_ptr + cell).to(ACC)
     else:
-        at, _, _ = _cell_part(cell, cell * 0, channels, per_sample, slab_size, positions, groups, width, SHARED)
-        origin = tl.load(means_ptr + at, parts > 0, 0.0)
+        first, first_channel, first_count = _cell_part(
+            cell, cell * 0, channels, per_sample, slab_size, positions, groups, width, SHARED
+        )
+        origin = tl.load(means_ptr + first, parts > 0, 0.0)
         total = tl.zeros((BLOCK,), ACC)
         for start in range(0, parts, BLOCK):
             i = start + tl.arange(0, BLOCK).to(tl.int64)

@@ -39,10 +39,11 @@ class RMSNorm(torch.nn.RMSNorm):
     sparse or nested tensors, subclasses with their own dispatch, torch.func transforms, devices without a kernel.
     """
 
-    weight_offset: float = 0.0  # Of a torch.nn.RMSNorm that replace_modules made one of these.
+    weight_offset: float = 0.0  # Of the class: a layer without one has torch's attributes alone.
 
     def __init__(self, *args: Any, weight_offset: float = 0.0, **kwargs: Any) -> None:
-        self.weight_offset = weight_offset  # reset_parameters, which torch's constructor calls, looks at it.
+        if weight_offset != 0:  # Before torch's constructor, which calls reset_parameters.
+            self.weight_offset = weight_offset
         super().__init__(*args, **kwargs)
         if weight_offset != 0 and self.weight is None:
             raise ValueError("warpwright.nn.RMSNorm: weight_offset needs elementwise_affine")
