@@ -84,7 +84,7 @@ def _cell_statistics_kernel(
         mean = tl.load(running_mean_ptr + cell).to(ACC)
         var = tl.load(running_var_ptr + cell).to(ACC)
     else:
-        first, first_channel, first_count = _cell_part(
+        first, _first_channel, _first_count = _cell_part(
             cell, cell * 0, channels, per_sample, slab_size, positions, groups, width, SHARED
         )
         origin = tl.load(means_ptr + first, parts > 0, 0.0)
