@@ -263,8 +263,8 @@ def _grads_kernel(
         )  # fmt: skip
         where = sample * output_sample + at[:, None] * output_position + channel[None, :] * output_channel
         if NEED_RESIDUAL:
-            dtype: tl.constexpr = grad_residual_ptr.dtype.element_ty
-            tl.store(grad_residual_ptr + where, rounded(g, dtype, INTERPRETED), mask)
+            residual_dtype: tl.constexpr = grad_residual_ptr.dtype.element_ty
+            tl.store(grad_residual_ptr + where, rounded(g, residual_dtype, INTERPRETED), mask)
         if NEED_INPUT:
             dtype: tl.constexpr = grad_input_ptr.dtype.element_ty
             dx = (g * weight[None, :] - mean_grad[None, :] - xhat * mean_dot[None, :]) * rstd[None, :]
