@@ -19,7 +19,6 @@ BYTES = "a thread holds the 64-bit address of each byte of a strided operand, or
 LOCAL_MEMORY = {
     ("conv:_forward_kernel", "fp32"): ADDRESSES,
     ("conv:_weight_grad_kernel", "fp32"): ADDRESSES,
-    ("_gemm:_gemm_kernel", "fp32"): ADDRESSES,
     ("gated:_gated_kernel", "fp32"): ADDRESSES,
     ("grouped:_grouped_kernel", "fp32 i32"): ADDRESSES,
     ("scaled:_scaled_kernel", "u8 fp32"): BYTES,
