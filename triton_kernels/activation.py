@@ -80,7 +80,8 @@ def _glu_backward_kernel(
     dtype = grad_gate_ptr.dtype.element_ty
     gate_total = tl.zeros((BLOCK,), ACC)
     up_total = tl.zeros((BLOCK,), ACC)
-    for row in range(n_rows * group // groups, n_rows * (group + 1) // groups):
+    for index in range(n_rows * group // groups, n_rows * (group + 1) // groups):
+        row = tl.cast(index, tl.int64)
         dy = tl.load(grad_ptr + row * grad_row + col * grad_col, mask, 0.0).to(ACC)
         x = tl.load(gate_ptr + row * gate_row + col * gate_col, mask, 0.0).to(ACC)
         if HAS_GATE_BIAS:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from warpwright.triton_kernels._common import num_warps, row_block, rows, tl_acc
+from warpwright.triton_kernels._common import interpreted, num_warps, rounded, row_block, rows, tl_acc
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def _origin(highest):
 @triton.jit
 def _softmax_kernel(
     input_ptr, input_row, input_col, mask_ptr, mask_row, mask_col, output_ptr, cols, causal_rows, scale,
-    LOG: tl.constexpr, KIND: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    LOG: tl.constexpr, KIND: tl.constexpr, INTERPRETED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     visible = _visible(row, cols, causal_rows)
@@ -69,13 +69,15 @@ def _softmax_kernel(
         col = start + tl.arange(0, BLOCK).to(tl.int64)
         x = _logits(input_ptr, col * input_col, mask_ptr, col * mask_col, col, cols, visible, scale, KIND, ACC)
         y = x - row_max - tl.log(row_sum) if LOG else tl.exp(x - row_max) / row_sum
-        tl.store(output_ptr + row * cols + col, y.to(output_ptr.dtype.element_ty), col < cols)
+        y = rounded(y, output_ptr.dtype.element_ty, INTERPRETED)
+        tl.store(output_ptr + row * cols + col, y, col < cols)
 
 
 @triton.jit
 def _softmax_backward_kernel(
     grad_ptr, grad_row, grad_col, output_ptr, output_row, output_col, mask_ptr, mask_row, mask_col, grad_input_ptr,
-    cols, causal_rows, scale, LOG: tl.constexpr, KIND: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    cols, causal_rows, scale, LOG: tl.constexpr, KIND: tl.constexpr, INTERPRETED: tl.constexpr, ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     visible = _visible(row, cols, causal_rows)
@@ -99,7 +101,8 @@ def _softmax_backward_kernel(
         dx = g - tl.exp(y) * dot if LOG else y * (g - dot)
         keep = _kept(mask_ptr, col * mask_col, col, visible, col < cols, KIND)
         dx = tl.where(keep, dx * scale, 0.0)
-        tl.store(grad_input_ptr + row * cols + col, dx.to(grad_input_ptr.dtype.element_ty), col < cols)
+        dx = rounded(dx, grad_input_ptr.dtype.element_ty, INTERPRETED)
+        tl.store(grad_input_ptr + row * cols + col, dx, col < cols)
 
 
 def _rows_along(tensor: Tensor, dim: int) -> Tensor:
@@ -134,7 +137,7 @@ def softmax(input: Tensor, mask: Tensor | None, dim: int, scale: float, causal: 
     _softmax_kernel[(n_rows,)](
         x, x.stride(0), x.stride(1), m, m.stride(0), m.stride(1), output, cols,
         input.shape[-2] if causal else 0, scale,
-        LOG=log, KIND=kind, ACC=tl_acc(input.dtype), BLOCK=block, num_warps=num_warps(block),
+        LOG=log, KIND=kind, INTERPRETED=interpreted(), ACC=tl_acc(input.dtype), BLOCK=block, num_warps=num_warps(block),
     )  # fmt: skip
     return _back(output, input.shape, dim)
 
@@ -153,6 +156,7 @@ def softmax_backward(
     _softmax_backward_kernel[(n_rows,)](
         dy, dy.stride(0), dy.stride(1), y, y.stride(0), y.stride(1), m, m.stride(0), m.stride(1), grad_input, cols,
         output.shape[-2] if causal else 0, scale,
-        LOG=log, KIND=kind, ACC=tl_acc(output.dtype), BLOCK=block, num_warps=num_warps(block),
+        LOG=log, KIND=kind, INTERPRETED=interpreted(), ACC=tl_acc(output.dtype), BLOCK=block,
+        num_warps=num_warps(block),
     )  # fmt: skip
     return _back(grad_input, output.shape, dim)
