@@ -226,15 +226,12 @@ class Freshness:
 
 
 def _follows(ours: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    """Whether each value is nearer to `after` than `before` is; where nothing changed there is nothing to tell, nor
-    where the change is no larger than what rounding does, as in the mean loss of many rows."""
+    """Whether each value is nearer to `after` than `before` is; where nothing changed there is nothing to tell."""
     if len(ours) != len(after):
         return False
     for value, old, new in zip(ours, before, after, strict=True):
         moved = _distance(old, new)
-        eps = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
-        visible = moved > 2 * eps * float(torch.linalg.vector_norm(new.float()))
-        if visible and not _distance(value, new) <= moved / 2:
+        if moved > 0 and not _distance(value, new) <= moved / 2:
             return False
     return True
 
