@@ -27,6 +27,14 @@ _ALSO = {
     "matmul": ("epilogue",),
     "conv": ("epilogue",),
     **dict.fromkeys(("gated", "grouped", "packed", "sparse"), ("epilogue", "matmul")),
+    "linear_loss": ("epilogue", "loss", "matmul"),
+}
+#: Further files of a family whose C++ is more than one of its name; on a GPU all files of its folder are.
+_PARTS = {
+    "channel_norm": ("channel_norm_backward",),
+    "loss": ("loss_sums", "nll_loss"),
+    "optim": ("lamb",),
+    "quantize": ("quantize_matrix",),
 }
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
@@ -69,9 +77,11 @@ def source_files(family: str, backends: tuple[str, ...], root: Path = ROOT) -> t
 
 def _compiled(csrc: Path, family: str, backend: str) -> list[Path]:
     """The files that a compiler is given for this family and backend, and the glue that all families share."""
-    glue = [csrc / "bindings" / "common.cpp", csrc / "bindings" / f"{family}.cpp"]
+    names = (family, *_PARTS.get(family, ()))
+    glue = [csrc / "bindings" / f"{name}.cpp" for name in ("common", *names)]
     if backend == "cpu":
-        return [*glue, csrc / "bindings" / "onednn" / f"{family}.cpp", csrc / "cpu" / f"{family}.cpp"]
+        own = [csrc / "cpu" / f"{name}.cpp" for name in names]
+        return [*glue, csrc / "bindings" / "onednn" / f"{family}.cpp", *own]
     return [*glue, *sorted((csrc / "cuda" / family).glob("*.cu"))]
 
 

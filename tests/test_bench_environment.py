@@ -259,7 +259,9 @@ def test_hashes_do_not_depend_on_where_the_checkout_lies(checkout):
 
 
 #: Families that end in, or fall back to, the same products.
-PROJECT = {"gated", "grouped", "matmul", "packed", "sparse"}
+PROJECT = {"gated", "grouped", "linear_loss", "matmul", "packed", "sparse"}
+#: Those whose CPU kernels sum columns in two stages.
+PARTIALS = {"activation", "channel_norm", "conv", "norm", "qk_norm", *PROJECT}
 NATIVE_CPU = {"warpwright-cpu", "warpwright"}
 NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
 
@@ -275,12 +277,13 @@ NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
         ("csrc/cuda/grouped/epilogue.cuh", {"grouped"}, NATIVE_CUDA),
         ("csrc/bindings/gemm.h", {"conv", *PROJECT}, NATIVE_CPU | NATIVE_CUDA),
         ("csrc/cpu/epilogue.cpp", {"conv", *PROJECT}, NATIVE_CPU),
-        ("csrc/cpu/partials.h", {"norm", "conv", *PROJECT}, NATIVE_CPU),
+        ("csrc/cpu/partials.h", PARTIALS, NATIVE_CPU),
         ("csrc/cuda/rotary/rotary.cu", {"rotary"}, NATIVE_CUDA),
         ("csrc/cuda/ptx/mma.cuh", {"scaled", *PROJECT}, NATIVE_CUDA),
-        ("csrc/cuda/tile/float8.cuh", {"scaled", "quantize", *PROJECT}, NATIVE_CUDA),
+        ("csrc/cuda/tile/float8.cuh", {"norm_quantize", "quantize", "scaled", *PROJECT}, NATIVE_CUDA),
+        ("csrc/cpu/quantize_matrix.cpp", {"quantize"}, NATIVE_CPU),
         ("triton_kernels/_gemm.py", {"conv", *PROJECT} - {"grouped"}, {"warpwright-triton", "warpwright"}),
-        ("triton_kernels/loss.py", {"loss"}, {"warpwright-triton", "warpwright"}),
+        ("triton_kernels/loss.py", {"linear_loss", "loss"}, {"warpwright-triton", "warpwright"}),
         ("csrc/emulator/memory.cpp", set(), set()),
     ],
 )
@@ -305,6 +308,15 @@ def test_every_op_of_ours_has_sources():
         for backend, suffix in (("cuda", ".cu"), ("triton", ".py"), ("cpu", ".cpp")):
             files = sources.source_files(spec.family, (backend,))
             assert any(path.suffix == suffix for path in files), (op, backend)
+
+
+def test_every_source_is_of_some_op():
+    """A file that no family names would change without a row noticing."""
+    families = {spec.family for spec in SPECS.values()}
+    found = {path for family in families for path in sources.source_files(family, ("cpu", "cuda", "triton"))}
+    csrc = sources.ROOT / "csrc"
+    every = {*csrc.glob("cpu/*.cpp"), *csrc.glob("cuda/**/*.cu"), *sources.ROOT.glob("triton_kernels/*.py")}
+    assert {path.relative_to(sources.ROOT).as_posix() for path in every - found} == {"triton_kernels/__init__.py"}
 
 
 def test_every_include_is_found():

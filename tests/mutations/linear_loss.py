@@ -9,7 +9,7 @@ MUTATIONS = [
          ("linear_cross_entropy", "the first chunk's targets",
           "params.target = layer.targets(first);\n  params.row_loss",
           "params.target = layer.targets(0);\n  params.row_loss")),
-    *planted_in("csrc/cuda/loss/linear_loss.cu",
+    *planted_in("csrc/cuda/linear_loss/linear_loss.cu",
          ("linear_cross_entropy", "scale by nothing", "piece.values[i] *= by;", "piece.values[i] *= 1.0f;")),
     *planted_in("triton_kernels/linear_loss.py",
          ("linear_cross_entropy", "the last chunk's weight gradient", "self.of_weight.add_(part)", "part")),

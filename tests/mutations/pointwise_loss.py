@@ -8,7 +8,7 @@ MUTATIONS = [
           "return seen == 0 ? e : vlog(sum) * (e / seen);",
           "return vlog(sum) * (e * 0 + 2);"),
          ("kl_div", "the logarithm of zero", "(t == 0 ? Vec<A>{} : t * vlog(t)) - t * x", "t * vlog(t) - t * x")),
-    *planted_in("csrc/cuda/loss/pointwise_loss.cu",
+    *planted_in("csrc/cuda/pointwise_loss/pointwise_loss.cu",
          ("binary_cross_entropy_with_logits", "the gradient without its positive weight", "+ expf(-x)) - v * t",
           "+ expf(-x)) - t"),
          ("kl_div", "count past the last column",

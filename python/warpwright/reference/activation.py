@@ -59,13 +59,13 @@ def glu_backward(
     need_gate_bias: bool,
     need_up_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype, nothing = gate.dtype, gate.new_empty(0)
+    dtype = gate.dtype
     x, dy = _added(gate, gate_bias), grad_output.to(acc_dtype(gate.dtype))
     grad_gate = _gradient(activation, x, dy * _added(up, up_bias))
     grad_up = dy * _value(activation, x)
     return (
-        grad_gate.to(dtype).contiguous() if need_gate else nothing,
-        grad_up.to(dtype).contiguous() if need_up else nothing,
-        _column_sums(grad_gate, dtype) if need_gate_bias else nothing,
-        _column_sums(grad_up, dtype) if need_up_bias else nothing,
+        grad_gate.to(dtype).contiguous() if need_gate else gate.new_empty(0),
+        grad_up.to(dtype).contiguous() if need_up else gate.new_empty(0),
+        _column_sums(grad_gate, dtype) if need_gate_bias else gate.new_empty(0),
+        _column_sums(grad_up, dtype) if need_up_bias else gate.new_empty(0),
     )

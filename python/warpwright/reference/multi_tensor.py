@@ -14,7 +14,8 @@ def _found_inf(tensors: list[Tensor]) -> Tensor:
 
 def multi_tensor_norm(tensors: list[Tensor], order: float) -> tuple[Tensor, Tensor]:
     acc = acc_dtype(tensors[0].dtype)
-    norms = [torch.linalg.vector_norm(t.to(acc), order) for t in tensors if t.numel()]
+    # Contiguous: PyTorch adds the elements of others one after the other.
+    norms = [torch.linalg.vector_norm(t.to(acc).contiguous(), order) for t in tensors if t.numel()]
     norm = torch.linalg.vector_norm(torch.stack(norms), order) if norms else tensors[0].new_zeros((), dtype=acc)
     return norm, _found_inf(tensors)
 

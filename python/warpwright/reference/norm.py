@@ -180,7 +180,8 @@ def l2_normalize(input: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def l2_normalize_backward(grad_output: Tensor, input: Tensor, norm: Tensor, eps: float) -> Tensor:
     acc = acc_dtype(input.dtype)
     divisor = norm.clamp(min=eps).unsqueeze(-1)
-    dy, y = grad_output.to(acc), input.to(acc) / divisor
+    # Contiguous: PyTorch sums in another order elsewhere, and what autograd hands down lies as it likes.
+    dy, y = grad_output.to(acc).contiguous(), (input.to(acc) / divisor).contiguous()
     # A row that is shorter than eps is divided by a constant.
     dot = torch.where(norm.unsqueeze(-1) < eps, 0.0, (dy * y).sum(-1, keepdim=True))
     return ((dy - y * dot) / divisor).to(input.dtype).contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -129,14 +130,25 @@ def _torch_gated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         *,
         gate_bias: Tensor | None = None,
         up_bias: Tensor | None = None,
-        **options: Any,
     ) -> Tensor:
         if up is None:
             gate, up = gate.chunk(2, -1)
         gate = gate if gate_bias is None else gate + gate_bias
-        return function(gate, **options) * (up if up_bias is None else up + up_bias)
+        return function(gate) * (up if up_bias is None else up + up_bias)
 
     return torch_op
+
+
+def _torch_geglu(
+    gate: Tensor,
+    up: Tensor | None = None,
+    *,
+    approximate: str = "none",
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+) -> Tensor:
+    gated = _torch_gated(functools.partial(F.gelu, approximate=approximate))
+    return gated(gate, up, gate_bias=gate_bias, up_bias=up_bias)
 
 
 def _gated_samples(make: Make) -> Iterator[Sample]:
@@ -225,7 +237,7 @@ def _add_gated(name: str, function: Callable[..., Tensor], flops: int, **replace
 
 
 _add_gated("swiglu", F.silu, 5)
-_add_gated("geglu", F.gelu, 6, samples=_geglu_samples, bad_inputs=_geglu_bad_inputs)
+_add_gated("geglu", F.gelu, 6, torch_op=_torch_geglu, samples=_geglu_samples, bad_inputs=_geglu_bad_inputs)
 _add_gated("reglu", torch.relu, 2)
 
 # ---- glu ----

@@ -193,7 +193,7 @@ def _matrix_samples(make: Make) -> Iterator[Sample]:
     yield Sample("blocks, transposed", (values(35, 65), E5M2), {
         "granularity": "block", "block_size": 32, "transposed": True})  # fmt: skip
     yield Sample("int8 rows, transposed", (values(6, 10), torch.int8), {"transposed": True})
-    yield Sample("tensor, transposed", (values(6, 10),), {"granularity": "tensor", "transposed": True})
+    yield Sample("tensor, transposed", (values(6, 10), E5M2), {"granularity": "tensor", "transposed": True})
     yield Sample("int8 squares, transposed", (values(130, 140), torch.int8), {
         "granularity": "square", "transposed": True})  # fmt: skip
     yield Sample("blocks of three dimensions", (values(2, 3, 150), torch.int8), {"granularity": "block"})
