@@ -76,7 +76,13 @@ TINY = {
         {"rows": 3, "hidden": 8, "width": 5, "gated": False, "bias": True, "activation": "gelu"},
     ],
     "cross_entropy": [{"rows": 4, "classes": 9, "label_smoothing": smoothing} for smoothing in (0, 0.1)],
-    "linear_cross_entropy": [{"rows": 4, "width": 8, "classes": 9}],
+    "linear_cross_entropy": [
+        {"rows": 4, "width": 8, "classes": 9, "reduction": reduction} for reduction in ("mean", "none")
+    ],
+    "linear_kl_div": [
+        {"rows": 4, "width": 8, "teacher_width": 6, "classes": 9, "reduction": reduction}
+        for reduction in ("batchmean", "none")
+    ],
     "embedding": [
         {"vocabulary": 9, "width": 8, "tokens": 20, "distribution": shape} for shape in ("uniform", "zipf")
     ],
@@ -311,6 +317,8 @@ def test_pytorch_s_own_step_in_place_is_the_step(name, kind):
         ("geglu", {"rows": 3, "width": 4}, 6 * 12, 2 * 3 * 12),
         ("linear_cross_entropy", {"rows": 4, "width": 8, "classes": 16},
          2 * 4 * 8 * 16 + 4 * 4 * 16, 2 * (4 * 8 + 16 * 8) + 8 * 4 + 2),
+        ("linear_kl_div", {"rows": 4, "width": 8, "teacher_width": 6, "classes": 16},
+         2 * 4 * (8 + 6) * 16 + 10 * 4 * 16, 2 * (4 * 8 + 16 * 8 + 4 * 6 + 16 * 6) + 2),
         ("softmax", {"rows": 3, "width": 4}, 5 * 12, 2 * 2 * 12),
         ("group_norm", {"batch": 1, "channels": 4, "size": 3, "groups": 2, "activation": "silu"},
          11 * 36, 2 * (2 * 36 + 8)),

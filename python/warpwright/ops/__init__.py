@@ -3,6 +3,7 @@
 from warpwright.ops.activation import geglu, gelu, glu, reglu, relu, relu_squared, silu, swiglu
 from warpwright.ops.channel_norm import batch_norm, group_norm, instance_norm
 from warpwright.ops.conv import conv2d
+from warpwright.ops.distillation import linear_kl_div
 from warpwright.ops.dropout import dropout, dropout_add
 from warpwright.ops.embedding import embedding
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
@@ -59,6 +60,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_geglu",
     "linear_glu",
+    "linear_kl_div",
     "linear_sparse24",
     "linear_swiglu",
     "linear_w4a16",
