@@ -36,6 +36,7 @@ _PARTS = {
     "linear_loss": ("linear_cross_entropy",),
     "loss": ("loss_sums", "nll_loss"),
     "optim": ("lamb",),
+    "packed": ("quantize_packed",),
     "quantize": ("quantize_matrix",),
 }
 

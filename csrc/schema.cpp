@@ -66,6 +66,10 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " int? group_size, int in_features, str activation, str precision, bool batch_invariant, bool need_input,"
       " bool need_bias, bool need_residual)"
       " -> (Tensor grad_input, Tensor grad_bias, Tensor grad_residual)");
+  // `zero` has no elements where the range is symmetric.
+  m.def(
+      "quantize_packed(Tensor weight, int bits, int? group_size, bool symmetric)"
+      " -> (Tensor packed, Tensor scale, Tensor zero)");
   m.def(
       "dequantize_packed(Tensor packed, Tensor scale, Tensor? zero, int bits, int? group_size, int in_features)"
       " -> Tensor");

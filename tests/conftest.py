@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import tempfile
 
+# Before torch is imported: several processes of tests share the cores, and threads that spin while they wait take them
+# from those that work (five times as long where four processes had two cores).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 # Before Triton is imported: without a GPU its kernels are interpreted.

@@ -20,6 +20,7 @@ from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
 from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
+from warpwright.ops.packed_quantize import quantize_packed
 from warpwright.ops.pointwise_loss import binary_cross_entropy_with_logits, kl_div
 from warpwright.ops.qk_norm import qk_norm_rotary
 from warpwright.ops.quantize import dequantize, dequantize_fp8, quantize, quantize_fp8
@@ -76,6 +77,7 @@ __all__ = [
     "qk_norm_rotary",
     "quantize",
     "quantize_fp8",
+    "quantize_packed",
     "reglu",
     "relu",
     "relu_squared",
