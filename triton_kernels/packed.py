@@ -207,15 +207,16 @@ def quantize_packed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, k = weight.shape
     groups, padded = group_count(k, group_size), triton.cdiv(k, PIECE) * PIECE
-    data = torch.empty((n, padded * bits // 8), dtype=torch.uint8, device=weight.device)
+    words = torch.empty((n, padded * bits // 32), dtype=torch.int32, device=weight.device)
+    data = words.view(torch.uint8)
     scale = torch.empty((n, groups), dtype=weight.dtype, device=weight.device)
     zero = data.new_empty((0,) if symmetric else (n, groups))
     if n * groups > 0:
         size = padded if group_size is None else group_size
         block = max(row_block(size, 2048), PIECE)
         _quantize_kernel[(n * groups,)](
-            weight, weight.stride(0), weight.stride(1), data.view(torch.int32), scale, zero, k, groups, size,
-            padded * bits // 32, BITS=bits, SYMMETRIC=symmetric, ACC=tl_acc(weight.dtype), INTERPRETED=interpreted(),
+            weight, weight.stride(0), weight.stride(1), words, scale, zero, k, groups, size,
+            words.shape[1], BITS=bits, SYMMETRIC=symmetric, ACC=tl_acc(weight.dtype), INTERPRETED=interpreted(),
             BLOCK=block, num_warps=num_warps(block),
         )  # fmt: skip
     return data, scale, zero
