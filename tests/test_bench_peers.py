@@ -10,7 +10,7 @@ import peer_stubs
 import pytest
 import torch
 
-import warpwright.bench.operators  # noqa: F401  (fills OPERATORS)
+import warpwright.bench.operators
 from warpwright.bench.case import OPERATORS, Case
 from warpwright.bench.environment import peer_versions
 from warpwright.bench.providers.peers import DISTRIBUTIONS, PEERS, _peer

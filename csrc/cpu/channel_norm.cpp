@@ -7,19 +7,22 @@ WARPWRIGHT_ISA_BEGIN
 namespace {
 
 // Of one channel: the mean, then the squared differences to it. The mean of squares less the square of the mean loses
-// every digit when the mean is large. The mean itself is that of the differences to the first value: sums of large
-// numbers would cost it some.
+// every digit when the mean is large. The mean itself is that of the differences to the first value, since sums of large
+// numbers would cost it some, and then of what is left when that is subtracted: its own rounding, which would be in each
+// of the differences that the gradient of weight adds up.
 template <class T>
 void line_statistics(const T* x, int64_t count, acc_t<T>* mean, acc_t<T>* squares) {
   using A = acc_t<T>;
   const A first = to_acc(x[0]);
   const A center =
       first + sum_vectors<A>(count, [&](int64_t i, auto n) { return load(x + i, n, first) - first; }) / A(count);
-  *mean = center;
+  Vec<A> rest{};
   *squares = sum_vectors<A>(count, [&](int64_t i, auto n) {
     const Vec<A> d = load(x + i, n, center) - center;  // Lanes past the end hold the mean: they add nothing.
+    rest += d;
     return d * d;
   });
+  *mean = center + reduce_add<A>(rest) / A(count);
 }
 
 // Joins kRows rows to the statistics of the `before` rows in front of them (Chan, Golub and LeVeque, 1979), all less

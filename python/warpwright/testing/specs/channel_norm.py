@@ -212,7 +212,7 @@ def _batch_norm_samples(make: Make) -> Iterator[Sample]:
     fused = {"residual": make.tensor(3, 4, 2, 3), "activation": "relu"}
     yield Sample("two layouts, last", (_last(make.tensor(3, 4, 2, 3)), *none, *_parameters(make, 4), True), fused)
     yield Sample("many rows", (make.tensor(131, 6), *none, *_parameters(make, 6), True))
-    yield Sample("large mean", (make.tensor(4, 3, 21, low=999, high=1001), *none, *_parameters(make, 3), True))
+    yield Sample("large mean", (make.tensor(4, 3, 20, low=999, high=1001), *none, *_parameters(make, 3), True))
     one = (make.tensor(1, 4), *_running(make, 4), *_parameters(make, 4))
     yield Sample("inference of one", one, {"activation": "relu"})
 
@@ -313,7 +313,7 @@ def _instance_norm_samples(make: Make) -> Iterator[Sample]:
     yield Sample("running", (_last(make.tensor(3, 4, 2, 5)), *_running(make, 4), *_parameters(make, 4), True, 0.3))
     yield Sample("inference", (make.tensor(2, 4, 5), *_running(make, 4), *_parameters(make, 4), False))
     yield Sample("no affine", (make.tensor(2, 4, 7),))
-    yield Sample("volume", (_last(make.tensor(2, 8, 2, 3, 3)), *none, *_parameters(make, 8)))
+    yield Sample("volume", (_last(make.tensor(1, 8, 2, 3, 3)), *none, *_parameters(make, 8)))
     yield Sample("large mean", (make.tensor(2, 3, 40, low=999, high=1001), *none, *_parameters(make, 3)))
 
 
