@@ -22,6 +22,16 @@ _WHOLE_ROW = 62
 
 
 @triton.jit
+def _shifts(BITS: tl.constexpr):
+    """Where the elements of a word start: packed_shift of csrc/kernels/packed.h."""
+    element = tl.arange(0, 32 // BITS)
+    shift = element * 8
+    if BITS == 4:
+        shift = element // 2 * 4 + element % 2 * 16
+    return shift
+
+
+@triton.jit
 def _elements(
     data_ptr, data_row, data_col, scale_ptr, scale_row, scale_col, zero_ptr, zero_row, zero_col, row, start, n, k,
     group_shift, BITS: tl.constexpr, WORDS: tl.constexpr, HAS_ZERO: tl.constexpr, ACC: tl.constexpr,
@@ -42,10 +52,7 @@ def _elements(
     # A word lies in one group.
     group = word * per_word >> group_shift
     scale = tl.load(scale_ptr + row[:, None] * scale_row + group[None, :] * scale_col, inside, 0.0).to(ACC)
-    element = tl.arange(0, per_word)
-    shift = element * 8
-    if BITS == 4:
-        shift = element // 2 * 4 + element % 2 * 16
+    shift = _shifts(BITS)
     q = (words[:, :, None] >> shift[None, None, :]) & (2**BITS - 1)
     if HAS_ZERO:
         zero = tl.load(zero_ptr + row[:, None] * zero_row + group[None, :] * zero_col, inside, 0).to(tl.int32)
@@ -156,9 +163,7 @@ def _quantize_kernel(
         tl.store(zero_ptr + group, zero.to(tl.int32).to(tl.uint8))
     word = tl.arange(0, BLOCK // per_word).to(tl.int64)
     element = tl.arange(0, per_word)
-    shift = element * 8
-    if BITS == 4:
-        shift = element // 2 * 4 + element % 2 * 16
+    shift = _shifts(BITS)
     # Words past the end of a row, up to its padding, are zeros.
     end = tl.minimum(first + group_size, row_words * per_word)
     for start in range(first, end, BLOCK):

@@ -75,7 +75,7 @@ __device__ __forceinline__ Steps steps_of(const QuantizeLaunch& p, int64_t group
   return steps;
 }
 
-// machine code: SHFL, 16-byte
+// machine code: SHFL, LDG.128
 template <class T>
 __global__ void __launch_bounds__(kThreads) quantize_packed_kernel(const QuantizeLaunch p) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -106,23 +106,23 @@ __global__ void __launch_bounds__(kThreads) quantize_packed_kernel(const Quantiz
   const Steps steps = steps_of<T>(p, group, high, negated_low, rank == 0);
   for (int64_t col = start + rank * kUnpacked; col < end; col += span) {
     if (end - start > span) x.load(weight + col * step, step, p.packs, p.k - col);
-    uint32_t words[2] = {0, 0};
+    Pack<uint32_t, 2> words{{0, 0}};
 #pragma unroll
     for (int i = 0; i < kUnpacked; ++i) {
       const uint32_t q = col + i < p.k ? steps.of(x.values[i]) : 0u;
-      if (p.bits == 4) words[0] |= q << packed_shift(4, i);
-      if (p.bits == 8) words[i / 4] |= q << packed_shift(8, i % 4);
+      if (p.bits == 4) words.values[0] |= q << packed_shift(4, i);
+      if (p.bits == 8) words.values[i / 4] |= q << packed_shift(8, i % 4);
     }
-    auto* const out = reinterpret_cast<uint32_t*>(p.data + row * bytes + col * p.bits / 8);
-    out[0] = words[0];
-    if (p.bits == 8) out[1] = words[1];
+    uint8_t* const out = p.data + row * bytes + col * p.bits / 8;
+    if (p.bits == 4) *reinterpret_cast<uint32_t*>(out) = words.values[0];
+    if (p.bits == 8) *reinterpret_cast<Pack<uint32_t, 2>*>(out) = words;
   }
 }
 
+}  // namespace
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launcher
-
-}  // namespace
 
 void quantize_packed(const QuantizePackedParams& params, Stream stream) {
   const int64_t eights = params.group_size / kUnpacked;
