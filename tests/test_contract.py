@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import warpwright
 from warpwright import _registry
-from warpwright.testing import LAYOUTS, SPECS, Make, Sample, compare, evaluate, evaluate_in_place, relayout
+from warpwright.testing import (
+    ERROR_FACTOR,
+    LAYOUTS,
+    SPECS,
+    Comparison,
+    Make,
+    Sample,
+    compare,
+    evaluate,
+    evaluate_in_place,
+    relayout,
+)
 
 ALL = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 #: opcheck and tracing look at schemas and metadata: a few samples with different branches are enough.
@@ -244,35 +254,39 @@ def test_backward_inside_an_autocast_region_keeps_the_dtypes_of_forward(matrix, 
 
 @ALL
 def test_any_shape_and_layout(matrix, spec):
-    """Hypothesis draws sizes (empty, one, odd, large), dtypes and a memory layout for each tensor."""
+    """Drawn sizes (empty, one, odd, large), dtypes and a memory layout for each tensor.
+
+    Not drawn by Hypothesis: it mixes constants of whatever modules are loaded into its numbers, so that they depend on
+    the tests before, derandomised or not. WARPWRIGHT_TEST_DRAWS sets how many there are.
+    """
     slow = matrix == "cpu" and warpwright.current_backend() in ("triton", "emulated")
+    wrong = []
+    for seed in range(int(os.environ.get("WARPWRIGHT_TEST_DRAWS", 4 if slow else 40))):
+        rng = random.Random(seed)
+        dtype, layouts = rng.choice(spec.dtypes), rng.choices(["contiguous", *LAYOUTS], k=8)
+        state, found = rng.getstate(), []
+        for fill in range(2 if slow else 3):
+            rng.setstate(state)
+            sample = spec.draw(Make(dtype, matrix, 1000 * fill + seed), rng)
+            kinds = itertools.cycle(layouts)
+            ours = evaluate_in_place(spec.op, sample.map(lambda t, kinds=kinds: _laid(t, next(kinds))))
+            found.append(compare(spec, sample, ours))
+        wrong += [
+            f"{seed}, {dtype}, {layouts}, {sample.name}: {each}" for each in zip(*found, strict=True) if _worse(each)
+        ]
+    assert not wrong, "\n".join(wrong)
 
-    @hypothesis.settings(
-        max_examples=6 if slow else 40,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(
-        rng=st.randoms(use_true_random=False),
-        seed=st.integers(0, 2**31),
-        dtype=st.sampled_from(spec.dtypes),
-        layouts=st.lists(st.sampled_from(["contiguous", *LAYOUTS]), min_size=8, max_size=8),
-    )
-    def run(rng: random.Random, seed: int, dtype: torch.dtype, layouts: list[str]) -> None:
-        sample = spec.draw(Make(dtype, matrix, seed), rng)
-        kinds = itertools.cycle(layouts)
 
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            kind = next(kinds)
-            return tensor if kind == "contiguous" else relayout(tensor, kind)
+def _laid(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    return tensor if layout == "contiguous" else relayout(tensor, layout)
 
-        ours = evaluate_in_place(spec.op, sample.map(move))
-        wrong = [f"{sample.name}: {c}" for c in compare(spec, sample, ours) if not c.ok]
-        assert not wrong, "\n".join(wrong)
 
-    run()
+def _worse(each: tuple[Comparison, ...]) -> bool:
+    """The largest error against the largest of PyTorch's, for the same call on several numbers: what is drawn is often
+    one element, of which PyTorch's error is luck."""
+    theirs = max(c.torch_error for c in each)
+    floor = max(c.bound - ERROR_FACTOR * c.torch_error for c in each)
+    return not all(c.error <= ERROR_FACTOR * theirs + floor for c in each)
 
 
 def test_every_schema_belongs_to_an_op_spec():

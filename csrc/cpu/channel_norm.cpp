@@ -7,9 +7,9 @@ WARPWRIGHT_ISA_BEGIN
 namespace {
 
 // Of one channel: the mean, then the squared differences to it. The mean of squares less the square of the mean loses
-// every digit when the mean is large. The mean itself is that of the differences to the first value, since sums of large
-// numbers would cost it some, and then of what is left when that is subtracted: its own rounding, which would be in each
-// of the differences that the gradient of weight adds up.
+// every digit when the mean is large. The mean itself is that of the differences to the first value, since sums of
+// large numbers would cost it some, and then of what is left when that is subtracted: its own rounding, which would be
+// in each of the differences that the gradient of weight adds up.
 template <class T>
 void line_statistics(const T* x, int64_t count, acc_t<T>* mean, acc_t<T>* squares) {
   using A = acc_t<T>;
@@ -25,22 +25,44 @@ void line_statistics(const T* x, int64_t count, acc_t<T>* mean, acc_t<T>* square
   *mean = center + reduce_add<A>(rest) / A(count);
 }
 
-// Joins kRows rows to the statistics of the `before` rows in front of them (Chan, Golub and LeVeque, 1979), all less
-// the first row.
-template <int kRows, class T>
-void join_rows(const Lines<T>& x, int64_t before, int64_t width, acc_t<T>* mean, acc_t<T>* squares) {
+// Joins rows, kTileRows of them or fewer, to the statistics of the `before` rows in front of them (Chan, Golub and
+// LeVeque, 1979), all less `shift`.
+template <class T, class Count>
+void join_rows(const Lines<T>& x, int64_t before, Count rows, int64_t width, const acc_t<T>* shift, acc_t<T>* mean,
+               acc_t<T>* squares) {
   using A = acc_t<T>;
-  const A share = A(kRows) / A(before + kRows), weight = A(before) * share;
+  const A share = A(rows) / A(before + rows), weight = A(before) * share;
   for_each_vector<A>(width, [&](int64_t i, auto n) {
-    const Vec<A> first = load(x.line(0) + i, n);
-    Vec<A> rows[kRows], total{}, square{};
-    for (int r = 0; r < kRows; ++r) total += rows[r] = load(x.line(before + r) + i, n) - first;
-    const Vec<A> center = total * (A(1) / A(kRows));
-    for (int r = 0; r < kRows; ++r) square += (rows[r] - center) * (rows[r] - center);
+    const Vec<A> less = load(shift + i, n);
+    Vec<A> values[kTileRows], total{}, square{};
+    for (int r = 0; r < rows; ++r) total += values[r] = load(x.line(before + r) + i, n) - less;
+    const Vec<A> center = total * (A(1) / A(rows));
+    for (int r = 0; r < rows; ++r) square += (values[r] - center) * (values[r] - center);
     const Vec<A> old = load(mean + i, n), delta = center - old;
     store(mean + i, old + delta * share, n);
     store(squares + i, load(squares + i, n) + square + delta * delta * weight, n);
   });
+}
+
+// Of neighbouring channels, like line_statistics: what is near the mean, that of the first rows, is subtracted first,
+// so that sums are small and rounded little.
+template <class T>
+void row_statistics(const Lines<T>& x, int64_t positions, int64_t width, acc_t<T>* mean, acc_t<T>* squares) {
+  using A = acc_t<T>;
+  A shift[kUnitChannels];
+  const int64_t first = positions < kTileRows ? positions : kTileRows;
+  for_each_vector<A>(width, [&](int64_t i, auto n) {
+    Vec<A> total{};
+    for (int64_t r = 0; r < first; ++r) total += load(x.line(r) + i, n);
+    store(shift + i, total * (A(1) / A(first)), n);
+  });
+  for (int64_t i = 0; i < width; ++i) mean[i] = squares[i] = 0;
+  int64_t row = 0;
+  for (; row + kTileRows <= positions; row += kTileRows) {
+    join_rows(x, row, std::integral_constant<int, kTileRows>{}, width, shift, mean, squares);
+  }
+  if (row < positions) join_rows(x, row, static_cast<int>(positions - row), width, shift, mean, squares);
+  for_each_vector<A>(width, [&](int64_t i, auto n) { store(mean + i, load(mean + i, n) + load(shift + i, n), n); });
 }
 
 template <class T>
@@ -50,14 +72,7 @@ void unit_statistics(const ChannelNormParams& p, const Unit& unit, const Lines<T
   A* mean = static_cast<A*>(p.mean_partials) + at;
   A* squares = static_cast<A*>(p.square_partials) + at;
   if (!p.shape.channels_last) return line_statistics(x.data, unit.positions, mean, squares);
-  for (int64_t i = 0; i < unit.width; ++i) mean[i] = squares[i] = 0;
-  int64_t row = 0;
-  for (; row + kTileRows <= unit.positions; row += kTileRows) {
-    join_rows<kTileRows>(x, row, unit.width, mean, squares);
-  }
-  for (; row < unit.positions; ++row) join_rows<1>(x, row, unit.width, mean, squares);
-  for_each_vector<A>(unit.width,
-                     [&](int64_t i, auto n) { store(mean + i, load(mean + i, n) + load(x.data + i, n), n); });
+  row_statistics(x, unit.positions, unit.width, mean, squares);
 }
 
 // Running statistics of a channel, moved towards what was found.

@@ -114,8 +114,9 @@ def matmul(
     if residual is not None:
         residual = _expanded(op, residual, sizes, row, column)
     if folded:
-        a = a.reshape(-1, a.shape[-1])
-        residual = None if residual is None else residual.reshape(-1, residual.shape[-1])
+        rows = a.shape[:-1].numel()  # -1 could be anything where there are no columns.
+        a = a.reshape(rows, a.shape[-1])
+        residual = None if residual is None else residual.reshape(rows, residual.shape[-1])
     else:
         a, b = a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:])
     result = _product(op, a, b, bias, residual, alpha, beta, activation, output_scale, out_dtype)

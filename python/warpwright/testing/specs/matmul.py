@@ -189,6 +189,8 @@ def _matmul_samples(make: Make) -> Iterator[Sample]:
     yield Sample("chunks", chunks, {"residual": t(2, 136, 144), "activation": "leaky_relu", "output_scale": 2.0})
     yield Sample("no batch", (t(0, 3, 4), t(0, 4, 5)))
     yield Sample("no inner", (t(2, 3, 0), t(2, 0, 4)), {"bias": t(4), "activation": "sigmoid"})
+    yield Sample("no inner, one matrix", (t(2, 3, 0), t(0, 4)), {"bias": t(4)})
+    yield Sample("no columns, one matrix", (t(2, 3, 4), t(4, 0)), {"residual": t(2, 3, 0)})
 
 
 def _out_dtype_samples(make: Make) -> Iterator[Sample]:
