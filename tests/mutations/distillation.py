@@ -15,7 +15,8 @@ MUTATIONS = [
          ("linear_kl_div", "the student's row is the teacher's", "teacher(p.teacher, row, scale)",
           "teacher(p.student, row, scale)")),
     *planted_in("triton_kernels/distillation.py",
-         ("linear_kl_div", "a maximum without its temperature", "tl.max(highest, 0) * scale", "tl.max(highest, 0)")),
+         ("linear_kl_div", "the gradient of the logits before their temperature", "of_grad = factor * scale",
+          "of_grad = factor")),
     *planted_in("python/warpwright/reference/distillation.py",
          ("linear_kl_div", "the mean over elements", '"batchmean": log_q.shape[0]', '"batchmean": log_q.numel()')),
 ]  # fmt: skip
