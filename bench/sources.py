@@ -28,12 +28,15 @@ _ALSO = {
     "conv": ("epilogue",),
     **dict.fromkeys(("gated", "grouped", "packed", "sparse"), ("epilogue", "matmul")),
     "linear_loss": ("epilogue", "loss", "matmul"),
+    "distillation": ("epilogue", "linear_loss", "loss", "matmul"),
 }
 #: Further files of a family whose C++ is more than one of its name; on a GPU all files of its folder are.
 _PARTS = {
     "channel_norm": ("channel_norm_backward",),
+    "linear_loss": ("linear_cross_entropy",),
     "loss": ("loss_sums", "nll_loss"),
     "optim": ("lamb",),
+    "packed": ("quantize_packed",),
     "quantize": ("quantize_matrix",),
 }
 

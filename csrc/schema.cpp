@@ -66,6 +66,10 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " int? group_size, int in_features, str activation, str precision, bool batch_invariant, bool need_input,"
       " bool need_bias, bool need_residual)"
       " -> (Tensor grad_input, Tensor grad_bias, Tensor grad_residual)");
+  // `zero` has no elements where the range is symmetric.
+  m.def(
+      "quantize_packed(Tensor weight, int bits, int? group_size, bool symmetric)"
+      " -> (Tensor packed, Tensor scale, Tensor zero)");
   m.def(
       "dequantize_packed(Tensor packed, Tensor scale, Tensor? zero, int bits, int? group_size, int in_features)"
       " -> Tensor");
@@ -228,14 +232,27 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   // The loss of linear's output, whose rows are taken `chunk_rows` at a time. Where gradients are needed of a loss that
   // is reduced, they are those of the loss itself, still to be scaled by its gradient: linear_loss_backward.
   m.def(
-      "linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Tensor? bias, int ignore_index, str reduction,"
-      " float label_smoothing, float z_loss, float softcap, int chunk_rows, str precision, bool batch_invariant,"
-      " bool float32_loss, bool need_input, bool need_weight, bool need_bias)"
-      " -> (Tensor loss, Tensor lse, Tensor total, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+      "linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Tensor? bias, Tensor? class_weight,"
+      " int ignore_index, str reduction, float label_smoothing, float z_loss, float softcap, int chunk_rows,"
+      " str precision, bool batch_invariant, bool float32_loss, bool need_input, bool need_weight, bool need_bias)"
+      " -> (Tensor loss, Tensor lse, Tensor mass, Tensor total, Tensor grad_input, Tensor grad_weight,"
+      " Tensor grad_bias)");
   m.def(
       "linear_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor target, Tensor? bias,"
-      " Tensor lse, Tensor total, int ignore_index, str reduction, float label_smoothing, float z_loss, float softcap,"
-      " int chunk_rows, str precision, bool batch_invariant, bool need_input, bool need_weight, bool need_bias)"
+      " Tensor? class_weight, Tensor lse, Tensor mass, Tensor total, int ignore_index, str reduction,"
+      " float label_smoothing, float z_loss, float softcap, int chunk_rows, str precision, bool batch_invariant,"
+      " bool need_input, bool need_weight, bool need_bias)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  // The divergence of the student's rows from the teacher's, whose layer is a constant.
+  m.def(
+      "linear_kl_div(Tensor input, Tensor weight, Tensor teacher_input, Tensor teacher_weight, Tensor? bias,"
+      " Tensor? teacher_bias, float temperature, str reduction, int chunk_rows, str precision, bool batch_invariant,"
+      " bool float32_loss, bool need_input, bool need_weight, bool need_bias)"
+      " -> (Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "linear_kl_div_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor teacher_input,"
+      " Tensor teacher_weight, Tensor? bias, Tensor? teacher_bias, float temperature, str reduction, int chunk_rows,"
+      " str precision, bool batch_invariant, bool need_input, bool need_weight, bool need_bias)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "linear_loss_backward(Tensor grad_loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"

@@ -259,7 +259,7 @@ def test_hashes_do_not_depend_on_where_the_checkout_lies(checkout):
 
 
 #: Families that end in, or fall back to, the same products.
-PROJECT = {"gated", "grouped", "linear_loss", "matmul", "packed", "sparse"}
+PROJECT = {"distillation", "gated", "grouped", "linear_loss", "matmul", "packed", "sparse"}
 #: Those whose CPU kernels sum columns in two stages.
 PARTIALS = {"activation", "channel_norm", "conv", "norm", "qk_norm", *PROJECT}
 NATIVE_CPU = {"warpwright-cpu", "warpwright"}
@@ -284,6 +284,7 @@ NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
         ("csrc/cpu/quantize_matrix.cpp", {"quantize"}, NATIVE_CPU),
         ("triton_kernels/_gemm.py", {"conv", *PROJECT} - {"grouped"}, {"warpwright-triton", "warpwright"}),
         ("triton_kernels/loss.py", {"linear_loss", "loss"}, {"warpwright-triton", "warpwright"}),
+        ("csrc/bindings/linear_loss.h", {"distillation", "linear_loss"}, NATIVE_CPU | NATIVE_CUDA),
         ("csrc/emulator/memory.cpp", set(), set()),
     ],
 )

@@ -76,7 +76,13 @@ TINY = {
         {"rows": 3, "hidden": 8, "width": 5, "gated": False, "bias": True, "activation": "gelu"},
     ],
     "cross_entropy": [{"rows": 4, "classes": 9, "label_smoothing": smoothing} for smoothing in (0, 0.1)],
-    "linear_cross_entropy": [{"rows": 4, "width": 8, "classes": 9}],
+    "linear_cross_entropy": [
+        {"rows": 4, "width": 8, "classes": 9, "reduction": reduction} for reduction in ("mean", "none")
+    ],
+    "linear_kl_div": [
+        {"rows": 4, "width": 8, "teacher_width": 6, "classes": 9, "reduction": reduction}
+        for reduction in ("batchmean", "none")
+    ],
     "embedding": [
         {"vocabulary": 9, "width": 8, "tokens": 20, "distribution": shape} for shape in ("uniform", "zipf")
     ],
@@ -98,6 +104,7 @@ TINY = {
         {"m": 5, "n": 6, "k": 70, "group_size": 32, "zero_points": True, "bias": True, "activation": "silu"},
         {"m": 5, "n": 6, "k": 70, "group_size": None},
     ],
+    "quantize_packed": [{"n": 6, "k": 70, "bits": bits, "zero_points": bits == 8} for bits in (4, 8)],
     "dequantize_packed": [{"n": 6, "k": 70, "bits": bits, "zero_points": bits == 8} for bits in (4, 8)],
     "quantize_fp8": [{"rows": 3, "width": 40, "block_size": block, "format": "e5m2"} for block in (None, 16)],
     "dequantize_fp8": [{"rows": 3, "width": 40, "block_size": block} for block in (None, 16)],
@@ -308,9 +315,14 @@ def test_pytorch_s_own_step_in_place_is_the_step(name, kind):
         ("linear_w4a16", {"m": 4, "n": 8, "k": 70, "group_size": 32, "zero_points": True},
          2 * 4 * 8 * 70, 8 * (48 + 3 * 3) + 2 * (4 * 70 + 4 * 8)),
         ("dequantize_packed", {"n": 8, "k": 70, "bits": 8}, 2 * 8 * 70, 8 * (96 + 2) + 2 * 8 * 70),
+        # Three groups of 32, each with a scale and a zero point.
+        ("quantize_packed", {"n": 8, "k": 70, "group_size": 32, "zero_points": True},
+         4 * 8 * 70, 2 * 8 * 70 + 8 * (48 + 3 * 2 + 3)),
         ("geglu", {"rows": 3, "width": 4}, 6 * 12, 2 * 3 * 12),
         ("linear_cross_entropy", {"rows": 4, "width": 8, "classes": 16},
          2 * 4 * 8 * 16 + 4 * 4 * 16, 2 * (4 * 8 + 16 * 8) + 8 * 4 + 2),
+        ("linear_kl_div", {"rows": 4, "width": 8, "teacher_width": 6, "classes": 16},
+         2 * 4 * (8 + 6) * 16 + 10 * 4 * 16, 2 * (4 * 8 + 16 * 8 + 4 * 6 + 16 * 6) + 2),
         ("softmax", {"rows": 3, "width": 4}, 5 * 12, 2 * 2 * 12),
         ("group_norm", {"batch": 1, "channels": 4, "size": 3, "groups": 2, "activation": "silu"},
          11 * 36, 2 * (2 * 36 + 8)),

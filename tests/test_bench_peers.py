@@ -32,6 +32,7 @@ LAST = {"batch": 2, "channels": 128, "size": 3, "groups": 32, "channels_last": T
 TAKEN = [
     ("liger", "rms_norm", ROWS), ("liger", "rms_norm", RESIDUAL), ("liger", "layer_norm", ROWS),
     ("liger", "group_norm", IMAGES), ("liger", "softmax", ROWS), ("liger", "linear_cross_entropy", LINEAR_LOSS),
+    ("liger", "linear_cross_entropy", {**LINEAR_LOSS, "reduction": "none"}),
     ("quack", "rms_norm", ROWS), ("quack", "rms_norm", RESIDUAL), ("quack", "softmax", ROWS),
     ("quack", "cross_entropy", LOSS), ("quack", "rotary_embedding", ROTARY),
     ("quack", "rotary_embedding", {**ROTARY, "interleaved": True}),
@@ -55,6 +56,7 @@ REFUSED = [
     ("liger", "group_norm", {**IMAGES, "activation": "silu"}, "activation is not supported"),
     ("liger", "group_norm", {**IMAGES, "channels_last": True}, "channels last are not supported"),
     ("quack", "cross_entropy", SMOOTHED, "label_smoothing=0.1 is not supported"),
+    ("quack", "linear_cross_entropy", {**LINEAR_LOSS, "reduction": "none"}, "reduction='none' is not supported"),
     ("quack", "linear", {"m": 8, "n": 16, "k": 8}, "float32 products are not supported"),
     ("quack", "rotary_embedding", {**ROTARY, "head_dim": 12}, "sizes must be multiples of 8, got 12"),
     ("apex", "rms_norm", RESIDUAL, "residual is not supported"),

@@ -191,6 +191,17 @@ def test_a_second_gradient_is_refused_in_words(spec):
         sum((g * g).sum() for g in grads if g is not None).backward()
 
 
+@pytest.mark.parametrize("name", ["linear", "cross_entropy", "linear_cross_entropy", "linear_kl_div", "group_norm"])
+def test_no_zeros_are_made_for_what_has_no_gradient(name):
+    """Statistics and what an activation saves are outputs of the operators, some as large as the result."""
+    spec = SPECS[name]
+    for sample in list(spec.samples(Make(torch.float32)))[:FEW]:
+        result = _tensors(spec.op(*sample.args, **sample.kwargs))[0]
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            result.backward(torch.ones_like(result))
+        assert not [e for e in profile.events() if e.name == "aten::zeros"], sample.name
+
+
 @pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.gradcheck], ids=lambda s: s.name)
 def test_an_expanded_gradient_is_read_in_place(matrix, spec):
     """`.sum().backward()` hands down a gradient whose strides are all 0."""

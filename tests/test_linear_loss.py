@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import warpwright
 from warpwright import ops
-from warpwright.ops.linear_loss import CHUNK_BYTES, chunk_of
+from warpwright.ops._linear_loss import CHUNK_BYTES, chunk_of
 
 
 def peak_bytes(call) -> int:
@@ -23,19 +23,58 @@ def peak_bytes(call) -> int:
     return peak
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_the_logits_are_never_whole(reduction):
-    rows, features, classes = 4096, 4, 16384
-    x, weight = torch.randn(rows, features, requires_grad=True), torch.randn(classes, features, requires_grad=True)
+def _losses(rows, features, classes):
+    """What eager PyTorch and we do of one output layer: name -> (eager, ours)."""
+    x, weight = torch.randn(rows, features, requires_grad=True), torch.randn(classes, features) / features**0.5
+    weight.requires_grad_()
     target = torch.randint(0, classes, (rows,))
-    whole = rows * classes * 4
+    taught = torch.randn(rows, features), torch.randn(classes, features) / features**0.5
 
-    def call():
-        ops.linear_cross_entropy(x, weight, target, reduction=reduction).sum().backward()
+    def kl_div():
+        student, teacher = ((t @ w.t()).log_softmax(-1) for t, w in ((x, weight), taught))
+        return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
-    call()
-    assert 0 < peak_bytes(call) < whole / 6
-    assert peak_bytes(lambda: torch.nn.functional.linear(x, weight)) >= whole
+    linear = torch.nn.functional.linear
+    return {
+        "linear_cross_entropy": (
+            lambda: torch.nn.functional.cross_entropy(linear(x, weight), target),
+            lambda: ops.linear_cross_entropy(x, weight, target),
+        ),
+        "linear_cross_entropy, none": (
+            lambda: torch.nn.functional.cross_entropy(linear(x, weight), target, reduction="none"),
+            lambda: ops.linear_cross_entropy(x, weight, target, reduction="none"),
+        ),
+        "linear_kl_div": (kl_div, lambda: ops.linear_kl_div(x, weight, *taught)),
+    }
+
+
+@pytest.mark.parametrize("name", _losses(1, 1, 1))
+def test_a_tenth_of_eagers_memory(name):
+    """Forward and backward with the gradients themselves, of sixteen tokens for each feature."""
+    peaks = []
+    for loss in _losses(4096, 256, 16384)[name]:
+
+        def call(loss=loss):
+            loss().sum().backward()
+
+        peaks.append(peak_bytes(call))
+    eager, ours = peaks
+    assert eager > 4096 * 16384 * 4, "the meter saw no logits"
+    assert 0 < ours <= eager / 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_of_the_classes_make_the_whole_gradient(dtype):
+    """More classes than one part of the weight's gradient takes, and several chunks."""
+    rows, features, classes = 40, 2048, 1100
+    x, weight = torch.randn(rows, features, dtype=dtype), torch.randn(classes, features) / features**0.5
+    weight = weight.to(dtype).requires_grad_()
+    target = torch.randint(0, classes, (rows,))
+    grads = []
+    for chunk_rows in (16, rows):
+        loss = ops.linear_cross_entropy(x, weight, target, chunk_rows=chunk_rows)
+        grads.append(torch.autograd.grad(loss, weight)[0])
+    torch.testing.assert_close(*grads)
 
 
 def test_chunks_are_a_tenth_or_what_is_small():
@@ -45,6 +84,7 @@ def test_chunks_are_a_tenth_or_what_is_small():
     assert chunk_of(large[:64], weight, None) * 131072 * 2 <= CHUNK_BYTES
     assert chunk_of(large[:32], weight[:100], None) == 32
     assert chunk_of(large, weight, 5) == 5
+    assert chunk_of(large, weight, None, layers=2) == 384
 
 
 class _Names(TorchDispatchMode):

@@ -44,3 +44,11 @@ def test_a_layer_has_torchs_state():
     x, target = torch.randn(6, 8), torch.randint(0, 5, (6,))
     expected = F.cross_entropy(ours.linear(x), target)
     torch.testing.assert_close(ours(x, target), expected)
+
+
+def test_a_layer_weighs_classes():
+    weight = torch.rand(5)
+    ours = warpwright.nn.LinearCrossEntropyLoss(8, 5, class_weight=weight)
+    assert list(ours.state_dict()) == ["class_weight", "linear.weight"]
+    x, target = torch.randn(6, 8), torch.randint(0, 5, (6,))
+    torch.testing.assert_close(ours(x, target), F.cross_entropy(ours.linear(x), target, weight))

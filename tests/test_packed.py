@@ -84,6 +84,38 @@ def test_dequantized_bits_are_those_of_torch(matrix, dtype, bits, symmetric):
         assert torch.equal(packed.dequantize(), _torch_dequantize(packed))
 
 
+@DTYPES
+@BITS
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_quantized_bits_are_those_of_the_packer(matrix, dtype, bits, symmetric):
+    """Data, scales and zero points, of groups of every kind: scales that round, halves, subnormal numbers, zeros."""
+    if dtype == torch.float64 and (matrix == "cuda" or warpwright.current_backend() == "emulated"):
+        pytest.skip("CUDA kernels take no float64")
+    weight = Make(dtype, matrix).tensor(9, 333, grad=False)
+    weight[1] = weight[1].abs() + 1
+    weight[2] = -weight[2].abs()
+    weight[3] *= 2.0**-20
+    weight[4] = 0
+    weight[5] = (torch.arange(333) % 16 - 8) / 2  # Quotients half-way between integers.
+    for group_size in (32, 64, 256, 512, None):
+        for moved in (weight, weight.t().contiguous().t(), weight[:, 1:70]):
+            ours = ops.quantize_packed(moved, bits, group_size, symmetric)
+            theirs = pack_weights(moved, bits, group_size, symmetric)
+            for a, b in zip(ours[:3], theirs[:3], strict=True):
+                assert (a is None and b is None) or torch.equal(a, b), group_size
+            assert ours[3:] == theirs[3:]
+
+
+def test_a_nan_spoils_its_group_alone(matrix):
+    weight = Make(torch.bfloat16, matrix).tensor(2, 128, grad=False)
+    weight[0, 5] = torch.nan
+    for symmetric in (True, False):
+        values = ops.quantize_packed(weight, 4, 64, symmetric).dequantize()
+        assert values[0, :64].isnan().all()
+        assert values[0, 64:].isfinite().all()
+        assert values[1].isfinite().all()
+
+
 def test_a_weight_goes_through_a_state_dict():
     """As buffers of a module: three tensors, and numbers that its constructor knows."""
 

@@ -52,3 +52,13 @@ def rounded(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
         x = tl.where(x != x, x, bits.to(tl.float32, bitcast=True))
     return x.to(dtype)
+
+
+@triton.jit
+def round_even(x):
+    """To the nearest integer, half to even, of numbers that int32 holds."""
+    # In integers, where no compiler can cancel the addition that rounds.
+    down = tl.floor(x)
+    rest = x - down
+    odd = (down.to(tl.int32) & 1) != 0
+    return tl.where((rest > 0.5) | ((rest == 0.5) & odd), down + 1.0, down)

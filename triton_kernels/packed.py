@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from warpwright._check import needs_preact
+from warpwright.ops.packed import PIECE, group_count
 from warpwright.triton_kernels._activation import activate
-from warpwright.triton_kernels._common import interpreted, tl_acc
+from warpwright.triton_kernels._common import interpreted, num_warps, round_even, rounded, row_block, tl_acc
 from warpwright.triton_kernels._epilogue import epilogue_grads, residual_grad
 from warpwright.triton_kernels._gemm import gemm
 
@@ -18,6 +19,16 @@ from warpwright.triton_kernels._gemm import gemm
 MAX_FUSED_ROWS = 512
 #: A group of any length: every element shifted by this is in group 0.
 _WHOLE_ROW = 62
+
+
+@triton.jit
+def _shifts(BITS: tl.constexpr):
+    """Where the elements of a word start: packed_shift of csrc/kernels/packed.h."""
+    element = tl.arange(0, 32 // BITS)
+    shift = element * 8
+    if BITS == 4:
+        shift = element // 2 * 4 + element % 2 * 16
+    return shift
 
 
 @triton.jit
@@ -41,10 +52,7 @@ def _elements(
     # A word lies in one group.
     group = word * per_word >> group_shift
     scale = tl.load(scale_ptr + row[:, None] * scale_row + group[None, :] * scale_col, inside, 0.0).to(ACC)
-    element = tl.arange(0, per_word)
-    shift = element * 8
-    if BITS == 4:
-        shift = element // 2 * 4 + element % 2 * 16
+    shift = _shifts(BITS)
     q = (words[:, :, None] >> shift[None, None, :]) & (2**BITS - 1)
     if HAS_ZERO:
         zero = tl.load(zero_ptr + row[:, None] * zero_row + group[None, :] * zero_col, inside, 0).to(tl.int32)
@@ -111,6 +119,64 @@ def _dequantize_kernel(
     tl.store(output_ptr + row[:, None] * k + inner[None, :], w.to(output_ptr.dtype.element_ty), mask)
 
 
+@triton.jit
+def _quotient(x, by, ACC: tl.constexpr):
+    """Rounded to nearest, which a compiled division of float32 is not."""
+    return x / by if tl.float64 == ACC else tl.div_rn(x, by)
+
+
+@triton.jit
+def _quantize_kernel(
+    x_ptr, x_row, x_col, data_ptr, scale_ptr, zero_ptr, k, groups, group_size, row_words, BITS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, ACC: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    per_word: tl.constexpr = 32 // BITS
+    largest: tl.constexpr = 2**BITS - 1
+    steps: tl.constexpr = largest // 2 if SYMMETRIC else largest
+    group = tl.program_id(0).to(tl.int64)
+    row, first = group // groups, group % groups * group_size
+    last = tl.minimum(first + group_size, k)
+    x_ptr += row * x_row
+    high = tl.zeros((BLOCK,), ACC)
+    low = tl.zeros((BLOCK,), ACC)
+    spoiled = tl.zeros((BLOCK,), tl.int32)
+    for start in range(first, last, BLOCK):
+        col = start + tl.arange(0, BLOCK).to(tl.int64)
+        x = tl.load(x_ptr + col * x_col, col < last, 0.0).to(ACC)
+        high, low = tl.maximum(high, x), tl.minimum(low, x)
+        spoiled |= (x != x).to(tl.int32)
+    top, bottom = tl.max(high, 0), tl.min(low, 0)
+    span = tl.maximum(top, -bottom) if SYMMETRIC else top - bottom
+    span = tl.where(tl.max(spoiled, 0) > 0, float("nan"), span)
+    exact = tl.where(span == 0.0, 1.0, _quotient(span.to(ACC), tl.full((), steps, ACC), ACC))
+    scale = rounded(exact, scale_ptr.dtype.element_ty, INTERPRETED)
+    if scale_ptr.dtype.element_ty.primitive_bitwidth == 16:
+        # Never below what it was: the next pattern of a positive number is the next number.
+        pattern = scale.to(tl.int16, bitcast=True) + (scale.to(ACC) < exact).to(tl.int16)
+        scale = pattern.to(scale_ptr.dtype.element_ty, bitcast=True)
+    tl.store(scale_ptr + group, scale)
+    step = scale.to(ACC)
+    zero = tl.full((), 2 ** (BITS - 1), ACC)
+    if not SYMMETRIC:
+        zero = round_even(_quotient(-bottom, step, ACC))
+        zero = tl.where(zero == zero, zero, 0.0).to(ACC)
+        tl.store(zero_ptr + group, zero.to(tl.int32).to(tl.uint8))
+    word = tl.arange(0, BLOCK // per_word).to(tl.int64)
+    element = tl.arange(0, per_word)
+    shift = _shifts(BITS)
+    # Words past the end of a row, up to its padding, are zeros.
+    end = tl.minimum(first + group_size, row_words * per_word)
+    for start in range(first, end, BLOCK):
+        col = start + word[:, None] * per_word + element[None, :]
+        x = tl.load(x_ptr + col * x_col, col < last, 0.0).to(ACC)
+        y = _quotient(x, tl.zeros_like(x) + step, ACC)
+        y = tl.where(y == y, tl.minimum(tl.maximum(y, -2.0 * largest), 2.0 * largest), -2.0 * largest)
+        q = tl.minimum(tl.maximum(round_even(y) + zero, 0.0), largest).to(tl.int32)
+        words = tl.sum(tl.where(col < last, q, 0) << shift[None, :], 1)
+        at = start // per_word + word
+        tl.store(data_ptr + row * row_words + at, words, at * per_word < end)
+
+
 def _weight_arguments(data: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[tuple[object, ...], bool]:
     """The pointers and strides that a kernel takes, and whether the bytes are read as words."""
     words = data.stride(1) == 1 and data.stride(0) % 4 == 0 and data.data_ptr() % 4 == 0
@@ -139,6 +205,26 @@ def dequantize_packed(
         ACC=tl_acc(scale.dtype), BLOCK_N=block_n, BLOCK_K=block_k,
     )  # fmt: skip
     return output
+
+
+def quantize_packed(
+    weight: Tensor, bits: int, group_size: int | None, symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, k = weight.shape
+    groups, padded = group_count(k, group_size), triton.cdiv(k, PIECE) * PIECE
+    words = torch.empty((n, padded * bits // 32), dtype=torch.int32, device=weight.device)
+    data = words.view(torch.uint8)
+    scale = torch.empty((n, groups), dtype=weight.dtype, device=weight.device)
+    zero = data.new_empty((0,) if symmetric else (n, groups))
+    if n * groups > 0:
+        size = padded if group_size is None else group_size
+        block = max(row_block(size, 2048), PIECE)
+        _quantize_kernel[(n * groups,)](
+            weight, weight.stride(0), weight.stride(1), words, scale, zero, k, groups, size,
+            words.shape[1], BITS=bits, SYMMETRIC=symmetric, ACC=tl_acc(weight.dtype), INTERPRETED=interpreted(),
+            BLOCK=block, num_warps=num_warps(block),
+        )  # fmt: skip
+    return data, scale, zero
 
 
 def linear_packed(

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from warpwright.ops.quantize import scale_shape
-from warpwright.triton_kernels._common import num_warps, row_block, rows, tl_acc
+from warpwright.triton_kernels._common import num_warps, round_even, row_block, rows, tl_acc
 from warpwright.triton_kernels._philox import random_words
 
 #: dtype -> bits of mantissa, exponent bias, largest number, first bit pattern that is infinity, first that is NaN.
@@ -190,15 +190,6 @@ def _encode_at_random(x, words, MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAX:
 
 
 @triton.jit
-def _round_even(x):
-    # In integers, where no compiler can cancel the addition that rounds.
-    down = tl.floor(x)
-    rest = x - down
-    odd = (down.to(tl.int32) & 1) != 0
-    return tl.where((rest > 0.5) | ((rest == 0.5) & odd), down + 1.0, down)
-
-
-@triton.jit
 def _encode_matrix_kernel(
     x_ptr, x_row, x_col, scale_ptr, out_ptr, cols, blocks, block_rows, block_cols, per_row, seed, offset,
     MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAX: tl.constexpr, STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr,
@@ -214,7 +205,7 @@ def _encode_matrix_kernel(
         words = random_words(seed.to(tl.int64), row, start, offset, BLOCK)
     if MANTISSA == 0:
         clamped = tl.where(x != x, 0.0, tl.minimum(tl.maximum(x, -MAX), MAX))
-        clamped = tl.floor(clamped + _uniform(words)) if STOCHASTIC else _round_even(clamped)
+        clamped = tl.floor(clamped + _uniform(words)) if STOCHASTIC else round_even(clamped)
         code = (tl.minimum(clamped, MAX).to(tl.int32) & 0xFF).to(tl.uint8)
     elif STOCHASTIC:
         code = _encode_at_random(x, words, MANTISSA, BIAS, MAX)

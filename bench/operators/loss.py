@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from warpwright.bench.case import Draw, halve, operator
-from warpwright.bench.operators._common import draw_weight, halve_largest
+from warpwright.bench.operators._common import draw_weight, halve_largest, suffix
 from warpwright.testing import Sample
 
 
@@ -17,11 +17,28 @@ def cross_entropy(draw: Draw, *, rows: int, classes: int, label_smoothing: float
 
 
 @operator("linear_cross_entropy", smaller=halve_largest("rows", "classes"))
-def linear_cross_entropy(draw: Draw, *, rows: int, width: int, classes: int) -> Sample:
+def linear_cross_entropy(draw: Draw, *, rows: int, width: int, classes: int, reduction: str = "mean") -> Sample:
+    """The mean of so many losses moves less than bfloat16 rounds when all of them are drawn anew: where the loss is all
+    that a call returns, "none" shows whether it followed."""
     weight = draw_weight(draw, classes, width, fan_in=width)
     return Sample(
-        f"{rows} x {width} -> {classes}",
+        f"{rows} x {width} -> {classes}" + suffix(none=reduction == "none"),
         (draw.tensor(rows, width), weight, draw.integers(rows, low=0, high=classes)),
+        {} if reduction == "mean" else {"reduction": reduction},
+    )
+
+
+@operator("linear_kl_div", smaller=halve_largest("rows", "classes"))
+def linear_kl_div(
+    draw: Draw, *, rows: int, width: int, teacher_width: int, classes: int, reduction: str = "batchmean"
+) -> Sample:
+    """For the reduction see linear_cross_entropy."""
+    weight = draw_weight(draw, classes, width, fan_in=width)
+    teacher_weight = draw_weight(draw, classes, teacher_width, fan_in=teacher_width).detach()
+    return Sample(
+        f"{rows} x {width} -> {classes}, teacher {teacher_width}" + suffix(none=reduction == "none"),
+        (draw.tensor(rows, width), weight, draw.tensor(rows, teacher_width, grad=False), teacher_weight),
+        {"reduction": reduction},
     )
 
 

@@ -87,3 +87,11 @@ def dequantize_packed(
 ) -> Sample:
     packed = _draw_packed(draw, bits, n, k, group_size, zero_points)
     return Sample(f"{_label(n, k, group_size, zero_points)}, {bits} bits", (packed,))
+
+
+@operator("quantize_packed", smaller=halve("n", "k"))
+def quantize_packed(
+    draw: Draw, *, n: int, k: int, bits: int = 4, group_size: int | None = 128, zero_points: bool = False
+) -> Sample:
+    args = draw.tensor(n, k, grad=False), bits, group_size, not zero_points
+    return Sample(f"{_label(n, k, group_size, zero_points)}, {bits} bits", args)

@@ -11,6 +11,11 @@ Reduction to_reduction(const char* op, const std::string& name) {
   fail(op, "reduction must be one of none, mean, sum, got '", name, "'");
 }
 
+void check_kl_reduction(const char* op, const std::string& name) {
+  const bool known = name == "none" || name == "mean" || name == "sum" || name == "batchmean";
+  WARPWRIGHT_CHECK(known, op, "reduction must be one of none, mean, sum, batchmean, got '", name, "'");
+}
+
 Tensor classes_last(Tensor tensor) {
   for (int64_t d = 1; d + 1 < tensor.dim(); ++d) tensor = torch::stable::transpose(tensor, d, d + 1);
   return tensor;
@@ -27,12 +32,17 @@ void check_classes(const char* op, const Tensor& input, const OptionalTensor& we
   WARPWRIGHT_CHECK(input.dim() >= 1, op, "input must have at least 1 dimension, got 0");
   const int64_t classes = input.size(class_dim(input));
   WARPWRIGHT_CHECK(classes >= 1, op, "input must have at least 1 class, got shape ", shape_text(input.sizes()));
+  check_class_weight(op, "weight", weight, input, classes);
+}
+
+void check_class_weight(const char* op, const char* name, const OptionalTensor& weight, const Tensor& input,
+                        int64_t classes) {
   if (!weight.has_value()) return;
-  check_same_device(op, "weight", *weight, "input", input);
+  check_same_device(op, name, *weight, "input", input);
   const ScalarType dtype = input.scalar_type(), acc = acc_dtype(dtype);
-  WARPWRIGHT_CHECK(weight->scalar_type() == dtype || weight->scalar_type() == acc, op, "weight must be ",
+  WARPWRIGHT_CHECK(weight->scalar_type() == dtype || weight->scalar_type() == acc, op, name, " must be ",
                    dtype_name(dtype), " or ", dtype_name(acc), ", got ", dtype_name(weight->scalar_type()));
-  WARPWRIGHT_CHECK(weight->dim() == 1 && weight->size(0) == classes, op, "weight must have shape (", classes,
+  WARPWRIGHT_CHECK(weight->dim() == 1 && weight->size(0) == classes, op, name, " must have shape (", classes,
                    ",), got ", shape_text(weight->sizes()));
 }
 

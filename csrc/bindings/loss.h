@@ -8,6 +8,8 @@
 namespace warpwright {
 
 Reduction to_reduction(const char* op, const std::string& name);
+// Throws unless `name` is one of the reductions of a divergence.
+void check_kl_reduction(const char* op, const std::string& name);
 
 // The class dimension is the second, or the only one.
 inline int64_t class_dim(const Tensor& input) { return input.dim() == 1 ? 0 : 1; }
@@ -16,8 +18,12 @@ Tensor classes_last(Tensor tensor);
 // input's without the class dimension.
 std::vector<int64_t> row_sizes(const Tensor& input);
 
-// Throws unless `input` has classes, and `weight` one element of its dtype, or of what that is added up in, for each.
+// Throws unless `input` has classes, and `weight` fits them.
 void check_classes(const char* op, const Tensor& input, const OptionalTensor& weight);
+// Throws unless `weight`, an argument called `name`, has one element of input's dtype, or of what that is added up in,
+// for each class.
+void check_class_weight(const char* op, const char* name, const OptionalTensor& weight, const Tensor& input,
+                        int64_t classes);
 // Throws unless `target` holds a class for each row.
 void check_class_indices(const char* op, const Tensor& input, const Tensor& target);
 // The same of their values on the CPU. On a GPU nobody can look at the targets without waiting for it: there the

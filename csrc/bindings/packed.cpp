@@ -31,11 +31,15 @@ void check_group_tensor(const char* op, const char* name, const Tensor& tensor, 
                    shape_text(IntHeaderOnlyArrayRef(expected)), ", got ", shape_text(tensor.sizes()));
 }
 
-void check_packed(const char* op, const PackedTensors& w) {
-  WARPWRIGHT_CHECK(w.bits == 4 || w.bits == 8, op, "bits must be 4 or 8, got ", w.bits);
-  const int64_t size = w.group_size.value_or(kPackedPiece);
+void check_format(const char* op, int64_t bits, std::optional<int64_t> group_size) {
+  WARPWRIGHT_CHECK(bits == 4 || bits == 8, op, "bits must be 4 or 8, got ", bits);
+  const int64_t size = group_size.value_or(kPackedPiece);
   WARPWRIGHT_CHECK(size >= kPackedPiece && (size & (size - 1)) == 0, op,
                    "group_size must be None or a power of two of at least 32, got ", size);
+}
+
+void check_packed(const char* op, const PackedTensors& w) {
+  check_format(op, w.bits, w.group_size);
   WARPWRIGHT_CHECK(w.packed.scalar_type() == ScalarType::Byte, op,
                    "packed must be torch.uint8, as warpwright.ops.pack_weights makes it, got ",
                    dtype_name(w.packed.scalar_type()));
@@ -171,9 +175,38 @@ Tensor dequantize_packed(Tensor packed, Tensor scale, OptionalTensor zero, int64
   return dequantized(weight);
 }
 
+std::tuple<Tensor, Tensor, Tensor> quantize_packed(Tensor weight, int64_t bits, std::optional<int64_t> group_size,
+                                                   bool symmetric) {
+  const char* op = "quantize_packed";
+  check_float(op, "weight", weight);
+  WARPWRIGHT_CHECK(weight.dim() == 2, op, "weight must have 2 dimensions, got ", weight.dim());
+  check_format(op, bits, group_size);
+  Tensor holder;
+  QuantizePackedParams params{};
+  params.weight = rows_of(weight, 1, holder);
+  params.n = weight.size(0);
+  params.k = weight.size(1);
+  params.group_size = group_size.value_or(packed_bytes(params.k, 8));
+  params.groups = group_size.has_value() ? (params.k + *group_size - 1) / *group_size : 1;
+  params.bits = static_cast<int32_t>(bits);
+  params.dtype = to_dtype(weight.scalar_type());
+  Tensor data = empty({params.n, packed_bytes(params.k, bits)}, ScalarType::Byte, weight);
+  Tensor scale = empty({params.n, params.groups}, weight.scalar_type(), weight);
+  Tensor zero =
+      symmetric ? nothing(ScalarType::Byte, weight) : empty({params.n, params.groups}, ScalarType::Byte, weight);
+  if (params.n * params.groups == 0) return {data, scale, zero};
+  params.data = static_cast<uint8_t*>(data.mutable_data_ptr());
+  params.scale = scale.mutable_data_ptr();
+  params.zero = symmetric ? nullptr : static_cast<uint8_t*>(zero.mutable_data_ptr());
+  Launch launch(weight);
+  backend::quantize_packed(params, launch.stream());
+  return {data, scale, zero};
+}
+
 }  // namespace
 
 WARPWRIGHT_LIBRARY_IMPL(m) {
+  m.impl("quantize_packed", TORCH_BOX(&quantize_packed));
   m.impl("linear_packed", TORCH_BOX(&linear_packed));
   m.impl("linear_packed_backward", TORCH_BOX(&linear_packed_backward));
   m.impl("dequantize_packed", TORCH_BOX(&dequantize_packed));

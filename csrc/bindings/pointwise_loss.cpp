@@ -128,8 +128,7 @@ std::tuple<Tensor, Tensor> binary_cross_entropy_with_logits_backward(Tensor grad
 
 Elements kl_elements(const char* op, const Tensor& input, const Tensor& target, const std::string& reduction,
                      bool log_target) {
-  const bool known = reduction == "none" || reduction == "mean" || reduction == "sum" || reduction == "batchmean";
-  WARPWRIGHT_CHECK(known, op, "reduction must be one of none, mean, sum, batchmean, got '", reduction, "'");
+  check_kl_reduction(op, reduction);
   return {log_target ? PointwiseLoss::kKlDivLog : PointwiseLoss::kKlDiv, input, target, std::nullopt, std::nullopt};
 }
 

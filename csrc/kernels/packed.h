@@ -50,6 +50,22 @@ struct DequantizePackedParams {
   void* output;  // (n, k) contiguous, of weight.dtype
 };
 
+// Packs the nearest integers q = clamp(round(weight / scale) + zero, 0, 2^bits - 1) of each group, rounded half to
+// even. The scale is the group's span over its steps, rounded up to dtype: the largest magnitude over 2^(bits - 1) - 1
+// where zero points are not wanted and zero is packed_center, else the distance from the smallest to the largest
+// element and zero over 2^bits - 1, with zero = round(-smallest / scale). A group of zeros has scale 1. NaN becomes the
+// integer 0, of a group whose scale is NaN.
+struct QuantizePackedParams {
+  Rows weight;    // (n, k) of dtype
+  uint8_t* data;  // (n, packed_bytes(k, bits)): see PackedWeight; zeros past the end of a row
+  void* scale;    // (n, groups) of dtype
+  uint8_t* zero;  // (n, groups), or null: symmetric
+  int64_t n, k, groups;
+  int64_t group_size;  // Whole pieces; the whole row where that is one group.
+  int32_t bits;
+  DType dtype;
+};
+
 // Rows of the input up to which the fused kernels are taken; for more the weight is dequantized once and multiplied as
 // any other. That moves some 4.5 more bytes an element of the weight (the packed one read, 16 bits written, and read by
 // the product) and saves the fused kernel's slower arithmetic. If that reaches half of the ordinary product's rate P,
@@ -64,6 +80,7 @@ inline constexpr int64_t kMaxFusedRowsCpu = 32;
 
 WARPWRIGHT_DECLARE_LAUNCHER(linear_packed, LinearPackedParams)
 WARPWRIGHT_DECLARE_LAUNCHER(dequantize_packed, DequantizePackedParams)
+WARPWRIGHT_DECLARE_LAUNCHER(quantize_packed, QuantizePackedParams)
 
 namespace warpwright::cpu {
 // Whether linear_packed takes this product; the others' weight is dequantized first.

@@ -128,7 +128,7 @@ def _register(backend: str, op: OpDefinition) -> None:
             assert op.backward is not None
             return op.backward(operators, ctx, *grads)
 
-        torch.library.register_autograd(qualified, backward, setup_context=op.setup_context, lib=library)
+        torch.library.register_autograd(qualified, backward, setup_context=_setup_of(op), lib=library)
         FUNCTIONS[backend][op.name] = _function(overload, op, operators)
     elif not overload._schema.is_mutable:
 
@@ -141,6 +141,20 @@ def _register(backend: str, op: OpDefinition) -> None:
         torch.library.register_autograd(qualified, no_backward, lib=library)
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         library.impl(op.name, _autocast_kernel(overload, op.autocast or keep_dtypes, device_type), key)
+
+
+def _setup_of(op: OpDefinition) -> Callable[..., None]:
+    """The op's setup_context, with no zeros for the gradients of what has none: statistics, and gradients that wait for
+    their scale, may be as large as the op's operands. Where several outputs have gradients those stay zeros."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        assert op.setup_context is not None
+        op.setup_context(ctx, inputs, output)
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
+        if len(outputs) - len(ctx.non_differentiable or ()) <= 1:
+            ctx.set_materialize_grads(False)
+
+    return setup
 
 
 class _BelowAutograd:
@@ -169,13 +183,12 @@ def _function(overload: Any, op: OpDefinition, operators: Any) -> Any:
     The one that torch.library makes of it goes through the dispatcher, twice in a backward pass, by way of several
     Python frames each time: as long as a small product takes.
     """
-    below = _BelowAutograd(operators)
+    below, setup_context = _BelowAutograd(operators), _setup_of(op)
 
     def forward(ctx: Any, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             result = overload._op(*args)
-        assert op.setup_context is not None
-        op.setup_context(ctx, args, result)
+        setup_context(ctx, args, result)
         return result
 
     def backward(ctx: Any, *grads: Any) -> Any:

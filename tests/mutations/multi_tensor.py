@@ -20,6 +20,7 @@ MUTATIONS = [
           "tl.where(odd > 1, float(\"nan\"), "),
          ("multi_tensor_scale_", "no multiplier", "scaled = x * tl.load(multiplier_ptr)", "scaled = x")),
     *planted_in("python/warpwright/reference/multi_tensor.py",
-         ("multi_tensor_norm", "one norm for all orders", "vector_norm(t.to(acc), order)", "vector_norm(t.to(acc))"),
+         ("multi_tensor_norm", "one norm for all orders", "vector_norm(t.to(acc).contiguous(), order)",
+          "vector_norm(t.to(acc).contiguous())"),
          ("multi_tensor_scale_", "forget what was found", "torch.maximum(found_inf, ", "torch.minimum(found_inf, ")),
 ]  # fmt: skip

@@ -121,8 +121,10 @@ def _cross_entropy(liger: Any) -> Callable[..., Any]:
 
 
 def _linear_cross_entropy(liger: Any) -> Callable[..., Any]:
-    def call(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Any:
-        return liger.liger_fused_linear_cross_entropy(input, weight, target, bias)
+    def call(
+        input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, reduction: str = "mean"
+    ) -> Any:
+        return liger.liger_fused_linear_cross_entropy(input, weight, target, bias, reduction=reduction)
 
     return call
 

@@ -119,7 +119,9 @@ QUACK = peer(
         "cross_entropy": Adapter("quack.cross_entropy", _cross_entropy, first_of(matrix, only("label_smoothing", 0.0))),
         "linear": Adapter("quack.linear", _linear, first_of(without("activation", "residual"), _accepts_linear)),
         "linear_cross_entropy": Adapter(
-            "quack.linear_cross_entropy", _linear_cross_entropy, _accepts_linear_cross_entropy
+            "quack.linear_cross_entropy",
+            _linear_cross_entropy,
+            first_of(only("reduction", "mean"), _accepts_linear_cross_entropy),
         ),
         "rotary_embedding": Adapter("quack.rotary", _rotary_embedding, _accepts_rotary),
     },

@@ -1,7 +1,6 @@
-// Cross entropy over classes: one block a row. The maximum and the sum of exponentials come from one read of the row,
-// the sum being rescaled whenever the maximum moves (Milakov and Gimelshein, "Online normalizer calculation for
-// softmax", 2018); the backward pass reads the row again and needs only its log-sum-exp. Logits are never written. A
-// target that spreads over the classes is weighed with them in a second walk, which finds the row in the L2 cache.
+// Cross entropy over classes: one block a row. The maximum and the sum of exponentials come from one read of the row;
+// the backward pass reads the row again and needs only its log-sum-exp. Logits are never written. A target that spreads
+// over the classes is weighed with them in a second walk, which finds the row in the L2 cache.
 //
 // One kernel for both gradients in one pass would have to write a gradient before its scale is known, and scaling it
 // later reads and writes it once more: four passes over the row instead of three.
@@ -12,6 +11,7 @@
 #include <type_traits>
 
 #include "cuda/loss/loss.cuh"
+#include "cuda/loss/online_sum.cuh"
 #include "cuda/tile/reduction.cuh"
 
 namespace warpwright::cuda {
@@ -31,30 +31,6 @@ struct ForwardParams : CrossEntropyParams {
 };
 struct BackwardParams : CrossEntropyBackwardParams {
   Packs packs;
-};
-
-// max, and sum = sum of exp(x - max), of the elements seen so far.
-struct OnlineSum {
-  float max = -INFINITY, sum = 0.0f;
-
-  template <int kCount>
-  __device__ __forceinline__ void add(const float (&x)[kCount]) {
-    float highest = max;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) highest = fmaxf(highest, x[i]);
-    if (highest > max) {
-      sum = rescaled(highest);
-      max = highest;
-    }
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (x[i] != -INFINITY) sum += expf(x[i] - max);  // NaN comes here, and an infinity's difference with itself.
-    }
-  }
-  // The sum with respect to a maximum over more elements.
-  __device__ __forceinline__ float rescaled(float new_max) const {
-    return max == -INFINITY ? sum : sum * expf(max - new_max);
-  }
 };
 
 __device__ __forceinline__ float capped(float x, float cap) { return cap > 0.0f ? cap * tanhf(x / cap) : x; }

@@ -17,7 +17,14 @@ from warpwright.nn.channel_norm import (
 )
 from warpwright.nn.conv import Conv2d
 from warpwright.nn.embedding import Embedding
-from warpwright.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, LinearCrossEntropyLoss, NLLLoss
+from warpwright.nn.loss import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    KLDivLoss,
+    LinearCrossEntropyLoss,
+    LinearKLDivLoss,
+    NLLLoss,
+)
 from warpwright.nn.matmul import Linear
 from warpwright.nn.norm import LayerNorm, RMSNorm
 
@@ -40,6 +47,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LinearCrossEntropyLoss",
+    "LinearKLDivLoss",
     "LogSoftmax",
     "NLLLoss",
     "RMSNorm",

@@ -81,8 +81,10 @@ class KLDivLoss(torch.nn.KLDivLoss):
 class LinearCrossEntropyLoss(torch.nn.Module):
     """A linear layer and the cross entropy of its output on warpwright.ops.linear_cross_entropy, which never holds all
     logits. `linear.weight` and `linear.bias` are what torch's layer of this name (torch 2.13) calls them too; z_loss,
-    softcap and chunk_rows are the op's.
+    softcap and chunk_rows are the op's. `class_weight` is a buffer.
     """
+
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         bias: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        class_weight: Tensor | None = None,
         reduction: str = "mean",
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
@@ -101,6 +104,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+        self.register_buffer("class_weight", class_weight)
         self.reduction = reduction
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
@@ -114,11 +118,52 @@ class LinearCrossEntropyLoss(torch.nn.Module):
             self.linear.weight,
             target,
             self.linear.bias,
+            class_weight=self.class_weight,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             softcap=self.softcap,
+            chunk_rows=self.chunk_rows,
+        )
+
+
+class LinearKLDivLoss(torch.nn.Module):
+    """A student's output layer, and how far its classes are from those of a teacher's output layer, on
+    warpwright.ops.linear_kl_div, which never holds all logits of either. The student's parameters are `linear.weight`
+    and `linear.bias`, as LinearCrossEntropyLoss'; the teacher's come with each call and get no gradient.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        temperature: float = 1.0,
+        reduction: str = "batchmean",
+        chunk_rows: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+        self.temperature = temperature
+        self.reduction = reduction
+        self.chunk_rows = chunk_rows
+
+    def forward(
+        self, input: Tensor, teacher_input: Tensor, teacher_weight: Tensor, teacher_bias: Tensor | None = None
+    ) -> Tensor:
+        return ops.linear_kl_div(
+            input,
+            self.linear.weight,
+            teacher_input,
+            teacher_weight,
+            self.linear.bias,
+            teacher_bias,
+            temperature=self.temperature,
+            reduction=self.reduction,
             chunk_rows=self.chunk_rows,
         )
 

@@ -3,6 +3,7 @@
 from warpwright.ops.activation import geglu, gelu, glu, reglu, relu, relu_squared, silu, swiglu
 from warpwright.ops.channel_norm import batch_norm, group_norm, instance_norm
 from warpwright.ops.conv import conv2d
+from warpwright.ops.distillation import linear_kl_div
 from warpwright.ops.dropout import dropout, dropout_add
 from warpwright.ops.embedding import embedding
 from warpwright.ops.gated import linear_geglu, linear_glu, linear_swiglu, mlp
@@ -19,6 +20,7 @@ from warpwright.ops.packed import dequantize_packed, linear_w4a16, linear_w8a16
 from warpwright.ops.packed import pack_quantized as pack_quantized
 from warpwright.ops.packed import pack_weights as pack_weights
 from warpwright.ops.packed import unpack_weights as unpack_weights
+from warpwright.ops.packed_quantize import quantize_packed
 from warpwright.ops.pointwise_loss import binary_cross_entropy_with_logits, kl_div
 from warpwright.ops.qk_norm import qk_norm_rotary
 from warpwright.ops.quantize import dequantize, dequantize_fp8, quantize, quantize_fp8
@@ -59,6 +61,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_geglu",
     "linear_glu",
+    "linear_kl_div",
     "linear_sparse24",
     "linear_swiglu",
     "linear_w4a16",
@@ -74,6 +77,7 @@ __all__ = [
     "qk_norm_rotary",
     "quantize",
     "quantize_fp8",
+    "quantize_packed",
     "reglu",
     "relu",
     "relu_squared",

@@ -33,12 +33,16 @@ def check_classes(op: str, input: Tensor, weight: Tensor | None) -> None:
     require(input.dim() >= 1, op, "input must have at least 1 dimension, got 0")
     classes = input.shape[class_dim(input)]
     require(classes >= 1, op, f"input must have at least 1 class, got shape {shape_text(input.shape)}")
+    check_class_weight(op, "weight", weight, input, classes)
+
+
+def check_class_weight(op: str, name: str, weight: Tensor | None, input: Tensor, classes: int) -> None:
     if weight is None:
         return
-    check_same_device(op, "weight", weight, "input", input)
+    check_same_device(op, name, weight, "input", input)
     acc = acc_dtype(input.dtype)
-    require(weight.dtype in (input.dtype, acc), op, f"weight must be {input.dtype} or {acc}, got {weight.dtype}")
-    message = f"weight must have shape ({classes},), got {shape_text(weight.shape)}"
+    require(weight.dtype in (input.dtype, acc), op, f"{name} must be {input.dtype} or {acc}, got {weight.dtype}")
+    message = f"{name} must have shape ({classes},), got {shape_text(weight.shape)}"
     require(tuple(weight.shape) == (classes,), op, message)
 
 

@@ -87,11 +87,13 @@ def pack_weights(weight: Tensor, bits: int = 4, group_size: int | None = 128, sy
 
     Raises:
         RuntimeError: weight, bits or group_size is something else.
+
+    In torch's own ops, on any device; `quantize_packed` is one kernel that gives the same.
     """
     op = "pack_weights"
     check_float(op, "weight", weight)
     require(weight.dim() == 2, op, f"weight must have 2 dimensions, got {weight.dim()}")
-    _check_format(op, bits, group_size)
+    check_format(op, bits, group_size)
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
     groups = _grouped(weight.detach().to(exact), group_size)
     largest = 2**bits - 1
@@ -124,7 +126,7 @@ def pack_quantized(
         RuntimeError: naming the argument whose dtype, shape or range does not fit.
     """
     op = "pack_quantized"
-    _check_format(op, bits, group_size)
+    check_format(op, bits, group_size)
     _check_integers(op, "values", values, 2**bits - 1)
     require(values.dim() == 2, op, f"values must have 2 dimensions, got {values.dim()}")
     packed = PackedWeight(_packed_bytes(values.to(torch.uint8), bits), scale, None, bits, group_size, values.shape[1])
@@ -277,7 +279,7 @@ def _check_is_packed(op: str, packed: Any) -> None:
     )
 
 
-def _check_format(op: str, bits: int, group_size: int | None) -> None:
+def check_format(op: str, bits: int, group_size: int | None) -> None:
     require(bits in (4, 8), op, f"bits must be 4 or 8, got {bits}")
     fits = group_size is None or (group_size >= PIECE and group_size & (group_size - 1) == 0)
     require(fits, op, f"group_size must be None or a power of two of at least 32, got {group_size}")
@@ -295,7 +297,7 @@ def _check_integers(op: str, name: str, tensor: Tensor, largest: int) -> None:
 def _check_packed(
     op: str, data: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int | None, in_features: int
 ) -> None:
-    _check_format(op, bits, group_size)
+    check_format(op, bits, group_size)
     message = f"packed must be torch.uint8, as warpwright.ops.pack_weights makes it, got {data.dtype}"
     require(data.dtype == torch.uint8, op, message)
     require(data.dim() == 2, op, f"packed must have 2 dimensions, got {data.dim()}")

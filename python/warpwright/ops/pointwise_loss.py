@@ -149,10 +149,14 @@ def kl_div(input: Tensor, target: Tensor, *, reduction: str = "mean", log_target
     return call("kl_div", input, target, reduction, log_target, False)
 
 
-def _check_kl(op: str, input: Tensor, target: Tensor, reduction: str) -> None:
-    _check_elements(op, input, target)
+def check_kl_reduction(op: str, reduction: str) -> None:
     if reduction not in KL_REDUCTIONS:
         fail(op, f"reduction must be one of {', '.join(KL_REDUCTIONS)}, got '{reduction}'")
+
+
+def _check_kl(op: str, input: Tensor, target: Tensor, reduction: str) -> None:
+    _check_elements(op, input, target)
+    check_kl_reduction(op, reduction)
 
 
 def _check_kl_backward(grad_loss: Tensor, input: Tensor, target: Tensor, reduction: str, *_: Any) -> None:

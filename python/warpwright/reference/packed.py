@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from warpwright._check import acc_dtype, needs_preact
-from warpwright.ops.packed import PackedWeight, unpack_weights
+from warpwright.ops.packed import PackedWeight, pack_weights, unpack_weights
 from warpwright.reference._activation import activate, activation_grad
 
 
@@ -18,6 +18,13 @@ def dequantize_packed(
     group = torch.arange(in_features, device=packed.device) // (group_size or max(in_features, 1))
     zeros = 2 ** (bits - 1) if zero is None else zero.to(acc)[:, group]
     return (scale.to(acc)[:, group] * (values - zeros)).to(scale.dtype).contiguous()
+
+
+def quantize_packed(
+    weight: Tensor, bits: int, group_size: int | None, symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    packed = pack_weights(weight, bits, group_size, symmetric)
+    return packed.data, packed.scale, packed.data.new_empty(0) if packed.zero is None else packed.zero
 
 
 def linear_packed(

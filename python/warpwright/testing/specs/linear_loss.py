@@ -32,6 +32,10 @@ def _samples(make: Make) -> Iterator[Sample]:
         "label_smoothing": 0.2, "ignore_index": 2, "chunk_rows": 4})  # fmt: skip
     yield Sample("z loss and cap", _call(make, (2, 3), 7, 13, -100), {
         "z_loss": 0.05, "softcap": 1.5, "reduction": "sum", "chunk_rows": 2})  # fmt: skip
+    weighted = {"class_weight": make.tensor(9, low=0.1, grad=False), "chunk_rows": 3}
+    yield Sample("weighted mean", (*_call(make, (7,), 5, 9, -100), make.tensor(9)), weighted)
+    yield Sample("weighted none, smoothed, z loss", _call(make, (2, 4), 5, 9, -100), {
+        **weighted, "reduction": "none", "label_smoothing": 0.2, "z_loss": 0.05})  # fmt: skip
     yield Sample("one row without batch", _call(make, (), 5, 9))
     yield Sample("one class", _call(make, (4,), 5, 1))
     yield Sample("many classes", _call(make, (5,), 33, 1037), {"chunk_rows": 2})
@@ -48,7 +52,7 @@ def _draw(make: Make, rng: random.Random) -> Sample:
     rows = tuple(draw_size(rng, 20) for _ in range(rng.randint(1, 2)))
     features, classes = draw_size(rng) + 1, draw_size(rng, 200) + 1
     ignored = rng.choice([None, -100, 0])
-    kwargs = {
+    kwargs: dict[str, Any] = {
         "reduction": rng.choice(ops.loss.REDUCTIONS),
         "label_smoothing": rng.choice([0.0, 0.1]),
         "ignore_index": -100 if ignored is None else ignored,
@@ -58,6 +62,7 @@ def _draw(make: Make, rng: random.Random) -> Sample:
     }
     bias = rng.choice([None, make.tensor(classes)])
     name = f"{rows} {features} {classes} {kwargs}"
+    kwargs["class_weight"] = rng.choice([None, make.tensor(classes, low=0.1, grad=False)])
     return Sample(name, (*_call(make, rows, features, classes, ignored), bias), kwargs)
 
 
@@ -72,6 +77,11 @@ def _bad_inputs(make: Make) -> Iterator[BadInput]:
     yield BadInput("bias shape", (input, weight, target, make.tensor(5)), r"bias must have shape \(6,\), got \(5,\)")
     yield BadInput("target dtype", (input, weight, target.int()), "target must be torch.int64, got torch.int32")
     yield BadInput("target shape", (input, weight, target[:3]), r"target must have shape \(4,\), got \(3,\)")
+    half, short = make.tensor(6, grad=False).half(), make.tensor(5, grad=False)
+    yield BadInput("class_weight dtype", (input, weight, target), "class_weight must be .* got torch.float16", {
+        "class_weight": half})  # fmt: skip
+    yield BadInput("class_weight shape", (input, weight, target), r"class_weight must have shape \(6,\), got \(5,\)", {
+        "class_weight": short})  # fmt: skip
     for name, value, message in (
         ("label_smoothing", 2.0, "must be between 0 and 1, got 2"), ("z_loss", -1.0, "must not be negative, got -1"),
         ("softcap", -1.0, "must not be negative, got -1"), ("chunk_rows", 0, "must be positive, got 0"),
@@ -86,12 +96,13 @@ def _torch_linear_cross_entropy(
     target: Tensor,
     bias: Tensor | None = None,
     *,
+    class_weight: Tensor | None = None,
     chunk_rows: int | None = None,
     reduction: str = "mean",
     **options: Any,
 ) -> Tensor:
     logits = F.linear(input, weight, bias).reshape(target.numel(), weight.shape[0])
-    loss = torch_cross_entropy(logits, target.reshape(-1), reduction=reduction, **options)
+    loss = torch_cross_entropy(logits, target.reshape(-1), class_weight, reduction=reduction, **options)
     return loss.view(target.shape) if reduction == "none" else loss
 
 
@@ -101,6 +112,7 @@ def _cost(
     target: Tensor,
     bias: Tensor | None = None,
     *,
+    class_weight: Tensor | None = None,
     reduction: str = "mean",
     **_: Any,
 ) -> Cost:
@@ -108,7 +120,7 @@ def _cost(
     rows, classes, width = target.numel(), *weight.shape
     flops = 2 * rows * classes * width + 4 * rows * classes
     loss = rows if reduction == "none" else 1
-    return Cost(flops, nbytes(input, weight, target, bias) + loss * input.element_size())
+    return Cost(flops, nbytes(input, weight, target, bias, class_weight) + loss * input.element_size())
 
 
 add(

@@ -1,0 +1,34 @@
+// The sum of exponentials of a row that is read once, rescaled whenever its maximum moves (Milakov and Gimelshein,
+// "Online normalizer calculation for softmax", 2018).
+
+#pragma once
+
+#include "cuda/runtime.h"
+
+namespace warpwright::cuda {
+
+// max, and sum = sum of exp(x - max), of the elements seen so far.
+struct OnlineSum {
+  float max = -INFINITY, sum = 0.0f;
+
+  template <int kCount>
+  __device__ __forceinline__ void add(const float (&x)[kCount]) {
+    float highest = max;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) highest = fmaxf(highest, x[i]);
+    if (highest > max) {
+      sum = rescaled(highest);
+      max = highest;
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (x[i] != -INFINITY) sum += expf(x[i] - max);  // NaN comes here, and an infinity's difference with itself.
+    }
+  }
+  // The sum with respect to a maximum over more elements.
+  __device__ __forceinline__ float rescaled(float new_max) const {
+    return max == -INFINITY ? sum : sum * expf(max - new_max);
+  }
+};
+
+}  // namespace warpwright::cuda
