@@ -11,11 +11,12 @@ WARPWRIGHT_ISA_BEGIN
 
 namespace {
 
-// The logarithm of a softmax: scale * x, less these two in turn.
+// The logarithm of the softmax of scale * x. The largest element is taken off first: exactly 0 is left of it, whether
+// or not the compiler fuses the product.
 template <class A>
 struct Normaliser {
   A scale, max, log_sum;
-  Vec<A> log_softmax(Vec<A> x) const { return (x * scale - max) - log_sum; }
+  Vec<A> log_softmax(Vec<A> x) const { return (x - max) * scale - log_sum; }
 };
 
 template <class T>
@@ -24,8 +25,8 @@ Normaliser<acc_t<T>> normaliser_of(const T* x, int64_t cols, acc_t<T> scale) {
   constexpr A kLowest = -std::numeric_limits<A>::infinity();
   Vec<A> highest = splat<A>(kLowest);
   for_each_vector<A>(cols, [&](int64_t i, auto n) { highest = vmax(load(x + i, n, kLowest), highest); });
-  const A max = reduce_max<A>(highest) * scale;
-  const A sum = sum_vectors<A>(cols, [&](int64_t i, auto n) { return vexp(load(x + i, n, kLowest) * scale - max); });
+  const A max = reduce_max<A>(highest);
+  const A sum = sum_vectors<A>(cols, [&](int64_t i, auto n) { return vexp((load(x + i, n, kLowest) - max) * scale); });
   return {scale, max, vlog(splat<A>(sum))[0]};
 }
 
