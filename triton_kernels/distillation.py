@@ -52,10 +52,10 @@ def _divergence_kernel(
         log_q = (x - student_top) * scale - student_log_sum
         log_p = (y - teacher_top) * scale - teacher_log_sum
         probability = tl.exp(log_p)
-        sums += tl.where(mask, probability * (log_p - log_q), 0.0)
+        gap = tl.exp(log_q) - probability
+        sums += tl.where(mask, probability * (log_p - log_q) + gap, 0.0)
         if GRAD:
-            grad = of_grad * (tl.exp(log_q) - probability)
-            tl.store(student_ptr + col, rounded(grad, student_ptr.dtype.element_ty, INTERPRETED), mask)
+            tl.store(student_ptr + col, rounded(of_grad * gap, student_ptr.dtype.element_ty, INTERPRETED), mask)
     if LOSS:
         tl.store(row_loss_ptr + row, rounded(tl.sum(sums, 0), row_loss_ptr.dtype.element_ty, INTERPRETED))
 

@@ -55,9 +55,9 @@ void divergence_rows(const SoftmaxKlDivParams& p, int64_t begin, int64_t end) {
     if (p.grad_loss.data != nullptr) factor *= load_as<A>(p.grad_loss_dtype, p.grad_loss.data, p.grad_loss.offset(row));
     const A loss = sum_vectors<A>(p.cols, [&](int64_t i, auto n) {
       const Vec<A> log_q = student.log_softmax(load(x + i, n)), log_p = teacher.log_softmax(load(y + i, n));
-      const Vec<A> probability = vexp(log_p);
-      if (grad != nullptr) store(grad + i, factor * (vexp(log_q) - probability), n);
-      return inside<A>(probability * (log_p - log_q), n);
+      const Vec<A> probability = vexp(log_p), gap = vexp(log_q) - probability;
+      if (grad != nullptr) store(grad + i, factor * gap, n);
+      return inside<A>(probability * (log_p - log_q) + gap, n);
     });
     if (p.row_loss != nullptr) store_as<A>(p.row_loss_dtype, p.row_loss, row, loss);
   }

@@ -11,7 +11,7 @@ MUTATIONS = [
          ("linear_kl_div", "count past the last class", "v[lane] = 0;", "v[lane] = 1;")),
     *planted_in("csrc/cuda/distillation/softmax_kl_div.cu",
          ("linear_kl_div", "the divergence of the teacher from the student",
-          "loss += probability * (log_p - log_q)", "loss += expf(log_q) * (log_q - log_p)"),
+          "loss += probability * (log_p - log_q)", "loss += expf(log_q) * (log_q - log_p) - 2 * gap"),
          ("linear_kl_div", "the student's row is the teacher's", "static_cast<const T*>(p.teacher.data)",
           "static_cast<const T*>(p.student.data)")),
     *planted_in("triton_kernels/distillation.py",

@@ -59,9 +59,9 @@ __global__ void __launch_bounds__(kThreads) softmax_kl_div_kernel(const Divergen
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         const float log_q = of_student.log_softmax(x.values[i]), log_p = of_teacher.log_softmax(y.values[i]);
-        const float probability = expf(log_p);
-        if (col + i < p.cols) loss += probability * (log_p - log_q);
-        x.values[i] = factor * (expf(log_q) - probability);
+        const float probability = expf(log_p), gap = expf(log_q) - probability;
+        if (col + i < p.cols) loss += probability * (log_p - log_q) + gap;
+        x.values[i] = factor * gap;
       }
       if (p.grad.data != nullptr) x.store(grad + col * p.grad.col_stride, p.grad.col_stride, p.packs, p.cols - col);
     }
