@@ -33,7 +33,6 @@ MORE: dict[tuple[str, str], str] = {
     ("group_norm", "backward"): _TWICE,
     ("batch_norm", "forward"): _TWICE,
     ("batch_norm", "backward"): _TWICE,
-    ("quantize_fp8", "forward"): "a block's largest magnitude comes first; the second read finds the block in a cache",
 }
 
 _ROWS = {"rows": 64, "width": 1024}

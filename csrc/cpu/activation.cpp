@@ -3,8 +3,6 @@
 
 #include "kernels/activation.h"
 
-#include <type_traits>
-
 #include "cpu/fast_math.h"
 #include "cpu/partials.h"
 
@@ -62,10 +60,6 @@ void visit_form(const ActivationForm& form, const F& f) {
   }
 }
 
-// Whether results are rounded to 16 bits.
-template <class T>
-inline constexpr bool kNarrow = !std::is_same_v<T, acc_t<T>>;
-
 template <class T, class F>
 Vec<acc_t<T>> value_of(const F& form, Vec<acc_t<T>> x) {
   using A = acc_t<T>;
@@ -86,7 +80,8 @@ Vec<acc_t<T>> gradient_of(const F& form, Vec<acc_t<T>> x, Vec<acc_t<T>> grad) {
   return grad * fast_activation_grad<kNarrow<T>>(form.activation, saved);
 }
 
-template <class T, class F>
+// `kPlain`: without biases, and without a second factor.
+template <bool kPlain, class T, class F>
 void forward_pieces(const GluParams& p, const F& form, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   Scratch<T> gate_piece(kPiece), up_piece(kPiece);
@@ -98,8 +93,9 @@ void forward_pieces(const GluParams& p, const F& form, int64_t begin, int64_t en
     const T* gate_bias = from_piece(static_cast<const T*>(p.gate_bias), piece);
     const T* up_bias = from_piece(static_cast<const T*>(p.up_bias), piece);
     T* out = static_cast<T*>(p.output) + piece.row * p.cols + piece.first;
-    for_each_vector<A>(piece.count, [&](int64_t i, auto n) {
+    write_vectors<A>(out, piece.count, [&](int64_t i, auto n) {
       Vec<A> x = load(gate + i, n);
+      if constexpr (kPlain) return value_of<T>(form, x);
       if (gate_bias != nullptr) x += load(gate_bias + i, n);
       Vec<A> value = value_of<T>(form, x);
       if (gated) {
@@ -107,7 +103,7 @@ void forward_pieces(const GluParams& p, const F& form, int64_t begin, int64_t en
         if (up_bias != nullptr) factor += load(up_bias + i, n);
         value *= factor;
       }
-      store(out + i, value, n);
+      return value;
     });
   }
 }
@@ -168,9 +164,12 @@ int64_t piece_grain(int64_t cols, int64_t rows) { return row_grain((cols < kPiec
 
 void glu(const GluParams& p) {
   visit_float(p.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const bool plain = p.up.data == nullptr && p.gate_bias == nullptr;
     visit_form(p.form, [&](auto form) {
-      parallel_for(0, p.rows * pieces_in_row(p.cols), piece_grain(p.cols, 1),
-                   [&](int64_t b, int64_t e) { forward_pieces<decltype(tag)>(p, form, b, e); });
+      parallel_for(0, p.rows * pieces_in_row(p.cols), piece_grain(p.cols, 1), [&](int64_t b, int64_t e) {
+        plain ? forward_pieces<true, T>(p, form, b, e) : forward_pieces<false, T>(p, form, b, e);
+      });
     });
   });
 }

@@ -127,7 +127,7 @@ struct Coefficients {
   A mean, scale, shift;
 
   Coefficients(const ChannelNormParams& p, const Unit& unit, int64_t channel) {
-    const int64_t cell = p.shape.first_cell(unit.sample) + channel / p.shape.group_channels();
+    const int64_t cell = cell_of(p.shape, unit, channel);
     mean = static_cast<const A*>(p.mean)[cell];
     scale = static_cast<const A*>(p.rstd)[cell] * channel_value<T>(p.weight, channel, 1);
     shift = channel_value<T>(p.bias, channel, 0);
@@ -144,7 +144,7 @@ void unit_output_lines(const ChannelNormParams& p, const Unit& unit, const Lines
     for_each_vector<A>(count, [&](int64_t i, auto n) {
       Vec<A> y = (load(in + i, n) - mean(i, n)) * scale(i, n) + shift(i, n);
       if (residual.data != nullptr) y += load(residual.line(row) + i, n);
-      store(out + i, activate<A>(kActivation, y), n);
+      store(out + i, fast_activate<kNarrow<T>>(kActivation, y), n);
     });
   };
   if (!p.shape.channels_last) {

@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "cpu/activation.h"
+#include "cpu/fast_math.h"
 #include "cpu/partials.h"
 #include "kernels/channel_norm.h"
 
@@ -23,26 +23,34 @@ struct Unit {
   int64_t sample, first, positions;  // Positions [first, first + positions) of the sample.
 };
 
-inline Unit unit_at(const ChannelShape& shape, int64_t slab, int64_t channel) {
-  const int64_t widest = shape.channels_last ? kUnitChannels : 1, rest = shape.channels - channel;
-  return {slab,
-          channel,
-          rest < widest ? rest : widest,
-          slab / shape.per_sample,
-          shape.first_position(slab),
-          shape.slab_positions(slab)};
+// Channels of a unit: all units are about as wide, because threads wait for the last.
+inline int64_t unit_width(const ChannelShape& shape) {
+  if (!shape.channels_last || shape.channels == 0) return 1;
+  const int64_t units = (shape.channels + kUnitChannels - 1) / kUnitChannels;
+  const int64_t vectors = (shape.channels + units * kFloatLanes - 1) / (units * kFloatLanes);
+  return vectors * kFloatLanes;
+}
+
+inline Unit unit_at(const ChannelShape& shape, int64_t slab, int64_t channel, int64_t widest) {
+  const int64_t rest = shape.channels - channel, width = rest < widest ? rest : widest;
+  // Small planes are as short as the divisions that find them.
+  if (shape.per_sample == 1) return {slab, channel, width, slab, 0, shape.positions};
+  return {slab, channel, width, slab / shape.per_sample, shape.first_position(slab), shape.slab_positions(slab)};
+}
+inline int64_t cell_of(const ChannelShape& shape, const Unit& unit, int64_t channel) {
+  return shape.first_cell(unit.sample) + (shape.groups == shape.channels ? channel : channel / shape.group_channels());
 }
 
 // Calls make()(unit) for every unit, on several threads; each has what one make() returned.
 template <class Make>
 void over_units(const ChannelShape& shape, const Make& make) {
-  const int64_t widest = shape.channels_last ? kUnitChannels : 1;
+  const int64_t widest = unit_width(shape);
   const int64_t tiles = (shape.channels + widest - 1) / widest;
   const int64_t width = shape.channels < widest ? shape.channels : widest;
   const int64_t positions = shape.positions < shape.slab ? shape.positions : shape.slab;
   parallel_for(0, shape.slabs() * tiles, row_grain(width * positions), [&](int64_t begin, int64_t end) {
     const auto body = make();
-    for (int64_t i = begin; i < end; ++i) body(unit_at(shape, i / tiles, i % tiles * widest));
+    for (int64_t i = begin; i < end; ++i) body(unit_at(shape, i / tiles, i % tiles * widest, widest));
   });
 }
 
@@ -55,8 +63,9 @@ inline bool cell_by_cell(const ChannelShape& shape) { return !shape.channels_las
 template <class Body>
 void over_units_of_cell(const ChannelShape& shape, int64_t cell, const Body& body) {
   const int64_t slab = shape.cell_first_slab(cell), channel = shape.cell_first_channel(cell);
-  for (int64_t s = slab; s < slab + shape.cell_slabs(); ++s) {
-    for (int64_t c = channel; c < channel + shape.group_channels(); ++c) body(unit_at(shape, s, c));
+  const int64_t last_slab = slab + shape.cell_slabs(), last_channel = channel + shape.group_channels();
+  for (int64_t s = slab; s < last_slab; ++s) {
+    for (int64_t c = channel; c < last_channel; ++c) body(unit_at(shape, s, c, 1));
   }
 }
 

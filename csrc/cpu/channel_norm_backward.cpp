@@ -32,7 +32,7 @@ struct Channel {
 template <class T>
 Channel<acc_t<T>> channel_at(const ChannelNormBackwardParams& p, const Unit& unit, int64_t channel) {
   using A = acc_t<T>;
-  const int64_t cell = p.shape.first_cell(unit.sample) + channel / p.shape.group_channels();
+  const int64_t cell = cell_of(p.shape, unit, channel);
   return {static_cast<const A*>(p.mean)[cell],
           static_cast<const A*>(p.rstd)[cell],
           channel_value<T>(p.weight, channel, 1),
@@ -81,7 +81,7 @@ Element<acc_t<T>> element(const BackwardLines<T>& lines, int64_t row, int64_t i,
   if constexpr (kActivation != Activation::kNone) {
     Vec<A> z = e.xhat * channel.weight + channel.bias;
     if (lines.residual.data != nullptr) z += load(lines.residual.line(row) + i, n);
-    e.grad *= activation_grad<A>(kActivation, z);
+    e.grad *= fast_activation_grad<kNarrow<T>>(kActivation, z);
   }
   return e;
 }
@@ -172,7 +172,7 @@ void unit_grads(const ChannelNormBackwardParams& p, const Unit& unit, const Back
   };
   const auto add_means = [&](auto& mean_grad, auto& mean_dot, int64_t channel) {
     if (!p.needs_means()) return;
-    const int64_t cell = p.shape.first_cell(unit.sample) + channel / p.shape.group_channels();
+    const int64_t cell = cell_of(p.shape, unit, channel);
     mean_grad = static_cast<const A*>(p.mean_grad)[cell];
     mean_dot = static_cast<const A*>(p.mean_dot)[cell];
   };

@@ -6,9 +6,15 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/activation.h"
 
 WARPWRIGHT_ISA_BEGIN
+
+// Whether results are rounded to 16 bits.
+template <class T>
+inline constexpr bool kNarrow = !std::is_same_v<T, acc_t<T>>;
 
 inline constexpr float kLog2E = 1.44269504f;
 
@@ -53,19 +59,22 @@ inline Vec<float> fast_sigmoid(Vec<float> x) {
   return vreciprocal<kNarrow>(1.0f + vexp2<kNarrow>(x * -kLog2E));
 }
 
-// vnormal_cdf and the density that it needs.
+// vnormal_cdf and the density that it comes with.
 struct Normal {
   Vec<float> cdf, density;
 };
 template <bool kNarrow>
 inline Normal fast_normal(Vec<float> x) {
   const Vec<float> density = vexp2<kNarrow>(x * x * (-0.5f * kLog2E));
-  if constexpr (!kNarrow) return {vnormal_cdf(x, density), density};
-  // The smaller side is density t Q(t) everywhere, to 1e-4.
-  const Vec<float> t = vreciprocal<true>(1.0f + 0.4f * vabs(x));
-  const Vec<float> tail = density * t *
-                          polynomial(t, 0.15957282483577728f, 0.16050998866558075f, 0.12058354169130325f,
-                                     0.14404334127902985f, -0.08475710451602936f);
+  // The smaller side is density t Q(t) everywhere, to 4e-7 or to 1e-4.
+  constexpr float kScale = kNarrow ? 0.4f : 0.35f;
+  const Vec<float> t = vreciprocal<kNarrow>(1.0f + kScale * vabs(x));
+  const Vec<float> q = kNarrow ? polynomial(t, 0.15957282483577728f, 0.16050998866558075f, 0.12058354169130325f,
+                                            0.14404334127902985f, -0.08475710451602936f)
+                               : polynomial(t, 0.13962124288082123f, 0.13986453413963318f, 0.11981413513422012f,
+                                            0.10558001697063446f, -0.023275794461369514f, 0.15940982103347778f,
+                                            -0.2559162974357605f, 0.14406763017177582f, -0.029165299609303474f);
+  const Vec<float> tail = density * t * q;
   return {x < 0.0f ? tail : 1.0f - tail, density};
 }
 

@@ -11,6 +11,36 @@ typedef uint8_t U8s __attribute__((vector_size(kVectorBytes / 4)));
 
 inline U32s select(U32s mask, U32s a, U32s b) { return (a & mask) | (b & ~mask); }
 
+// The bits of the largest magnitude. As bit patterns magnitudes are ordered like integers, with NaN above infinity: it
+// is not lost as in a comparison.
+template <class T>
+inline uint32_t largest_magnitude(const T* x, int64_t count) {
+  I32s best{};
+  for_each_vector<float>(count, [&](int64_t i, auto n) { best = vmax(best, (I32s)load(x + i, n) & 0x7fffffff); });
+  int32_t largest = 0;
+  for (int lane = 0; lane < kFloatLanes; ++lane) largest = best[lane] > largest ? best[lane] : largest;
+  return static_cast<uint32_t>(largest);
+}
+
+// The scale of a group whose largest magnitude has these bits; `largest` is the format's largest number.
+inline float scale_of_bits(uint32_t magnitude, float largest) {
+  if (magnitude > 0x7f800000u) return std::numeric_limits<float>::quiet_NaN();
+  if (magnitude == 0) return 1.0f;
+  const float scale = bit_cast<float>(magnitude) / largest;
+  return scale < kMinScale ? kMinScale : scale;
+}
+
+// Adding 1.5 * 2^23 rounds to an integer, to the even one between two.
+inline Vec<float> round_even(Vec<float> x) { return x + 12582912.0f - 12582912.0f; }
+
+// round(x), an integer, as int8; NaN becomes 0. x is clamped before, so that it stays where round_even is right.
+template <class Round>
+inline U32s encode_int8(Vec<float> x, const Round& round) {
+  const Vec<float> clamped = vmax(splat(-Int8::kMax), vmin(splat(Int8::kMax), x));
+  const U32s code = (U32s) __builtin_convertvector(round(clamped), I32s) & 0xffu;
+  return select((U32s)(x != x), U32s{}, code);
+}
+
 // 2^exponent, for normal numbers.
 constexpr uint32_t power_bits(int exponent) { return static_cast<uint32_t>(exponent + 127) << 23; }
 

@@ -44,7 +44,7 @@ struct LambChunk {
   void update_moments(A* sums) const {
     Vec<A> squares[2]{};
     for_each_vector<A>(count, [&](int64_t i, auto n) {
-      const Vec<A> g = load(piece.grad + i, n) / splat<A>(scalars.grad_scale) * scalars.grad_multiplier;
+      const Vec<A> g = scalars.gradient(load(piece.grad + i, n));
       Vec<A> m = load(piece.moments[0] + i, n), v = load(piece.moments[1] + i, n);
       moments.update(g, m, v);
       store(piece.moments[0] + i, m, n);

@@ -5,6 +5,7 @@
 
 #include "cpu/dropout_mask.h"
 #include "cpu/partials.h"
+#include "cpu/stream.h"
 
 WARPWRIGHT_ISA_BEGIN
 
@@ -91,6 +92,8 @@ void forward_rows(const NormParams& p, int64_t begin, int64_t end) {
   const T* bias = static_cast<const T*>(p.bias);
   const A eps = A(p.eps), count = A(p.cols), weight_offset = A(p.weight_offset);
   const bool centred = p.mean != nullptr;
+  const bool streamed = p.rows * p.cols * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
+                        streams(static_cast<const T*>(p.output), p.cols);
   for (int64_t row = begin; row < end; ++row) {
     RowSum<T> h{row_data(p.input, row, p.cols, input_row.data()), nullptr, nullptr, nullptr};
     if (p.sum != nullptr) {
@@ -106,13 +109,19 @@ void forward_rows(const NormParams& p, int64_t begin, int64_t end) {
     if (centred) static_cast<A*>(p.mean)[row] = mean;
     static_cast<A*>(p.rstd)[row] = p.l2 ? length : rstd;
     T* out = static_cast<T*>(p.output) + row * p.cols;
-    for_each_vector<A>(p.cols, [&](int64_t i, auto n) {
+    const auto value = [&](int64_t i, auto n) {
       Vec<A> y = (load(x + i, n) - mean) * rstd;
       if (weight != nullptr) y *= load(weight + i, n) + weight_offset;
       if (bias != nullptr) y += load(bias + i, n);
-      store(out + i, y, n);
-    });
+      return y;
+    };
+    if (streamed) {
+      for (int64_t i = 0; i < p.cols; i += kLanes<A>) stream(out + i, value(i, Whole{}));
+    } else {
+      write_vectors<A>(out, p.cols, value);
+    }
   }
+  if (streamed) finish_streams();
 }
 
 // With xhat = (x - mean) * rstd and g = grad_output * (weight_offset + weight):

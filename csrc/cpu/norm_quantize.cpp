@@ -11,34 +11,11 @@ WARPWRIGHT_ISA_BEGIN
 
 namespace {
 
-// As bit patterns magnitudes are ordered like integers, with NaN above infinity: it is not lost as in a comparison.
-float scale_of(const float* x, int64_t count, float largest) {
-  I32s best{};
-  for_each_vector<float>(count, [&](int64_t i, auto n) { best = vmax(best, (I32s)load(x + i, n) & 0x7fffffff); });
-  uint32_t magnitude = 0;
-  for (int lane = 0; lane < kFloatLanes; ++lane) {
-    const auto found = static_cast<uint32_t>(best[lane]);
-    magnitude = found > magnitude ? found : magnitude;
-  }
-  if (magnitude > 0x7f800000u) return std::numeric_limits<float>::quiet_NaN();
-  if (magnitude == 0) return 1.0f;
-  const float scale = bit_cast<float>(magnitude) / largest;
-  return scale < kMinScale ? kMinScale : scale;
-}
-
-// To the nearest integer, to the even one between two; NaN becomes 0.
-U32s encode_int8(Vec<float> x) {
-  const Vec<float> clamped = vmax(splat(-kMaxInt8), vmin(splat(kMaxInt8), x));
-  constexpr float kRound = 12582912.0f;  // Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
-  const U32s code = ((U32s)(clamped + kRound) - bit_cast<uint32_t>(kRound)) & 0xffu;
-  return select((U32s)(x != x), U32s{}, code);
-}
-
 template <class Encode>
 void quantize_row(const NormQuantizeParams& p, const float* y, int64_t row, float largest, const Encode& encode) {
   for (int64_t group = 0; group < p.groups; ++group) {
     const int64_t first = group * p.block, count = p.cols - first < p.block ? p.cols - first : p.block;
-    const float scale = scale_of(y + first, count, largest);
+    const float scale = scale_of_bits(largest_magnitude(y + first, count), largest);
     static_cast<float*>(p.scale)[row * p.groups + group] = scale;
     uint8_t* out = static_cast<uint8_t*>(p.quantized) + row * p.cols + first;
     for_each_vector<float>(
@@ -82,7 +59,7 @@ void norm_quantize_rows(const NormQuantizeParams& p, int64_t begin, int64_t end)
   for (int64_t row = begin; row < end; ++row) {
     normalise_row(p, row, input_row.data(), residual_row.data(), normal.data());
     if (p.quantized_dtype == DType::kInt8) {
-      quantize_row(p, normal.data(), row, kMaxInt8, [](Vec<float> v) { return encode_int8(v); });
+      quantize_row(p, normal.data(), row, kMaxInt8, [](Vec<float> v) { return encode_int8(v, round_even); });
       continue;
     }
     visit_float8(p.quantized_dtype, [&](auto format) {

@@ -95,12 +95,16 @@ template <class A>
 struct StepScalars {
   double lr, step;
   A grad_scale, grad_multiplier;
+  bool scaled;  // Whether these two change anything: a division takes as long as all else that happens to an element.
 
   StepScalars(const OptimParams& p, const OptimTensor& t)
       : lr(p.lr_tensor == nullptr ? p.lr : *p.lr_tensor),
         step(*t.step),
         grad_scale((p.grad_scale == nullptr ? A(1) : static_cast<A>(*p.grad_scale)) * (p.maximize ? A(-1) : A(1))),
-        grad_multiplier(p.grad_multiplier == nullptr ? A(1) : static_cast<A>(*p.grad_multiplier)) {}
+        grad_multiplier(p.grad_multiplier == nullptr ? A(1) : static_cast<A>(*p.grad_multiplier)),
+        scaled(grad_scale != 1 || grad_multiplier != 1) {}
+
+  Vec<A> gradient(Vec<A> g) const { return scaled ? g / splat<A>(grad_scale) * grad_multiplier : g; }
 };
 
 // A piece of one tensor. M: the type of its moments here, which for codes is float.
@@ -134,7 +138,7 @@ template <class Rule, class P, class M>
 void update_piece(const Rule& rule, const StepScalars<acc_t<P>>& s, const Piece<P, M>& piece) {
   using A = acc_t<P>;
   for_each_vector<A>(piece.count, [&](int64_t i, auto n) {
-    const Vec<A> g = load(piece.grad + i, n) / splat<A>(s.grad_scale) * s.grad_multiplier;
+    const Vec<A> g = s.gradient(load(piece.grad + i, n));
     Vec<A> x = piece.value(i, n), m{}, v{};
     if (piece.moments[0] != nullptr) m = load(piece.moments[0] + i, n);
     if constexpr (Rule::kMoments == 2) v = load(piece.moments[1] + i, n);

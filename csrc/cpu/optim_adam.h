@@ -9,13 +9,13 @@ WARPWRIGHT_ISA_BEGIN
 template <class A>
 struct AdamMoments {
   double correction1;  // Of the first moment, to be multiplied by.
-  A correction2;       // The root of the second moment's, to be divided by.
+  A correction2;       // The root of the second moment's, likewise.
   A beta2, rest1, rest2, eps;
 
   AdamMoments(const OptimParams& p, const StepScalars<A>& s)
       // In double: 1 - beta^step loses most of its digits in float.
       : correction1(1 / (1 - ::pow(p.beta1, s.step))),
-        correction2(static_cast<A>(::sqrt(1 - ::pow(p.beta2, s.step)))),
+        correction2(static_cast<A>(1 / ::sqrt(1 - ::pow(p.beta2, s.step)))),
         beta2(static_cast<A>(p.beta2)),
         rest1(static_cast<A>(1 - p.beta1)),
         rest2(static_cast<A>(1 - p.beta2)),
@@ -24,7 +24,7 @@ struct AdamMoments {
     m += (g - m) * rest1;
     v = v * beta2 + g * g * rest2;
   }
-  Vec<A> denominator(Vec<A> v) const { return vsqrt(v) / correction2 + eps; }
+  Vec<A> denominator(Vec<A> v) const { return vsqrt(v) * correction2 + eps; }
 };
 
 WARPWRIGHT_ISA_END

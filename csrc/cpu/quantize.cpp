@@ -28,31 +28,13 @@ const T* group_data(Rows rows, const Group& group, T* scratch) {
   return row_data(rows, group.row, group.count, scratch);
 }
 
-// As bit patterns magnitudes are ordered like integers, with NaN above infinity: it is not lost as in a comparison.
-template <class T>
-uint32_t largest_magnitude(const T* x, int64_t count) {
-  I32s best{};
-  for_each_vector<float>(count, [&](int64_t i, auto n) { best = vmax(best, (I32s)load(x + i, n) & 0x7fffffff); });
-  int32_t largest = 0;
-  for (int lane = 0; lane < kFloatLanes; ++lane) largest = best[lane] > largest ? best[lane] : largest;
-  return static_cast<uint32_t>(largest);
-}
-
-template <class F>
-float scale_of(uint32_t magnitude) {
-  if (magnitude > 0x7f800000u) return std::numeric_limits<float>::quiet_NaN();
-  if (magnitude == 0) return 1.0f;
-  const float scale = bit_cast<float>(magnitude) / F::kMax;
-  return scale < kMinScale ? kMinScale : scale;
-}
-
 template <class T, class F>
 void quantize_groups(const QuantizeParams& p, int64_t begin, int64_t end) {
   Scratch<T> scratch(p.block);
   for (int64_t index = begin; index < end; ++index) {
     const Group group = group_at(p, index);
     const T* x = group_data(p.input, group, scratch.data());
-    const float scale = scale_of<F>(largest_magnitude(x, group.count));
+    const float scale = scale_of_bits(largest_magnitude(x, group.count), F::kMax);
     static_cast<float*>(p.scale)[index] = scale;
     uint8_t* out = static_cast<uint8_t*>(p.quantized) + group.row * p.cols + group.first;
     for_each_vector<float>(group.count, [&](int64_t i, auto n) {

@@ -15,18 +15,7 @@ WARPWRIGHT_ISA_BEGIN
 namespace {
 
 constexpr int64_t kTile = 64;
-constexpr uint32_t kInfinityBits = 0x7f800000u;
 
-template <class F>
-float scale_of_bits(uint32_t magnitude) {
-  if (magnitude > kInfinityBits) return std::numeric_limits<float>::quiet_NaN();
-  if (magnitude == 0) return 1.0f;
-  const float scale = bit_cast<float>(magnitude) / F::kMax;
-  return scale < kMinScale ? kMinScale : scale;
-}
-
-// Adding 1.5 * 2^23 rounds to an integer, to the even one between two.
-inline Vec<float> round_even(Vec<float> x) { return x + 12582912.0f - 12582912.0f; }
 inline Vec<float> floor_of(Vec<float> x) {
   const Vec<float> rounded = round_even(x);
   return rounded > x ? rounded - 1.0f : rounded;
@@ -38,11 +27,8 @@ inline Vec<float> uniform(U32s words) { return __builtin_convertvector((I32s)(wo
 template <class F, bool kStochastic>
 U32s encode(Vec<float> x, U32s words) {
   if constexpr (std::is_same_v<F, Int8>) {
-    // Before it is rounded, so that it stays where round_even is right; a random number moves 127 to no other integer.
-    const Vec<float> clamped = vmax(splat(-F::kMax), vmin(splat(F::kMax), x));
-    const Vec<float> rounded = kStochastic ? floor_of(clamped + uniform(words)) : round_even(clamped);
-    const U32s code = (U32s) __builtin_convertvector(rounded, I32s) & 0xffu;
-    return select((U32s)(x != x), U32s{}, code);
+    // A random number moves 127 to no other integer.
+    return encode_int8(x, [&](Vec<float> v) { return kStochastic ? floor_of(v + uniform(words)) : round_even(v); });
   } else if constexpr (!kStochastic) {
     return encode_float8<F>(x);
   } else {
@@ -68,16 +54,6 @@ const T* part_of_row(Rows rows, int64_t row, int64_t col, int64_t count, T* scra
   return row_data(rows, row, count, scratch);
 }
 
-// As bit patterns magnitudes are ordered like integers, with NaN above infinity: it is not lost as in a comparison.
-template <class T>
-uint32_t largest_magnitude(const T* x, int64_t count) {
-  I32s best{};
-  for_each_vector<float>(count, [&](int64_t i, auto n) { best = vmax(best, (I32s)load(x + i, n) & 0x7fffffff); });
-  int32_t largest = 0;
-  for (int lane = 0; lane < kFloatLanes; ++lane) largest = best[lane] > largest ? best[lane] : largest;
-  return static_cast<uint32_t>(largest);
-}
-
 // The random words of kFloatLanes elements of a row from `col`, a multiple of 4, on.
 inline U32s words_at(int64_t seed, int64_t row, int64_t col, int64_t offset) {
   U32s words;
@@ -99,7 +75,7 @@ class Straight {
     for (int64_t col = 0; col < p_.cols; col += grid_.block_cols) {
       const int64_t count = p_.cols - col < grid_.block_cols ? p_.cols - col : grid_.block_cols;
       float* scale = p_.straight.scale + grid_.at(first, col);
-      if (!known) *scale = scale_of_bits<F>(largest(first, last, col, count));
+      if (!known) *scale = scale_of_bits(largest(first, last, col, count), F::kMax);
       for (int64_t row = first; row < last; ++row) encode_part(row, col, count, *scale);
     }
   }
@@ -167,7 +143,7 @@ class Turned {
     for (int64_t c = 0; c < count_; ++c) {
       float* scale = p_.transposed.scale + p_.transposed.grid.at(col_ + c, first);
       // Squares and the whole tensor are what they were.
-      scales_[c] = own ? scale_of_bits<F>(static_cast<uint32_t>(best[c / kFloatLanes][c % kFloatLanes]))
+      scales_[c] = own ? scale_of_bits(static_cast<uint32_t>(best[c / kFloatLanes][c % kFloatLanes]), F::kMax)
                        : p_.straight.scale[p_.straight.grid.at(first, col_ + c)];
       if (own || (col_ + c) % p_.transposed.grid.block_rows == 0) *scale = scales_[c];
     }
@@ -216,7 +192,7 @@ void quantize_as(const QuantizeMatrixParams& p) {
     });
     uint32_t largest = 0;
     for (int64_t row = 0; row < p.rows; ++row) largest = maxima.data()[row] > largest ? maxima.data()[row] : largest;
-    *p.straight.scale = scale_of_bits<F>(largest);
+    *p.straight.scale = scale_of_bits(largest, F::kMax);
     if (p.transposed.quantized != nullptr) *p.transposed.scale = *p.straight.scale;
   }
   parallel_for(0, (p.rows + step - 1) / step, row_grain(p.cols * step), [&](int64_t begin, int64_t end) {

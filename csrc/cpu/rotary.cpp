@@ -4,7 +4,7 @@
 #include "kernels/rotary.h"
 
 #include "cpu/parallel.h"
-#include "cpu/vec.h"
+#include "cpu/rotate.h"
 
 WARPWRIGHT_ISA_BEGIN
 
@@ -107,17 +107,6 @@ class Angles {
   int64_t batch_ = -1, place_ = -1;
 };
 
-// Halves lie `pairs` apart: both are vectors.
-template <class T>
-void rotate_halves(const T* x, const acc_t<T>* cos, const acc_t<T>* sin, int64_t pairs, T* y) {
-  using A = acc_t<T>;
-  for_each_vector<A>(pairs, [&](int64_t i, auto n) {
-    const Vec<A> a = load(x + i, n), b = load(x + pairs + i, n), c = load(cos + i, n), s = load(sin + i, n);
-    store(y + i, a * c - b * s, n);
-    store(y + pairs + i, b * c + a * s, n);
-  });
-}
-
 template <class T>
 void rotate_neighbours(const T* x, const acc_t<T>* cos, const acc_t<T>* sin, int64_t rotary_dim, T* y) {
   using A = acc_t<T>;
@@ -148,7 +137,7 @@ void rotate_rows(const RotaryParams& p, int64_t begin, int64_t end) {
     if (p.interleaved) {
       rotate_neighbours<T>(x, angles.cos(), angles.sin(), p.rotary_dim, y);
     } else {
-      rotate_halves<T>(x, angles.cos(), angles.sin(), p.rotary_dim / 2, y);
+      rotate_halves(x, angles.cos(), angles.sin(), acc_t<T>(1), p.rotary_dim / 2, y);
     }
     for (int64_t i = p.rotary_dim; i < p.head_dim; ++i) y[i] = x[i];
   }

@@ -29,6 +29,21 @@ inline void stream_bytes(void* to, const void* from, int64_t count) {
   for (; i < count; ++i) out[i] = in == nullptr ? 0 : in[i];
 }
 
+// Whether a vector can be streamed to `p` and to whole vectors after it: rows whose length vectors divide stay aligned.
+template <class T>
+inline bool streams(const T* p, int64_t row_length) {
+  constexpr int64_t kBytes = kLanes<acc_t<T>> * static_cast<int64_t>(sizeof(T));
+  return reinterpret_cast<uintptr_t>(p) % kBytes == 0 && row_length % kLanes<acc_t<T>> == 0;
+}
+template <class T>
+inline void stream(T* p, Vec<acc_t<T>> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_stream_ps(p, (__m512)v);
+  if constexpr (sizeof(T) == 2) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(T{}, v));
+#endif
+  store(p, v);
+}
+
 // Streamed stores become visible to other threads in order with the plain ones that follow.
 inline void finish_streams() {
 #if defined(__x86_64__)

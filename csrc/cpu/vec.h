@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -153,23 +155,29 @@ inline Vec<float> load(const Half* p) {
 
 inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof(v)); }
 inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
-inline void store(BFloat16* p, Vec<float> v) {
+// The bits of bfloat16, each in a lane of 32.
+inline U32s bfloat16_bits(Vec<float> v) {
   const U32s bits = (U32s)v;
   const U32s rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const U32s nan = (bits >> 16) | 0x40u;
-  const U32s is_nan = (U32s)(v != v);
-  const U32s result = (nan & is_nan) | (rounded & ~is_nan);
+  return v != v ? (bits >> 16) | 0x40u : rounded;
+}
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)result));
+inline __m256i narrow(BFloat16, Vec<float> v) { return _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)bfloat16_bits(v)); }
+inline __m256i narrow(Half, Vec<float> v) {
+  return _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+}
+#endif
+inline void store(BFloat16* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(BFloat16{}, v));
 #else
-  const U16s raw = __builtin_convertvector(result, U16s);
+  const U16s raw = __builtin_convertvector(bfloat16_bits(v), U16s);
   std::memcpy(p, &raw, sizeof(raw));
 #endif
 }
 inline void store(Half* p, Vec<float> v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(Half{}, v));
 #elif defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else
@@ -189,13 +197,52 @@ inline void store(T* p, Vec<acc_t<T>> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = from_acc<T>(v[i]);
 }
 
+#if defined(__AVX512F__)
+// The same by masks: lane by lane, the end of a short row takes longer than the rest of it.
+inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
+inline Vec<float> load(const float* p, int64_t count, float fill = 0) {
+  return (Vec<float>)_mm512_mask_loadu_ps((__m512)splat(fill), first_lanes(count), p);
+}
+inline void store(float* p, Vec<float> v, int64_t count) { _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v); }
+inline Vec<float> load(const BFloat16* p, int64_t count, float fill = 0) {
+  const __mmask16 mask = first_lanes(count);
+  const __m512i raw = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(mask, p));
+  return (Vec<float>)_mm512_mask_slli_epi32((__m512i)splat(fill), mask, raw, 16);
+}
+inline Vec<float> load(const Half* p, int64_t count, float fill = 0) {
+  const __mmask16 mask = first_lanes(count);
+  return (Vec<float>)_mm512_mask_cvtph_ps((__m512)splat(fill), mask, _mm256_maskz_loadu_epi16(mask, p));
+}
+inline void store(BFloat16* p, Vec<float> v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), narrow(BFloat16{}, v));
+}
+inline void store(Half* p, Vec<float> v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), narrow(Half{}, v));
+}
+#endif
+
 // ---- small arithmetic ----
 
+// The lanes `kStep` places further on, in a circle.
+template <class A, int kStep, int... kLane>
+inline Vec<A> rotate_lanes(Vec<A> v, std::integer_sequence<int, kLane...>) {
+  typedef std::conditional_t<sizeof(A) == 4, int32_t, int64_t> Index __attribute__((vector_size(kVectorBytes)));
+  constexpr int kCount = sizeof...(kLane);
+  return __builtin_shuffle(v, Index{(kLane + kStep) % kCount...});
+}
+// All lanes joined into one: halves, quarters and so on, which is closer than lane after lane, and done sooner.
+template <class A, int kStep = kLanes<A> / 2, class Join>
+inline A reduce_lanes(Vec<A> v, const Join& join) {
+  if constexpr (kStep == 0) {
+    return v[0];
+  } else {
+    v = join(v, rotate_lanes<A, kStep>(v, std::make_integer_sequence<int, int(kLanes<A>)>{}));
+    return reduce_lanes<A, kStep / 2>(v, join);
+  }
+}
 template <class A>
 inline A reduce_add(Vec<A> v) {
-  A sum = 0;
-  for (int64_t i = 0; i < kLanes<A>; ++i) sum += v[i];
-  return sum;
+  return reduce_lanes<A>(v, [](Vec<A> a, Vec<A> b) { return a + b; });
 }
 template <class V>
 inline V vmax(V a, V b) {
@@ -204,6 +251,21 @@ inline V vmax(V a, V b) {
 template <class V>
 inline V vmin(V a, V b) {
   return a < b ? a : b;
+}
+// In so many words: GCC makes a comparison and a copy of the above where one side is a constant.
+inline Vec<float> vmax(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline Vec<float> vmin(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#else
+  return a < b ? a : b;
+#endif
 }
 inline Vec<float> vsqrt(Vec<float> v) {
 #if defined(__AVX512F__)
@@ -221,9 +283,7 @@ inline Vec<double> vsqrt(Vec<double> v) {
 }
 template <class A>
 inline A reduce_max(Vec<A> v) {
-  A best = v[0];
-  for (int64_t i = 1; i < kLanes<A>; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  return reduce_lanes<A>(v, [](Vec<A> a, Vec<A> b) { return vmax(b, a); });
 }
 
 // A full vector, as the count of a load or store: the same loop body then serves whole vectors and the tail.
@@ -244,6 +304,19 @@ inline void for_each_vector(int64_t n, const Body& body) {
   int64_t i = 0;
   for (; i + kLanes<A> <= n; i += kLanes<A>) body(i, Whole{});
   if (i < n) body(i, n - i);
+}
+
+// Writes value(offset, count), a vector each, over [0, n). Two vectors are computed before either is stored: one alone
+// would leave the processor idle while it waits for its own steps.
+template <class A, class T, class Value>
+inline void write_vectors(T* out, int64_t n, const Value& value) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes<A> <= n; i += 2 * kLanes<A>) {
+    const Vec<A> first = value(i, Whole{}), second = value(i + kLanes<A>, Whole{});
+    store(out + i, first);
+    store(out + i + kLanes<A>, second);
+  }
+  for_each_vector<A>(n - i, [&](int64_t rest, auto count) { store(out + i + rest, value(i + rest, count), count); });
 }
 
 // The sum of term(offset, count), a vector each, over [0, n). Four sums take turns: a single one would wait for each of

@@ -55,12 +55,15 @@ struct ChannelShape {
 
 // Long enough to be worth a partial result, short enough that there are slabs for every multiprocessor, and that a
 // processor's cache holds one. Where channels are neighbours a large tensor has longer ones: it has more channels to a
-// slab, and the second stage more to add.
-inline constexpr int64_t kPlaneSlab = 2048, kLeastSlab = 128, kMostSlab = 512, kWantedSlabs = 64;
+// slab, and the second stage more to add; all are about as long, because the last to be done is waited for.
+inline constexpr int64_t kPlaneSlab = 2048, kLeastSlab = 128, kMostSlab = 512, kWantedSlabs = 64, kSlabStep = 8;
 inline int64_t slab_size(int64_t positions, bool channels_last) {
   if (!channels_last) return kPlaneSlab;
   const int64_t wanted = (positions / kWantedSlabs + kLeastSlab - 1) / kLeastSlab * kLeastSlab;
-  return wanted < kLeastSlab ? kLeastSlab : wanted > kMostSlab ? kMostSlab : wanted;
+  const int64_t most = wanted < kLeastSlab ? kLeastSlab : wanted > kMostSlab ? kMostSlab : wanted;
+  const int64_t slabs = positions <= most ? 1 : (positions + most - 1) / most;
+  const int64_t steps = (positions + slabs * kSlabStep - 1) / (slabs * kSlabStep);
+  return (steps < 1 ? 1 : steps) * kSlabStep;
 }
 
 // output = activation((input - mean) * rstd * weight + bias + residual).

@@ -141,7 +141,7 @@ def call(op: str, *args: Any) -> Any:
         function = _registry.FUNCTIONS[backend].get(op)
         if function is None or torch._C._is_any_autocast_enabled() or _transformed():
             return overload(*args)
-        return function.apply(*args)
+        return function(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return overload._op(*args)  # What overload(*args) calls, one Python frame later.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 #: What may follow a channel norm, of an epilogue's activations.
 NORM_ACTIVATIONS = ("none", "relu", "silu")
 
-_PLANE_SLAB, _LEAST_SLAB, _MOST_SLAB, _WANTED_SLABS = 2048, 128, 512, 64
+_PLANE_SLAB, _LEAST_SLAB, _MOST_SLAB, _WANTED_SLABS, _SLAB_STEP = 2048, 128, 512, 64, 8
 
 
 def lies_channels_last(input: Tensor) -> bool:
@@ -35,4 +35,5 @@ def slab_size(positions: int, channels_last: bool) -> int:
     if not channels_last:
         return _PLANE_SLAB
     wanted = -(-(positions // _WANTED_SLABS) // _LEAST_SLAB) * _LEAST_SLAB
-    return min(max(wanted, _LEAST_SLAB), _MOST_SLAB)
+    slabs = max(1, -(-positions // min(max(wanted, _LEAST_SLAB), _MOST_SLAB)))
+    return max(1, -(-positions // (slabs * _SLAB_STEP))) * _SLAB_STEP

@@ -51,7 +51,7 @@ class OpDefinition:
 OPS: dict[str, OpDefinition] = {}
 #: backend -> operator name -> the overload to call. Filled by `activate`.
 TABLES: dict[str, dict[str, Any]] = {"native": {}}
-#: backend -> operator name -> its gradient as a torch.autograd.Function, for `differentiate`.
+#: backend -> operator name -> what calls it as a torch.autograd.Function, for _backend.call.
 FUNCTIONS: dict[str, dict[str, Any]] = {name: {} for name in NAMESPACES}
 _libraries: dict[str, torch.library.Library] = {}
 
@@ -202,7 +202,9 @@ def _function(overload: Any, op: OpDefinition, operators: Any) -> Any:
         return _gradients(op, overload, below, ctx, grads)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(op.name, (torch.autograd.Function,), members)
+    function = type(op.name, (torch.autograd.Function,), members)
+    # Function's own `apply` looks for defaults and transforms first, which takes as long as a small kernel.
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def _autocast_kernel(overload: Any, rule: AutocastRule, device_type: str) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
-#include "cuda/tile/float8.cuh"
+#include "cuda/tile/quantize.cuh"
 #include "cuda/tile/reduction.cuh"
 #include "cuda/tile/row.cuh"
 #include "kernels/norm_quantize.h"
@@ -12,29 +12,6 @@ namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
-
-// Magnitudes as bit patterns are ordered like integers, with NaN above infinity. As floats they would not be: fmaxf
-// loses a NaN. Shuffles and shared memory carry them unchanged.
-struct MaxMagnitude {
-  static __device__ __forceinline__ float identity() { return 0.0f; }
-  static __device__ __forceinline__ float combine(float a, float b) {
-    return __float_as_uint(a) > __float_as_uint(b) ? a : b;
-  }
-};
-
-__device__ __forceinline__ float scale_of_magnitude(float magnitude, float largest) {
-  if (magnitude != magnitude) return __uint_as_float(0x7fc00000u);
-  if (magnitude == 0.0f) return 1.0f;
-  return fmaxf(magnitude / largest, kMinScale);
-}
-
-// To the nearest integer, to the even one between two; NaN becomes 0.
-__device__ __forceinline__ uint8_t encode_int8(float x) {
-  if (x != x) return 0;
-  const float clamped = fmaxf(-kMaxInt8, fminf(kMaxInt8, x));
-  constexpr float kRound = 12582912.0f;  // Adding 1.5 * 2^23 rounds, and leaves the integer in the low bits.
-  return static_cast<uint8_t>(__float_as_uint(clamped + kRound));
-}
 
 __device__ __forceinline__ uint8_t encode(float x, DType dtype) {
   if (dtype == DType::kInt8) return encode_int8(x);
@@ -96,7 +73,7 @@ __global__ void __launch_bounds__(kWarp ? kNarrowBlockThreads : kMaxTeamThreads)
   const bool resident = walk.tiles <= 1;
   const RowPointer<const T> weight{static_cast<const T*>(p.weight)}, bias{static_cast<const T*>(p.bias)};
   const float weight_offset = static_cast<float>(p.weight_offset), count = static_cast<float>(p.cols);
-  const float largest = p.quantized_dtype == DType::kInt8         ? kMaxInt8
+  const float largest = p.quantized_dtype == DType::kInt8         ? Int8::kMax
                         : p.quantized_dtype == DType::kFloat8E4M3 ? E4M3::kMax
                                                                   : E5M2::kMax;
   for (int64_t row = team.first_row(); row < p.rows; row += team.row_step()) {

@@ -8,8 +8,8 @@
 
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
-#include "cuda/tile/float8.cuh"
 #include "cuda/tile/pack.cuh"
+#include "cuda/tile/quantize.cuh"
 #include "kernels/philox.h"
 #include "kernels/quantize.h"
 
@@ -23,13 +23,15 @@ constexpr int kThreads = 256;
 constexpr int kTile = kQuantizeTile, kUnit = kQuantizeUnit, kUnits = kQuantizeUnits;
 constexpr int kPad = 2;     // Elements: columns of the tile start in different banks.
 constexpr int kCodes = 16;  // Bytes of one store.
-constexpr uint32_t kInfinityBits = 0x7f800000u;
+
+// As the other kernels' parameters, and whether rows of the input are whole packs.
+struct TileParams : QuantizeMatrixParams {
+  bool packs;
+};
 
 template <class F>
 __device__ __forceinline__ float scale_of_bits(uint32_t magnitude) {
-  if (magnitude > kInfinityBits) return __uint_as_float(0x7fc00000u);
-  if (magnitude == 0) return 1.0f;
-  return fmaxf(__uint_as_float(magnitude) / F::kMax, kMinScale);
+  return scale_of_magnitude(__uint_as_float(magnitude), F::kMax);
 }
 
 // A uniform number from [0, 1) of 24 bits.
@@ -39,9 +41,7 @@ __device__ __forceinline__ float uniform(uint32_t word) { return static_cast<flo
 template <class F>
 __device__ __forceinline__ uint8_t encode(float x, bool stochastic, uint32_t word) {
   if constexpr (std::is_same_v<F, Int8>) {
-    if (x != x) return 0;
-    const float rounded = stochastic ? floorf(x + uniform(word)) : rintf(x);
-    return static_cast<uint8_t>(static_cast<int32_t>(fminf(fmaxf(rounded, -F::kMax), F::kMax)));
+    return encode_int8(stochastic ? floorf(x + uniform(word)) : x);
   } else {
     if (!stochastic) return encode_float8<F>(x);
     constexpr int kDropped = 23 - F::kMantissa;
@@ -68,18 +68,28 @@ struct Tile {
 };
 
 template <class T>
-__device__ __forceinline__ Tile<T> load_tile(const QuantizeMatrixParams& p, T* values) {
+__device__ __forceinline__ Tile<T> load_tile(const TileParams& p, T* values) {
+  constexpr int kPack = kPackSize<T>;
   const int64_t tiles = (p.cols + kTile - 1) / kTile;
   const int64_t row = blockIdx.x / tiles * kTile, col = blockIdx.x % tiles * kTile;
   const auto rows = static_cast<int>(p.rows - row < kTile ? p.rows - row : kTile);
   const auto cols = static_cast<int>(p.cols - col < kTile ? p.cols - col : kTile);
-  for (int i = threadIdx.x; i < kTile * kTile; i += kThreads) {
-    const int r = i / kTile, c = i % kTile;
-    T value = from_float<T>(0.0f);
-    if (r < rows && c < cols) {
-      value = static_cast<const T*>(p.input.data)[p.input.offset(row + r) + (col + c) * p.input.col_stride];
+  const auto at = [&](int r, int c) {
+    return static_cast<const T*>(p.input.data) + p.input.offset(row + r) + (col + c) * p.input.col_stride;
+  };
+  for (int i = threadIdx.x; i < kTile * kTile / kPack; i += kThreads) {
+    const int r = i / (kTile / kPack), first = i % (kTile / kPack) * kPack;
+    Pack<T, kPack> pack;
+    if (p.packs && r < rows && first < cols) {
+      pack = *reinterpret_cast<const Pack<T, kPack>*>(at(r, first));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) {
+        pack.values[k] = r < rows && first + k < cols ? *at(r, first + k) : from_float<T>(0.0f);
+      }
     }
-    values[r * (kTile + kPad) + c] = value;
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) values[r * (kTile + kPad) + first + k] = pack.values[k];
   }
   __syncthreads();
   return {values, row, col, rows, cols};
@@ -168,9 +178,9 @@ __device__ __forceinline__ void write_codes(const QuantizeMatrixParams& p, const
   }
 }
 
-// machine code: STG.128
+// machine code: LDG.128, STG.128
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads) quantize_tiles_kernel(const QuantizeMatrixParams p) {
+__global__ void __launch_bounds__(kThreads) quantize_tiles_kernel(const TileParams p) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
   __shared__ uint32_t maxima[kTile][kUnits];
   __shared__ float scales[kTile][kUnits];
@@ -198,9 +208,9 @@ __device__ __forceinline__ void store_maxima(const uint32_t (*maxima)[kUnits], i
   __syncthreads();
 }
 
-// machine code: plain
+// machine code: LDG.128
 template <class T>
-__global__ void __launch_bounds__(kThreads) quantize_maxima_kernel(const QuantizeMatrixParams p) {
+__global__ void __launch_bounds__(kThreads) quantize_maxima_kernel(const TileParams p) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
   __shared__ uint32_t maxima[kTile][kUnits];
   const Tile<T> tile = load_tile<T>(p, reinterpret_cast<T*>(shared));
@@ -243,38 +253,12 @@ __global__ void __launch_bounds__(kThreads) quantize_scales_kernel(const ScalesP
   if (p.copy != nullptr) *p.copy = scale;
 }
 
-template <class F>
-__device__ __forceinline__ float decode(uint8_t byte) {
-  if constexpr (std::is_same_v<F, Int8>) {
-    return static_cast<float>(static_cast<int8_t>(byte));
-  } else {
-    return decode_float8<F>(byte);
-  }
-}
-
-// One element a thread and step: the reads are a quarter or half of the writes.
-// machine code: plain
-template <class T, class F>
-__global__ void __launch_bounds__(kThreads) dequantize_matrix_kernel(const DequantizeMatrixParams p) {
-  const int64_t tiles = (p.cols + kThreads - 1) / kThreads;
-  const int64_t row = blockIdx.x / tiles, col = blockIdx.x % tiles * kThreads + threadIdx.x;
-  if (col >= p.cols) return;
-  const uint8_t byte = static_cast<const uint8_t*>(p.input.data)[p.input.offset(row) + col * p.input.col_stride];
-  static_cast<T*>(p.output)[row * p.cols + col] = from_float<T>(decode<F>(byte) * p.scale[p.grid.at(row, col)]);
-}
-
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
 namespace {
-
-template <class Function>
-void visit_quantized(DType dtype, const Function& f) {
-  if (dtype == DType::kInt8) return f(Int8{});
-  visit_float8(dtype, f);
-}
 
 template <class F>
 void make_scales(const QuantizeMatrixParams& params, Stream stream) {
@@ -294,27 +278,18 @@ void make_scales(const QuantizeMatrixParams& params, Stream stream) {
 
 void quantize(const QuantizeMatrixParams& params, Stream stream) {
   visit_float(params.input_dtype, [&](auto tag) {
-    visit_quantized(params.quantized_dtype, [&](auto format) {
+    visit_codes(params.quantized_dtype, [&](auto format) {
       using T = decltype(tag);
       using F = decltype(format);
       const int64_t tiles = (params.rows + kTile - 1) / kTile * ((params.cols + kTile - 1) / kTile);
       LaunchConfig config{dim3(static_cast<unsigned>(tiles)), dim3(kThreads), stream};
       config.shared_bytes = kTile * (kTile + kPad) * static_cast<int>(sizeof(T));
+      const TileParams tile{params, params.cols % kPackSize<T> == 0 && rows_fit_packs<T>(params.input)};
       const bool beyond = params.granularity == Granularity::kTensor || params.granularity == Granularity::kRow;
-      if (beyond && tiles > 0) launch("quantize_maxima", quantize_maxima_kernel<T>, config, params);
+      if (beyond && tiles > 0) launch("quantize_maxima", quantize_maxima_kernel<T>, config, tile);
       if (beyond) make_scales<F>(params, stream);
       if (tiles == 0) return;
-      launch("quantize_tiles", quantize_tiles_kernel<T, F>, config, params);
-    });
-  });
-}
-
-void dequantize(const DequantizeMatrixParams& params, Stream stream) {
-  visit_float(params.output_dtype, [&](auto tag) {
-    visit_quantized(params.input_dtype, [&](auto format) {
-      const int64_t blocks = params.rows * ((params.cols + kThreads - 1) / kThreads);
-      launch("dequantize", dequantize_matrix_kernel<decltype(tag), decltype(format)>,
-             {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream}, params);
+      launch("quantize_tiles", quantize_tiles_kernel<T, F>, config, tile);
     });
   });
 }

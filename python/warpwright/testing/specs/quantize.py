@@ -48,11 +48,14 @@ def _quantize_samples(make: Make) -> Iterator[Sample]:
     yield Sample("rows", (values(5, 40),))
     yield Sample("blocks", (values(3, 300), 128))
     yield Sample("e5m2", (values(2, 3, 33), None), {"dtype": E5M2})
-    yield Sample("e5m2, blocks", (values(4, 70), 32), {"dtype": E5M2})
+    yield Sample("e5m2, blocks", (values(4, 72), 32), {"dtype": E5M2})
     yield Sample("block longer than the row", (values(3, 20), 128))
     yield Sample("blocks of one", (values(2, 5), 1))
     yield Sample("longer than a step", (values(2, 9000),))
-    yield Sample("e5m2, long rows", (values(2, 1300),), {"dtype": E5M2})
+    for name, dtype in (("e4m3", E4M3), ("e5m2", E5M2)):
+        yield Sample(f"{name}, a warp's row", (values(2, 512),), {"dtype": dtype})
+        yield Sample(f"{name}, long rows", (values(2, 1304),), {"dtype": dtype})
+        yield Sample(f"{name}, odd long rows", (values(2, 1301),), {"dtype": dtype})
     yield Sample("a block of zeros", (torch.cat((values(2, 8), values(2, 8) * 0), 1), 8))
     yield Sample("one dimension", (values(17), 16))
     yield Sample("no columns", (values(3, 0),))
@@ -98,7 +101,7 @@ def _dequantize_samples(make: Make) -> Iterator[Sample]:
     # Small scales: the largest number of e5m2 is close to that of float16.
     yield Sample("e5m2", (any_float8(make, 2, 3, 33, dtype=E5M2), _scales(make, 2, 3, 5) * 0.5, 7), out)
     yield Sample("longer than a step", (any_float8(make, 2, 9000), _scales(make, 2, 1)), out)
-    yield Sample("e5m2, long rows", (any_float8(make, 2, 1300, dtype=E5M2), _scales(make, 2, 1) * 0.5), out)
+    yield Sample("e5m2, long rows", (any_float8(make, 2, 1304, dtype=E5M2), _scales(make, 2, 1) * 0.5), out)
     yield Sample("one dimension", (any_float8(make, 17), _scales(make, 2), 16), out)
     yield Sample("no columns", (any_float8(make, 3, 0), _scales(make, 3, 1)), out)
     yield Sample("no rows", (any_float8(make, 0, 8), _scales(make, 0, 2), 4), out)
@@ -250,6 +253,10 @@ def _dequantize_matrix_samples(make: Make) -> Iterator[Sample]:
     yield Sample("squares", (_codes(make, 40, 70, dtype=E5M2), _scales(make, 2, 3) * 0.5), {
         **out, "granularity": "square", "block_size": 32})  # fmt: skip
     yield Sample("tensor", (_codes(make, 7, 9, dtype=torch.int8), _scales(make)), {**out, "granularity": "tensor"})
+    yield Sample("odd rows", (_codes(make, 5, 37, dtype=E4M3), _scales(make, 5, 1)), out)
+    yield Sample("int8 rows", (_codes(make, 5, 40, dtype=torch.int8), _scales(make, 5, 1)), out)
+    yield Sample("blocks", (_codes(make, 3, 72, dtype=E5M2), _scales(make, 3, 3) * 0.5), {
+        **out, "granularity": "block", "block_size": 32})  # fmt: skip
     yield Sample("no rows", (_codes(make, 0, 8, dtype=E4M3), _scales(make, 0, 1)), out)
 
 
