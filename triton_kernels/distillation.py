@@ -14,16 +14,17 @@ from warpwright.triton_kernels._loss import empty_loss, sum_losses
 
 @triton.jit
 def _normaliser(x_ptr, cols, scale, ACC: tl.constexpr, BLOCK: tl.constexpr):
-    """log(softmax(scale * x)) is scale * x less these two in turn."""
+    """log(softmax(scale * x)) is scale * (x less the first) less the second: exactly 0 is left of the largest element,
+    whether or not the compiler fuses the product."""
     highest = tl.full((BLOCK,), float("-inf"), ACC)
     for start in range(0, cols, BLOCK):
         col = start + tl.arange(0, BLOCK).to(tl.int64)
         highest = tl.maximum(highest, tl.load(x_ptr + col, col < cols, float("-inf")).to(ACC))
-    top = tl.max(highest, 0) * scale
+    top = tl.max(highest, 0)
     total = tl.zeros((BLOCK,), ACC)
     for start in range(0, cols, BLOCK):
         col = start + tl.arange(0, BLOCK).to(tl.int64)
-        total += tl.exp(tl.load(x_ptr + col, col < cols, float("-inf")).to(ACC) * scale - top)
+        total += tl.exp((tl.load(x_ptr + col, col < cols, float("-inf")).to(ACC) - top) * scale)
     return top, tl.log(tl.sum(total, 0))
 
 
@@ -46,15 +47,15 @@ def _divergence_kernel(
     for start in range(0, cols, BLOCK):
         col = start + tl.arange(0, BLOCK).to(tl.int64)
         mask = col < cols
-        x = tl.load(student_ptr + col, mask, 0.0).to(ACC) * scale
-        y = tl.load(teacher_ptr + col, mask, 0.0).to(ACC) * scale
-        log_q = (x - student_top) - student_log_sum
-        log_p = (y - teacher_top) - teacher_log_sum
+        x = tl.load(student_ptr + col, mask, 0.0).to(ACC)
+        y = tl.load(teacher_ptr + col, mask, 0.0).to(ACC)
+        log_q = (x - student_top) * scale - student_log_sum
+        log_p = (y - teacher_top) * scale - teacher_log_sum
         probability = tl.exp(log_p)
-        sums += tl.where(mask, probability * (log_p - log_q), 0.0)
+        gap = tl.exp(log_q) - probability
+        sums += tl.where(mask, probability * (log_p - log_q) + gap, 0.0)
         if GRAD:
-            grad = of_grad * (tl.exp(log_q) - probability)
-            tl.store(student_ptr + col, rounded(grad, student_ptr.dtype.element_ty, INTERPRETED), mask)
+            tl.store(student_ptr + col, rounded(of_grad * gap, student_ptr.dtype.element_ty, INTERPRETED), mask)
     if LOSS:
         tl.store(row_loss_ptr + row, rounded(tl.sum(sums, 0), row_loss_ptr.dtype.element_ty, INTERPRETED))
 

@@ -79,12 +79,14 @@ void quantize_group(const QuantizePackedParams& p, const T* x, int64_t count, in
   });
 }
 
-// Eight integers of 4 bits as the bytes of a word: packed_shift. Byte j of the low half has elements 4 j and 4 j + 2.
-void pack_word(const uint8_t* q, uint8_t* word) {
-  word[0] = static_cast<uint8_t>(q[0] | q[2] << 4);
-  word[1] = static_cast<uint8_t>(q[4] | q[6] << 4);
-  word[2] = static_cast<uint8_t>(q[1] | q[3] << 4);
-  word[3] = static_cast<uint8_t>(q[5] | q[7] << 4);
+// Eight integers of 4 bits, a byte each, as a word: packed_shift. Both are little-endian.
+inline void pack_word(const uint8_t* integers, uint8_t* word) {
+  uint64_t q;
+  std::memcpy(&q, integers, sizeof(q));
+  const uint64_t pairs = q | q >> 12;  // Bytes 0, 1, 4 and 5 hold the elements 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+  const auto packed = static_cast<uint32_t>((pairs & 0xff) | (pairs >> 24 & 0xff00) | (pairs << 8 & 0xff0000) |
+                                            (pairs >> 16 & 0xff000000));
+  std::memcpy(word, &packed, sizeof(packed));
 }
 
 template <class T>

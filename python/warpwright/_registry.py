@@ -125,8 +125,7 @@ def _register(backend: str, op: OpDefinition) -> None:
         operators = getattr(torch.ops, namespace)
 
         def backward(ctx: Any, *grads: Any) -> Any:
-            assert op.backward is not None
-            return op.backward(operators, ctx, *grads)
+            return _gradients(op, overload, operators, ctx, grads)
 
         torch.library.register_autograd(qualified, backward, setup_context=_setup_of(op), lib=library)
         FUNCTIONS[backend][op.name] = _function(overload, op, operators)
@@ -155,6 +154,14 @@ def _setup_of(op: OpDefinition) -> Callable[..., None]:
             ctx.set_materialize_grads(False)
 
     return setup
+
+
+def _gradients(op: OpDefinition, overload: Any, operators: Any, ctx: Any, grads: tuple[Any, ...]) -> Any:
+    """The op's backward; no gradient makes none."""
+    assert op.backward is not None
+    if all(grad is None for grad in grads):
+        return (None,) * len(overload._schema.arguments)
+    return op.backward(operators, ctx, *grads)
 
 
 class _BelowAutograd:
@@ -192,8 +199,7 @@ def _function(overload: Any, op: OpDefinition, operators: Any) -> Any:
         return result
 
     def backward(ctx: Any, *grads: Any) -> Any:
-        assert op.backward is not None
-        return op.backward(below, ctx, *grads)
+        return _gradients(op, overload, below, ctx, grads)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function = type(op.name, (torch.autograd.Function,), members)

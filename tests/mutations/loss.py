@@ -27,7 +27,7 @@ MUTATIONS = [
   }
   loss = losses[0];""")),
     *planted_in("csrc/cuda/loss/online_sum.cuh",
-         ("cross_entropy", "rescale by the wrong maximum", "sum * expf(max - new_max)", "sum")),
+         ("cross_entropy", "rescale by the wrong maximum", "sum * expf((max - new_max) * scale)", "sum")),
     *planted_in("csrc/cuda/loss/cross_entropy.cu",
          ("cross_entropy", "use a bad target", "if (!known) scale = NAN;", ";"),
          ("cross_entropy", "the probabilities' gradient without its weight",

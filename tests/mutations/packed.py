@@ -13,7 +13,7 @@ MUTATIONS = [
           "const int64_t group = 0 * i;")),
     *planted_in("csrc/cpu/quantize_packed.cpp",
          ("quantize_packed", "a scale that rounds down", "rounded.bits += to_acc(rounded) < scale ? 1 : 0", "(void)0"),
-         ("quantize_packed", "elements in order", "q[0] | q[2] << 4", "q[0] | q[1] << 4"),
+         ("quantize_packed", "elements in order", "q | q >> 12", "q | q >> 4"),
          ("quantize_packed", "leave the end of a row", "integers[i] = 0;", ";")),
     *planted_in("csrc/cuda/packed/quantize_packed.cu",
          ("quantize_packed", "the range of the last step",

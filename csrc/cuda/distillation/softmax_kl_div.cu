@@ -20,34 +20,16 @@ struct DivergenceParams : SoftmaxKlDivParams {
   bool packs;
 };
 
-// One row of a tensor, its elements times `scale`.
-template <class T>
-struct ScaledRow {
-  const T* data;
-  int64_t step;
-  float scale;
-
-  __device__ __forceinline__ ScaledRow(const Rows& rows, int64_t row, float scale)
-      : data(static_cast<const T*>(rows.data) + rows.offset(row)), step(rows.col_stride), scale(scale) {}
-  // The `left` elements from `col` on; `fill` past them.
-  template <int kCount>
-  __device__ __forceinline__ void load(Piece<T, kCount>& piece, int64_t col, bool packs, int64_t left,
-                                       float fill) const {
-    piece.load(data + col * step, step, packs, left, fill);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) piece.values[i] *= scale;
-  }
-};
-
-// log(softmax(x)) = (x - max) - log_sum.
+// The logarithm of the softmax of scale * x. The largest element is taken off first: exactly 0 is left of it, whether
+// or not the compiler fuses the product.
 struct Normaliser {
-  float max, log_sum;
+  float scale, max, log_sum;
 
-  __device__ __forceinline__ explicit Normaliser(const OnlineSum& mine) {
+  __device__ __forceinline__ Normaliser(const OnlineSum& mine, float scale) : scale(scale) {
     max = block_reduce<Max, kThreads>(mine.max);
-    log_sum = logf(block_reduce<Sum, kThreads>(mine.rescaled(max)));
+    log_sum = logf(block_reduce<Sum, kThreads>(mine.rescaled(max, scale)));
   }
-  __device__ __forceinline__ float log_softmax(float x) const { return (x - max) - log_sum; }
+  __device__ __forceinline__ float log_softmax(float x) const { return (x - max) * scale - log_sum; }
 };
 
 // machine code: SHFL, MUFU.EX2, 16-byte
@@ -56,28 +38,30 @@ __global__ void __launch_bounds__(kThreads) softmax_kl_div_kernel(const Divergen
   constexpr int kCount = kPackSize<T>, kStep = kThreads * kCount;
   const float scale = 1.0f / static_cast<float>(p.temperature);
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
-    const ScaledRow<T> student(p.student, row, scale), teacher(p.teacher, row, scale);
+    const T* student = static_cast<const T*>(p.student.data) + p.student.offset(row);
+    const T* teacher = static_cast<const T*>(p.teacher.data) + p.teacher.offset(row);
+    const int64_t student_step = p.student.col_stride, teacher_step = p.teacher.col_stride;
     OnlineSum student_sum, teacher_sum;
     Piece<T, kCount> x, y;
     for (int64_t col = threadIdx.x * kCount; col < p.cols; col += kStep) {
-      student.load(x, col, p.packs, p.cols - col, -INFINITY);
-      teacher.load(y, col, p.packs, p.cols - col, -INFINITY);
-      student_sum.add(x.values);
-      teacher_sum.add(y.values);
+      x.load(student + col * student_step, student_step, p.packs, p.cols - col, -INFINITY);
+      y.load(teacher + col * teacher_step, teacher_step, p.packs, p.cols - col, -INFINITY);
+      student_sum.add(x.values, scale);
+      teacher_sum.add(y.values, scale);
     }
-    const Normaliser of_student(student_sum), of_teacher(teacher_sum);
+    const Normaliser of_student(student_sum, scale), of_teacher(teacher_sum, scale);
     float factor = static_cast<float>(p.factor) * scale, loss = 0.0f;
     if (p.grad_loss.data != nullptr) factor *= load_as(p.grad_loss_dtype, p.grad_loss.data, p.grad_loss.offset(row));
     T* grad = static_cast<T*>(p.grad.data) + p.grad.offset(row);
     for (int64_t col = threadIdx.x * kCount; col < p.cols; col += kStep) {
-      student.load(x, col, p.packs, p.cols - col, 0.0f);
-      teacher.load(y, col, p.packs, p.cols - col, 0.0f);
+      x.load(student + col * student_step, student_step, p.packs, p.cols - col);
+      y.load(teacher + col * teacher_step, teacher_step, p.packs, p.cols - col);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         const float log_q = of_student.log_softmax(x.values[i]), log_p = of_teacher.log_softmax(y.values[i]);
-        const float probability = expf(log_p);
-        if (col + i < p.cols) loss += probability * (log_p - log_q);
-        x.values[i] = factor * (expf(log_q) - probability);
+        const float probability = expf(log_p), gap = expf(log_q) - probability;
+        if (col + i < p.cols) loss += probability * (log_p - log_q) + gap;
+        x.values[i] = factor * gap;
       }
       if (p.grad.data != nullptr) x.store(grad + col * p.grad.col_stride, p.grad.col_stride, p.packs, p.cols - col);
     }

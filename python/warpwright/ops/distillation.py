@@ -57,8 +57,9 @@ def linear_kl_div(
 
     Differentiable in input, weight and bias. The teacher is a constant: no gradient flows into teacher_input,
     teacher_weight and teacher_bias, whether or not they require one. Logits are rounded to input's dtype, as `linear`
-    would; everything after that accumulates in float32. Gradients are computed in the forward pass where
-    `linear_cross_entropy` does so, and added up as it says. Bitwise the same from run to run.
+    would; everything after that accumulates in float32, and keeps the digits of a small divergence. Gradients are
+    computed in the forward pass where `linear_cross_entropy` does so, and added up as it says. Bitwise the same from
+    run to run.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2; Hsu et al., "Liger Kernel:
     Efficient Triton Kernels for LLM Training", 2024, section 3.2 (chunks).

@@ -31,6 +31,7 @@ def _samples(make: Make) -> Iterator[Sample]:
     yield Sample("teacher's bias alone", (*_call(make, (5,), 4, 4, 6), None, make.tensor(6, grad=False)))
     yield Sample("one row without batch", _call(make, (), 5, 6, 9))
     yield Sample("one class", _call(make, (4,), 5, 5, 1))
+    yield Sample("one class, warm", _call(make, (4,), 5, 5, 1), {"reduction": "none", "temperature": 3.0})
     yield Sample("many classes", _call(make, (5,), 33, 40, 1037), {"chunk_rows": 2})
     input, weight, *_ = _call(make, (6,), 5, 5, 8)
     yield Sample("its own teacher", (input, weight, input.detach(), weight.detach()), {"reduction": "none"})
