@@ -32,8 +32,9 @@ def linear_cross_entropy(
     loss, lse, mass, total = losses.cross_entropy(logits, flat, class_weight, *options, True)
     of_loss = torch.ones_like(loss)
     statistics = lse, mass, total
-    of_logits = losses.cross_entropy_backward(
-        of_loss, logits, flat, class_weight, *statistics, *options, True, False)[0]  # fmt: skip
+    of_logits, _ = losses.cross_entropy_backward(
+        of_loss, logits, flat, class_weight, lse, mass, total, *options, True, False
+    )
     if reduction == "none":
         loss, needs = loss.view(target.shape), (False,) * 3
     loss = loss if float32_loss else loss.to(input.dtype)
