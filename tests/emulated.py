@@ -78,7 +78,11 @@ def build_planted(texts: dict[Path, str], name: str, *, more: Sequence[Path] = (
         if original.suffix == ".cu":
             planted.append(folder / place)
             replaced.add("_".join(place.with_suffix("").parts))
-    others = sorted(part for part in built.glob("*.o") if part.stem not in replaced)
+    # A source that was moved has left its object there.
+    sources = {
+        "_".join(path.relative_to(ROOT / "csrc").with_suffix("").parts) for path in (ROOT / "csrc").rglob("*.c*")
+    }
+    others = sorted(part for part in built.glob("*.o") if part.stem in sources - replaced)
     # The kernels last, see build.emulated_library.
     others.sort(key=lambda part: part.name.startswith("cuda_"))
     out = folder / build_script().EMULATED_LIBRARY
