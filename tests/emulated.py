@@ -88,7 +88,10 @@ def build_planted(texts: dict[Path, str], name: str, *, more: Sequence[Path] = (
     out = folder / build_script().EMULATED_LIBRARY
     _build(out, [*planted, *more], others, build_script().emulated_link(), include=folder)
     for other in (_library.CPU_LIBRARY, _library.LIBRARY_DIR / build_script().BUILD_INFO):
-        shutil.copy(other, folder)
+        # At once: another test's process may run what is there, and would lose it under its feet.
+        new = folder / f"{other.name}.{os.getpid()}"
+        shutil.copy(other, new)
+        new.replace(folder / other.name)
     return folder
 
 
