@@ -91,7 +91,8 @@ def conv2d_backward(
             tuple(stride),
         )
         read = _unfolded(input.to(acc), weight, stride, padding, dilation).reshape(n, groups, -1, rows.shape[-1])
-        grad_weight = torch.einsum("ngkp,ngcp->gkc", rows, read).reshape(weight.shape)
+        # Image by image: one long sum rounds more than the sum of shorter ones.
+        grad_weight = torch.einsum("ngkp,ngcp->ngkc", rows, read).sum(0).reshape(weight.shape)
     nothing = input.new_empty(0)
     return (
         grad_input.to(dtype).contiguous(memory_format=memory_format(input)) if need_input else nothing,

@@ -43,14 +43,16 @@ class Comparison:
         return self.error / self.bound
 
 
-def evaluate(op: Callable[..., Any], sample: Sample, cotangent_seed: int = 1) -> dict[str, Tensor]:
+def evaluate(
+    op: Callable[..., Any], sample: Sample, cotangent_seed: int = 1, rounded_as: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Outputs and gradients of one call, by name: output0, output1, ..., grad0, grad1, ...
 
     Gradients are those of sum(output * cotangent) with a fixed random cotangent, for every tensor that requires grad.
-    It holds multiples of 1/128 up to 1, which every dtype has: rounding would be an error of nobody's making.
+    Its values are rounded to the dtypes of the outputs `rounded_as`, if given: what is compared gets the same numbers.
     """
     call = sample.map(lambda t: t.detach().clone(memory_format=torch.preserve_format).requires_grad_(t.requires_grad))
-    return evaluate_in_place(op, call, cotangent_seed)
+    return evaluate_in_place(op, call, cotangent_seed, rounded_as)
 
 
 def _nudged(sample: Sample, eps: float) -> Sample:
@@ -66,19 +68,24 @@ def _nudged(sample: Sample, eps: float) -> Sample:
     return sample.map(nudge)
 
 
-def evaluate_in_place(op: Callable[..., Any], call: Sample, cotangent_seed: int = 1) -> dict[str, Tensor]:
+def evaluate_in_place(
+    op: Callable[..., Any], call: Sample, cotangent_seed: int = 1, rounded_as: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """`evaluate` on the sample's own tensors, with their strides, offsets and aliases."""
     result = op(*call.args, **call.kwargs)
     outputs = [result] if isinstance(result, Tensor) else [t for t in result if t is not None]
     values = {f"output{i}": t.detach() for i, t in enumerate(outputs)}
     leaves = [t for t in call.tensors() if t.requires_grad]
-    rooted = [t for t in outputs if t.requires_grad]
+    rooted = {name: t for name, t in zip(values, outputs, strict=True) if t.requires_grad}
     if leaves and rooted:
         generator = torch.Generator().manual_seed(cotangent_seed)
         cotangents = [
-            (torch.randint(-128, 129, t.shape, generator=generator) / 128).to(t.dtype).to(t.device) for t in rooted
+            (torch.rand(t.shape, generator=generator, dtype=torch.float64) * 2 - 1)
+            .to((rounded_as or values)[name].dtype)
+            .to(t)
+            for name, t in rooted.items()
         ]
-        grads = torch.autograd.grad(rooted, leaves, cotangents, allow_unused=True)
+        grads = torch.autograd.grad(list(rooted.values()), leaves, cotangents, allow_unused=True)
         values |= {f"grad{i}": g for i, g in enumerate(grads) if g is not None}
     return values
 
@@ -108,7 +115,9 @@ class Expected:
         exact = to_float64(sample)
         double = any(t.dtype == torch.float64 for t in sample.tensors())
         eps = torch.finfo(torch.float64 if double else torch.float32).eps
-        return Expected(evaluate(torch_op, exact), evaluate(torch_op, _nudged(exact, eps)), evaluate(torch_op, sample))
+        theirs = evaluate(torch_op, sample)
+        truth, nudged = (evaluate(torch_op, s, rounded_as=theirs) for s in (exact, _nudged(exact, eps)))
+        return Expected(truth, nudged, theirs)
 
     def compare(self, ours: dict[str, Tensor]) -> list[Comparison]:
         """Each of our values against its bound. Raises AssertionError where values are missing, or of another shape."""
