@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -212,8 +213,13 @@ def test_an_expanded_gradient_is_read_in_place(matrix, spec):
             torch.autograd.grad(outputs, leaves, [cotangent(t) for t in outputs], retain_graph=True, allow_unused=True)
             for cotangent in (torch.ones_like, lambda t: t.new_ones(()).expand(t.shape))
         )
+        # Kernels may add up in another order where they read no packs, and a norm's weight has terms of one that cancel
+        # (their sum is 0 in exact numbers): what is added tells the rounding, and the bias's gradient is their number.
+        terms = max([1.0, *(a.abs().max().item() for a in ones if a is not None and a.numel())])
         for a, b in zip(ones, expanded, strict=True):
-            assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-6, atol=1e-6, equal_nan=True), sample.name
+            assert (a is None and b is None) or torch.allclose(
+                a, b, rtol=1e-6, atol=1e-6 * (terms if math.isfinite(terms) else 1.0), equal_nan=True
+            ), sample.name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])

@@ -34,7 +34,7 @@ inline void cos_and_sin(uint64_t angle, float* cosine, float* sine) {
   const uint64_t rounded = angle + kEighthTurn, quarter = rounded >> kQuarterShift;
   const auto rest = static_cast<int64_t>(angle - (quarter << kQuarterShift));
   const float r = static_cast<float>(rest) * kTurnScale;
-  const float x = r * kTwoPiHigh + r * kTwoPiLow, z = x * x;
+  const float x = multiply_add(r, kTwoPiHigh, r * kTwoPiLow), z = x * x;
   const float s = x + x * z * (kSin0 + z * (kSin1 + z * (kSin2 + z * kSin3)));
   const float c = 1.0f - 0.5f * z + z * z * (kCos0 + z * (kCos1 + z * kCos2));
   const bool swapped = quarter & 1u;

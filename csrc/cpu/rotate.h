@@ -2,9 +2,23 @@
 
 #pragma once
 
+#include <cmath>
+
 #include "cpu/vec.h"
 
 WARPWRIGHT_ISA_BEGIN
+
+// a * c + b, rounded once where the processor can. Left to the compiler, one copy of a loop may round the first product
+// of a * c - b * s and another the second: GCC enters its vector copy or its scalar one by how far apart the buffers
+// happen to lie, and the same call would give other bits.
+template <class A>
+inline A multiply_add(A a, A c, A b) {
+#ifdef __FMA__
+  return std::fma(a, c, b);
+#else
+  return a * c + b;
+#endif
+}
 
 // Halves lie `pairs` apart: both are vectors.
 template <class X, class Table, class Y>
@@ -19,8 +33,8 @@ inline void rotate_halves(const X* x, const Table* cos, const Table* sin, acc_t<
   } else {  // float64 with a float32 table: lanes of two widths.
     for (int64_t i = 0; i < pairs; ++i) {
       const A a = to_acc(x[i]), b = to_acc(x[pairs + i]), c = to_acc(cos[i]), s = to_acc(sin[i]) * sign;
-      y[i] = from_acc<Y>(a * c - b * s);
-      y[pairs + i] = from_acc<Y>(b * c + a * s);
+      y[i] = from_acc<Y>(multiply_add(a, c, -(b * s)));
+      y[pairs + i] = from_acc<Y>(multiply_add(b, c, a * s));
     }
   }
 }
@@ -30,8 +44,8 @@ inline void rotate_neighbours(const X* x, const Table* cos, const Table* sin, ac
   using A = acc_t<Y>;
   for (int64_t i = 0; i < pairs; ++i) {
     const A a = to_acc(x[2 * i]), b = to_acc(x[2 * i + 1]), c = to_acc(cos[i]), s = to_acc(sin[i]) * sign;
-    y[2 * i] = from_acc<Y>(a * c - b * s);
-    y[2 * i + 1] = from_acc<Y>(b * c + a * s);
+    y[2 * i] = from_acc<Y>(multiply_add(a, c, -(b * s)));
+    y[2 * i + 1] = from_acc<Y>(multiply_add(b, c, a * s));
   }
 }
 
