@@ -1,12 +1,16 @@
-"""Every op, every dtype, every backend, forward and backward, against float64."""
+"""Every op, every dtype, every backend, forward and backward, against float64.
+
+Where thinning.py says so, each sample is run in the first dtype and in one other, has one memory layout in one dtype,
+and is repeated in one dtype.
+"""
 
 from __future__ import annotations
 
 import functools
-import os
 
 import pytest
 import torch
+from thinning import thinned
 
 import warpwright
 from warpwright.testing import LAYOUTS, SPECS, Make, compare, evaluate, evaluate_in_place, relayout
@@ -14,21 +18,12 @@ from warpwright.testing import LAYOUTS, SPECS, Make, compare, evaluate, evaluate
 CASES = [pytest.param(s, d, id=f"{s.name}-{str(d).removeprefix('torch.')}") for s in SPECS.values() for d in s.dtypes]
 
 
-#: Where the CPU stands in for a GPU a kernel takes a thousand times longer: there each sample is run in the first dtype
-#: and in one other, has one memory layout in one dtype, and is repeated in one dtype. With this all have all of them.
-EVERYTHING = os.environ.get("WARPWRIGHT_TEST_EVERYTHING") == "1"
-
-
-def _thinned(device: str) -> bool:
-    return device == "cpu" and warpwright.current_backend() in ("triton", "emulated") and not EVERYTHING
-
-
 @pytest.mark.parametrize(("spec", "dtype"), CASES)
 def test_samples_are_within_twice_torchs_error(matrix, spec, dtype):
     """And inputs are as they were."""
     wrong, place = [], spec.dtypes.index(dtype)
     for i, sample in enumerate(spec.samples(Make(dtype, matrix))):
-        if _thinned(matrix) and place > 0 and i % (len(spec.dtypes) - 1) != place - 1:
+        if thinned(matrix) and place > 0 and i % (len(spec.dtypes) - 1) != place - 1:
             continue
         before = [t.detach().clone() for t in sample.tensors()]
         ours = evaluate_in_place(spec.op, sample)
@@ -46,7 +41,7 @@ def test_any_memory_layout_gives_the_same(matrix, spec, dtype, layout):
     for i, sample in enumerate(spec.samples(Make(dtype, matrix))):
         # The dtype changes after a round of layouts: each of them meets each dtype.
         here = i % len(LAYOUTS) == turn and i // len(LAYOUTS) % len(spec.dtypes) == place
-        if _thinned(matrix) and not here:
+        if thinned(matrix) and not here:
             continue
         moved = sample.map(lambda t: relayout(t, layout))
         ours = evaluate_in_place(spec.op, moved)
@@ -61,7 +56,7 @@ def test_two_runs_are_bitwise_equal(matrix, monkeypatch, spec, dtype):
     if matrix == "cpu" and backend == "triton":
         pytest.skip("Triton's interpreter runs one program after the other: there is nothing that could differ")
     for i, sample in enumerate(spec.samples(Make(dtype, matrix))):
-        if _thinned(matrix) and i % len(spec.dtypes) != spec.dtypes.index(dtype):
+        if thinned(matrix) and i % len(spec.dtypes) != spec.dtypes.index(dtype):
             continue
         monkeypatch.setenv("WARPWRIGHT_EMULATOR_SEED", "0")
         first = evaluate_in_place(spec.op, sample)

@@ -136,4 +136,5 @@ def nbytes(*tensors: Tensor | None) -> int:
 
 def draw_size(rng: random.Random, limit: int = 70) -> int:
     """A dimension: often 0, 1 or odd, at most `limit`."""
-    return rng.choice([0, 1, 1, 2, 3, 5, 7, 8, 16, 17, 31, 33, rng.randint(1, limit), rng.randint(1, limit)])
+    sizes = [0, 1, 1, 2, 3, 5, 7, 8, 16, 17, 31, 33, rng.randint(1, limit), rng.randint(1, limit)]
+    return min(rng.choice(sizes), limit)
