@@ -214,7 +214,7 @@ def test_no_zeros_are_made_for_what_has_no_gradient(name):
 @pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.gradcheck], ids=lambda s: s.name)
 def test_an_expanded_gradient_is_read_in_place(matrix, spec):
     """`.sum().backward()` hands down a gradient whose strides are all 0."""
-    for sample in spec.samples(Make(torch.float32, matrix)):
+    for sample in list(spec.samples(Make(torch.float32, matrix)))[: FEW if thinned(matrix) else None]:
         leaves = [t for t in sample.tensors() if t.requires_grad]
         outputs = [t for t in _tensors(spec.op(*sample.args, **sample.kwargs)) if t.requires_grad]
         ones, expanded = (
@@ -253,7 +253,7 @@ def test_autocast_follows_the_ambient_dtype(spec, dtype):
 @ALL
 def test_backward_inside_an_autocast_region_keeps_the_dtypes_of_forward(matrix, spec):
     """torch's own ops inside a backward kernel would be recast to half precision there, silently."""
-    for sample in list(spec.samples(Make(torch.float32, matrix)))[:FEW]:
+    for sample in _traced(spec, matrix):
         leaves = [t for t in sample.tensors() if t.requires_grad]
         rooted = [t for t in _tensors(spec.op(*sample.args, **sample.kwargs)) if t.requires_grad]
         if not leaves or not rooted:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import emulated
 import pytest
 import torch
+from thinning import thinned
 from torch import Tensor
 
 import warpwright
@@ -49,7 +50,7 @@ def _samples(spec: OpSpec, device: str) -> Iterator[Sample]:
     """The first ones with two rows and two columns somewhere, of 16 bits where the op takes them."""
     dtype = torch.bfloat16 if torch.bfloat16 in spec.dtypes else spec.dtypes[0]
     fitting = (s for s in spec.samples(Make(dtype, device)) if any(_is_matrix(t) for t in s.tensors()))
-    return itertools.islice(fitting, SAMPLES)
+    return itertools.islice(fitting, SAMPLES // 2 if thinned(device) else SAMPLES)
 
 
 def _is_matrix(tensor: Tensor) -> bool:

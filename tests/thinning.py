@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import warpwright
+from warpwright.testing import Sample
 
 EVERYTHING = os.environ.get("WARPWRIGHT_TEST_EVERYTHING") == "1"
 
@@ -19,3 +20,8 @@ def slow(device: str) -> bool:
 
 def thinned(device: str) -> bool:
     return slow(device) and not EVERYTHING
+
+
+def many_rows(sample: Sample) -> bool:
+    """A launch of hundreds of programs: it shows that partial sums meet, once is enough."""
+    return any(t.dim() > 0 and t.shape[0] > 250 for t in sample.tensors())
