@@ -32,7 +32,8 @@ struct LambChunk {
         piece{static_cast<P*>(t.param) + first,
               static_cast<const P*>(t.grad) + first,
               {static_cast<A*>(t.moments[0]) + first, static_cast<A*>(t.moments[1]) + first},
-              offset_or_null(t.master, first),
+              nullptr,
+              offset_or_null<float>(t.master, first),
               nullptr,
               count} {}
 
@@ -65,9 +66,13 @@ struct LambChunk {
  private:
   void step_part(A step_size, int64_t at, int64_t size) const {
     uint32_t words[kCodeBlock];
-    Piece<P, A> part{
-        piece.param + at, nullptr, {piece.moments[0] + at, piece.moments[1] + at}, offset_or_null(piece.master, at),
-        nullptr,          size};
+    Piece<P, A> part{piece.param + at,
+                     nullptr,
+                     {piece.moments[0] + at, piece.moments[1] + at},
+                     nullptr,
+                     offset_or_null<float>(piece.master, at),
+                     nullptr,
+                     size};
     if (p.stochastic) {
       random_words(p, t, first + at, size, words);
       part.words = words;
