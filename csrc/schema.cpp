@@ -305,7 +305,7 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       "lamb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
       " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
-      " int? rounding_seed) -> ()");
+      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales, int? rounding_seed) -> ()");
   m.def(
       "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masters, Tensor[] steps,"
       " float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize,"

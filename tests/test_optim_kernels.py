@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_optim import EVERY, NAMES, batch, every, model, same, train
+from test_optim import batch, every, model, same, train
 from torch import nn
 
 import warpwright
@@ -221,7 +221,7 @@ def test_codes_of_special_blocks():
         assert (decoded[256:] == 1).all()
 
 
-@pytest.mark.parametrize(("kind", "options"), EVERY[:5], ids=NAMES[:5])
+@every
 def test_codes_are_the_reference_s(matrix, kind, options):
     """One step's moments, decoded, are within a code of the moments that the definition gives."""
     grad = torch.randn(5, 100, generator=torch.Generator().manual_seed(3))
@@ -245,7 +245,7 @@ def test_codes_are_the_reference_s(matrix, kind, options):
             torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(("kind", "options"), EVERY[:5], ids=NAMES[:5])
+@every
 def test_8_bit_moments_train_as_float32_ones(kind, options):
     options = options | {"lr": 3e-4 if kind is Lion else 0.005}
     nets = [model(), model()]
@@ -254,6 +254,55 @@ def test_8_bit_moments_train_as_float32_ones(kind, options):
         for net, bits in zip(nets, (False, True), strict=True)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def _lamb_of_codes(device, threads=1):
+    """The parameters of one step with 8-bit moments, over several chunks, and of the same step with these moments as
+    float32 numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(40_000,), (77,)]
+    params, grads, first, second = (
+        [torch.randn(shape, generator=generator).to(device) for shape in shapes] for _ in range(4)
+    )
+    pairs = [[encode_moment(t, True) for t in first], [encode_moment(t.abs(), False) for t in second]]
+    steps = [torch.tensor(3.0, device=device) for _ in shapes]
+    results = []
+    for coded in (True, False):
+        written = [t.clone() for t in params]
+        if coded:
+            moments = [[codes.clone() for codes, _ in pair] for pair in pairs]
+            names = "exp_avg_scales", "exp_avg_sq_scales"
+            scales = {name: [s.clone() for _, s in pair] for name, pair in zip(names, pairs, strict=True)}
+        else:
+            moments, scales = [[decode_moment(*c, k == 0) for c in pair] for k, pair in enumerate(pairs)], {}
+        ops.lamb_(written, grads, *moments, steps, lr=0.1, **scales)
+        results.append(torch.cat([t.cpu() for t in written]))
+    torch.set_num_threads(before)
+    return results
+
+
+def test_lamb_steps_by_moments_before_they_are_rounded(matrix):
+    """Both passes: a norm or a direction of rounded moments would be off by a code, some percent."""
+    coded, plain = _lamb_of_codes(matrix)
+    torch.testing.assert_close(coded, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_lamb_of_codes_has_the_same_bits_each_time(matrix):
+    first, _ = _lamb_of_codes(matrix)
+    for threads in (1, 2, 3):
+        assert torch.equal(_lamb_of_codes(matrix, threads)[0], first)
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_lamb_without_eps_has_a_trust_ratio(matrix, coded):
+    """Vectors of the CPU that reach past the tensor's end divide nothing by nothing there."""
+    param = nn.Parameter(torch.full((3,), 2.0, device=matrix))
+    param.grad = torch.full_like(param, 0.5)
+    Lamb([param], lr=0.25, eps=0.0, weight_decay=0.0, eight_bit=coded).step()
+    # The direction is 1 everywhere, half as long as the parameter.
+    torch.testing.assert_close(param.detach().cpu(), torch.full((3,), 1.5))
 
 
 def test_8_bit_checkpoints_become_torchs_and_back():

@@ -177,11 +177,13 @@ def _step_kernel(
 
 @triton.jit
 def _lamb_moments_kernel(
-    param_ptr, grad_ptr, first_ptr, second_ptr, n_ptr, sums_ptr, numel, grad_scale_ptr, found_inf_ptr, multiplier_ptr,
-    MAXIMIZE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_FOUND_INF: tl.constexpr, HAS_MULTIPLIER: tl.constexpr,
-    ACC: tl.constexpr, BLOCK: tl.constexpr,
+    param_ptr, grad_ptr, first_ptr, second_ptr, first_scale_ptr, second_scale_ptr, n_ptr, sums_ptr, numel,
+    grad_scale_ptr, found_inf_ptr, multiplier_ptr,
+    MAXIMIZE: tl.constexpr, CODED: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_FOUND_INF: tl.constexpr,
+    HAS_MULTIPLIER: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The moments, and for each program the sums of squares of the parameter and of its direction."""
+    """The moments, and for each program the sums of squares of the parameter and of its direction. Codes stay as they
+    are: the step is made of moments before they are rounded, so the second pass needs the old ones."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if HAS_FOUND_INF:
         numel = tl.where(tl.load(found_inf_ptr) == 0.0, numel, 0)
@@ -190,12 +192,12 @@ def _lamb_moments_kernel(
         grad_ptr, at, mask, grad_scale_ptr, multiplier_ptr, MAXIMIZE, HAS_SCALE, HAS_MULTIPLIER, ACC
     )  # fmt: skip
     x = tl.load(param_ptr + at, mask, 0.0).to(ACC)
-    m = tl.load(first_ptr + at, mask, 0.0)
-    v = tl.load(second_ptr + at, mask, 0.0)
-    m += (g - m) * tl.load(n_ptr + 5)
-    v = v * tl.load(n_ptr + 6) + g * g * tl.load(n_ptr + 7)
-    tl.store(first_ptr + at, m, mask)
-    tl.store(second_ptr + at, v, mask)
+    m = _load_moment(first_ptr, first_scale_ptr, at, mask, True, CODED, ACC)
+    v = _load_moment(second_ptr, second_scale_ptr, at, mask, False, CODED, ACC)
+    m, v = _adam_moments(n_ptr, g, m, v)
+    if not CODED:
+        tl.store(first_ptr + at, m, mask)
+        tl.store(second_ptr + at, v, mask)
     u = tl.where(mask, tl.load(n_ptr + 8) * _adam_direction(n_ptr, m, v) + x * tl.load(n_ptr + 11), 0.0)
     tl.store(sums_ptr + 2 * tl.program_id(0), tl.sum(x * x, 0))
     tl.store(sums_ptr + 2 * tl.program_id(0) + 1, tl.sum(u * u, 0))
@@ -203,8 +205,10 @@ def _lamb_moments_kernel(
 
 @triton.jit
 def _lamb_step_kernel(
-    param_ptr, first_ptr, second_ptr, master_ptr, n_ptr, sums_ptr, trust_ptr, numel, found_inf_ptr, index, seed,
-    STOCHASTIC: tl.constexpr, HAS_MASTER: tl.constexpr, HAS_FOUND_INF: tl.constexpr, ACC: tl.constexpr,
+    param_ptr, grad_ptr, first_ptr, second_ptr, first_scale_ptr, second_scale_ptr, master_ptr, n_ptr, trust_ptr, numel,
+    grad_scale_ptr, found_inf_ptr, multiplier_ptr, index, seed,
+    MAXIMIZE: tl.constexpr, CODED: tl.constexpr, STOCHASTIC: tl.constexpr, HAS_MASTER: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_FOUND_INF: tl.constexpr, HAS_MULTIPLIER: tl.constexpr, ACC: tl.constexpr,
     INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -212,8 +216,15 @@ def _lamb_step_kernel(
         numel = tl.where(tl.load(found_inf_ptr) == 0.0, numel, 0)
     mask = at < numel
     x = tl.load((master_ptr if HAS_MASTER else param_ptr) + at, mask, 0.0).to(ACC)
-    m = tl.load(first_ptr + at, mask, 0.0)
-    v = tl.load(second_ptr + at, mask, 0.0)
+    m = _load_moment(first_ptr, first_scale_ptr, at, mask, True, CODED, ACC)
+    v = _load_moment(second_ptr, second_scale_ptr, at, mask, False, CODED, ACC)
+    if CODED:
+        g = _load_gradient(
+            grad_ptr, at, mask, grad_scale_ptr, multiplier_ptr, MAXIMIZE, HAS_SCALE, HAS_MULTIPLIER, ACC
+        )  # fmt: skip
+        m, v = _adam_moments(n_ptr, g, m, v)
+        _store_moment(first_ptr, first_scale_ptr, at, mask, m, True, CODED, INTERPRETED, BLOCK)
+        _store_moment(second_ptr, second_scale_ptr, at, mask, v, False, CODED, INTERPRETED, BLOCK)
     u = tl.load(n_ptr + 8) * _adam_direction(n_ptr, m, v) + x * tl.load(n_ptr + 11)
     x -= tl.load(n_ptr) * tl.load(trust_ptr) * u
     _store_value(
@@ -307,19 +318,21 @@ def _launch_lamb(s: Step, i: int, places: list[Tensor], grad: Tensor, scales: li
     def or_any(tensor: Tensor | None) -> Tensor:
         return numbers if tensor is None else tensor
 
-    found_inf, options = or_any(s.found_inf), {"HAS_FOUND_INF": s.found_inf is not None, "ACC": tl_acc(param.dtype)}
+    states = first, second, scales[0] if scales else numbers, scales[-1] if scales else numbers
+    scalars = or_any(s.grad_scale), or_any(s.found_inf), or_any(s.grad_multiplier)
+    options = {
+        "MAXIMIZE": s.numbers["maximize"], "CODED": s.coded, "HAS_SCALE": s.grad_scale is not None,
+        "HAS_FOUND_INF": s.found_inf is not None, "HAS_MULTIPLIER": s.grad_multiplier is not None,
+        "ACC": tl_acc(param.dtype), "BLOCK": BLOCK,
+    }  # fmt: skip
     _lamb_moments_kernel[(programs,)](
-        master if s.masters else param, grad, first, second, numbers, sums, numel,
-        or_any(s.grad_scale), found_inf, or_any(s.grad_multiplier),
-        MAXIMIZE=s.numbers["maximize"], HAS_SCALE=s.grad_scale is not None,
-        HAS_MULTIPLIER=s.grad_multiplier is not None, BLOCK=BLOCK, **options,
-    )  # fmt: skip
+        master if s.masters else param, grad, *states, numbers, sums, numel, *scalars, **options
+    )
     squares = sums.sum(0)
     trust = torch.where((squares > 0).all(), squares[0].sqrt() / squares[1].sqrt(), 1.0)
     _lamb_step_kernel[(programs,)](
-        param, first, second, master, numbers, sums, trust, numel, found_inf, i, s.rounding_seed or 0,
-        STOCHASTIC=s.rounding_seed is not None, HAS_MASTER=bool(s.masters), INTERPRETED=interpreted(), BLOCK=BLOCK,
-        **options,
+        param, grad, *states, master, numbers, trust, numel, *scalars, i, s.rounding_seed or 0,
+        STOCHASTIC=s.rounding_seed is not None, HAS_MASTER=bool(s.masters), INTERPRETED=interpreted(), **options,
     )  # fmt: skip
 
 

@@ -235,15 +235,25 @@ void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
 void lamb_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
            double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
            OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor,
-           OptionalTensor grad_multiplier, std::optional<int64_t> rounding_seed) {
+           OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales,
+           std::optional<int64_t> rounding_seed) {
   if (params.empty()) return;
   const char* op = "lamb_";
-  const Step s{
-      op, params,     grads,     masters,   steps,           {{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}},
-      {}, grad_scale, found_inf, lr_tensor, grad_multiplier, rounding_seed};
-  // Its second pass makes each direction again out of the moments, which therefore must not have been rounded.
-  const ScalarType acc = acc_dtype(params[0].scalar_type());
-  check_list(op, "exp_avgs", exp_avgs, params, acc);
+  const Step s{op,
+               params,
+               grads,
+               masters,
+               steps,
+               {{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}},
+               {{"exp_avg_scales", &exp_avg_scales}, {"exp_avg_sq_scales", &exp_avg_sq_scales}},
+               grad_scale,
+               found_inf,
+               lr_tensor,
+               grad_multiplier,
+               rounding_seed};
+  // Its second pass makes each direction again out of the moments, which therefore must not have been rounded; out of
+  // codes it makes the moments again too.
+  if (exp_avg_scales.empty()) check_list(op, "exp_avgs", exp_avgs, params, acc_dtype(params[0].scalar_type()));
   adam_step(s, true, lr, beta1, beta2, eps, weight_decay, maximize, &backend::lamb, true);
 }
 

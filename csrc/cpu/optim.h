@@ -70,6 +70,22 @@ inline float encode(float* values, bool is_signed, int64_t count, uint8_t* codes
   return scale;
 }
 
+// The moments of one block of a tensor, the first one signed.
+template <int kMoments>
+void decode_moments(const OptimTensor& t, int64_t first, int64_t count, float (&values)[kMoments][kCodeBlock]) {
+  for (int k = 0; k < kMoments; ++k) {
+    const uint8_t* codes = static_cast<const uint8_t*>(t.moments[k]) + first;
+    decode(codes, t.scales[k][first / kCodeBlock], k == 0, count, values[k]);
+  }
+}
+template <int kMoments>
+void encode_moments(const OptimTensor& t, int64_t first, int64_t count, float (&values)[kMoments][kCodeBlock]) {
+  for (int k = 0; k < kMoments; ++k) {
+    uint8_t* codes = static_cast<uint8_t*>(t.moments[k]) + first;
+    t.scales[k][first / kCodeBlock] = encode(values[k], k == 0, count, codes);
+  }
+}
+
 // ---- stochastic rounding ----
 
 // Adds the words' upper halves to the half of each float32 that bfloat16 has no room for, and cuts.
@@ -178,16 +194,10 @@ void update_block(const OptimParams& p, const OptimTensor& t, const Rule& rule, 
   if constexpr (kIsCode<S>) {
     float values[Rule::kMoments][kCodeBlock];
     Piece<P, float> piece{param, grad, {}, offset_or_null<float>(t.maximum, first), master, used, count};
-    for (int k = 0; k < Rule::kMoments; ++k) {
-      piece.moments[k] = values[k];
-      const uint8_t* codes = static_cast<const uint8_t*>(t.moments[k]) + first;
-      decode(codes, t.scales[k][first / kCodeBlock], k == 0, count, values[k]);
-    }
+    for (int k = 0; k < Rule::kMoments; ++k) piece.moments[k] = values[k];
+    decode_moments(t, first, count, values);
     update_piece(rule, s, piece);
-    for (int k = 0; k < Rule::kMoments; ++k) {
-      uint8_t* codes = static_cast<uint8_t*>(t.moments[k]) + first;
-      t.scales[k][first / kCodeBlock] = encode(values[k], k == 0, count, codes);
-    }
+    encode_moments(t, first, count, values);
   } else {
     Piece<P, S> piece{param, grad, {}, offset_or_null<S>(t.maximum, first), master, used, count};
     for (int k = 0; k < Rule::kMoments; ++k) piece.moments[k] = offset_or_null<S>(t.moments[k], first);

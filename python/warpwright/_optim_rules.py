@@ -84,7 +84,7 @@ RULES = {
     for rule in (
         Rule("adamw_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), _MOMENT_SCALES, ("max_exp_avg_sqs",)),
         Rule("adam_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), _MOMENT_SCALES, ("max_exp_avg_sqs",)),
-        Rule("lamb_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), ()),
+        Rule("lamb_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), _MOMENT_SCALES),
         Rule(
             "sgd_",
             ("momentum_buffers",),

@@ -155,26 +155,30 @@ def lamb_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     grad_multiplier: Tensor | None = None,
+    exp_avg_scales: Tensors = (),
+    exp_avg_sq_scales: Tensors = (),
     rounding_seed: int | None = None,
 ) -> None:
     """One LAMB step of many parameters at once, in place: Adam's direction with decay, scaled for each parameter tensor
     to the tensor's own length, times lr. A tensor or a direction of zeros is not scaled.
 
     Args:
-        exp_avgs, exp_avg_sqs: always float32 (float64 for float64 params): the step reads them twice.
+        exp_avgs, exp_avg_sqs: always float32 (float64 for float64 params), or 8-bit codes: the step reads them twice.
         the others: as adamw_'s.
 
     Raises:
         RuntimeError: as adamw_.
 
-    Norms are summed in a fixed order, in two stages. The gradient is not normalised beforehand, as some versions do;
-    grad_multiplier can.
+    As in adamw_, codes are rounded after the step: norms and directions are those of the new moments before they become
+    codes, so the first pass leaves codes as they are, and the second reads the gradient again. Norms are summed in a
+    fixed order, in two stages. The gradient is not normalised beforehand, as some versions do; grad_multiplier can.
 
     Source: You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", 2020, algorithm 2.
     """
     numbers = (beta1, beta2, eps, weight_decay, maximize)
     scalars = (grad_scale, found_inf, grad_multiplier)
-    _step("lamb_", params, grads, (exp_avgs, exp_avg_sqs), masters, steps, lr, numbers, scalars, (), rounding_seed)
+    moments, scales = (exp_avgs, exp_avg_sqs), (exp_avg_scales, exp_avg_sq_scales)
+    _step("lamb_", params, grads, moments, masters, steps, lr, numbers, scalars, scales, rounding_seed)
 
 
 def sgd_(
@@ -401,8 +405,9 @@ def _checked(op: str) -> Callable[..., None]:
         _check_numbers(s)
         if op == "sgd_":
             _check_sgd(s)
-        if op == "lamb_":
-            # Its second pass makes each direction again out of the moments, which therefore must not have been rounded.
+        if op == "lamb_" and not s.coded:
+            # Its second pass makes each direction again out of the moments, which therefore must not have been rounded;
+            # out of codes it makes the moments again too.
             _check_list(op, "exp_avgs", s.moments[0], s.params, acc_dtype(s.params[0].dtype))
         _check_lists(s)
 

@@ -364,7 +364,8 @@ def _bad_scales(
     yield bad("scales of no codes", rf"{moment}\[0\] must be torch.uint8 with scales, got torch.float32", every)
     codes: dict[str, Any] = {"m": [torch.zeros_like(t, dtype=torch.uint8) for t in m]}
     codes |= {"others": [codes["m"]] * (len(rule.moments) - 1)}
-    expected = rf"{moment}\[0\] must be torch.float32 or have the dtype of params"
+    others = r"of shape \(2, 3\) .*" if rule.name == "lamb_" else "or have the dtype of params"
+    expected = rf"{moment}\[0\] must be torch.float32 {others}"
     yield bad("codes of no scales", f"{expected}, got torch.uint8", **codes)
     wrong = every | {name: [fitting[0], fitting[1].double()]}
     yield bad("scale dtype", rf"{name}\[1\] must be torch.float32 of shape \(1,\), got torch.float64", wrong, **codes)
