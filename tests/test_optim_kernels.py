@@ -297,12 +297,13 @@ def test_lamb_of_codes_has_the_same_bits_each_time(matrix):
         assert torch.equal(_lamb_of_codes(matrix, threads)[0], first)
 
 
+@pytest.mark.parametrize("beta2", [0.0, 0.99])
 @pytest.mark.parametrize("coded", [False, True])
-def test_lamb_without_eps_has_a_trust_ratio(matrix, coded):
+def test_lamb_without_eps_has_a_trust_ratio(matrix, coded, beta2):
     """Vectors of the CPU that reach past the tensor's end divide nothing by nothing there."""
     param = nn.Parameter(torch.full((3,), 2.0, device=matrix))
     param.grad = torch.full_like(param, 0.5)
-    Lamb([param], lr=0.25, eps=0.0, weight_decay=0.0, eight_bit=coded).step()
+    Lamb([param], lr=0.25, betas=(0.9, beta2), eps=0.0, weight_decay=0.0, eight_bit=coded).step()
     # The direction is 1 everywhere, half as long as the parameter.
     torch.testing.assert_close(param.detach().cpu(), torch.full((3,), 1.5))
 

@@ -43,8 +43,8 @@ struct LambChunk {
         load_updated(piece, i, n, m, v);
         if constexpr (!kIsCode<S>) store_moments(piece, i, n, m, v);
         const Vec<A> x = piece.value(i, n), u = direction(x, m, v);
-        squares[0] += x * x;  // Lanes past the end are 0 in all of them.
-        squares[1] += u * u;
+        squares[0] += within(x * x, n);
+        squares[1] += within(u * u, n);
       });
     });
     for (int k = 0; k < 2; ++k) sums[k] = reduce_add<A>(squares[k]);
@@ -68,10 +68,15 @@ struct LambChunk {
   }
 
  private:
+  // Without what lies past the end, where a direction is 0 / 0 if eps is 0.
+  static Vec<A> within(Vec<A> v, Whole) { return v; }
+  static Vec<A> within(Vec<A> v, int64_t count) {
+    for (int64_t i = count; i < kLanes<A>; ++i) v[i] = 0;
+    return v;
+  }
   template <class Count>
   void load_updated(const Piece<P, A>& piece, int64_t i, Count n, Vec<A>& m, Vec<A>& v) const {
-    // Lanes past the end, whose direction must be 0, are divided by this, also where eps is 0.
-    m = load(piece.moments[0] + i, n), v = load(piece.moments[1] + i, n, A(1));
+    m = load(piece.moments[0] + i, n), v = load(piece.moments[1] + i, n);
     moments.update(scalars.gradient(load(piece.grad + i, n)), m, v);
   }
   template <class Count>
