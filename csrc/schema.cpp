@@ -286,23 +286,26 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   m.def("dequantize_fp8(Tensor input, Tensor scale, int? block_size, ScalarType dtype) -> Tensor");
 
   // optim: one step of many tensors. `masters` is empty, or holds a float32 copy of each parameter; scales are empty,
-  // or the moments are 8-bit codes; `rounding_seed` asks for stochastic rounding. python/warpwright/_optim_rules.py
-  // relies on the order: params, grads, moments, masters, steps, numbers, flags, scalars on the device, scales, seed.
+  // or the moments are 8-bit codes; maxima are empty, or it is an AMSGrad step; `rounding_seed` asks for stochastic
+  // rounding. python/warpwright/_optim_rules.py relies on the order: params, grads, moments, masters, steps, numbers,
+  // flags, scalars on the device, scales, maxima, seed.
   m.def(
       "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
       " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
-      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales, int? rounding_seed) -> ()");
+      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales,"
+      " Tensor(g!)[] max_exp_avg_sqs, int? rounding_seed) -> ()");
   m.def(
       "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
       " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
-      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales, int? rounding_seed) -> ()");
+      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales,"
+      " Tensor(g!)[] max_exp_avg_sqs, int? rounding_seed) -> ()");
   m.def(
       "lamb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] masters, Tensor[] steps, float lr, float beta1, float beta2, float eps, float weight_decay,"
       " bool maximize, Tensor? grad_scale, Tensor? found_inf, Tensor? lr_tensor, Tensor? grad_multiplier,"
-      " int? rounding_seed) -> ()");
+      " Tensor(e!)[] exp_avg_scales, Tensor(f!)[] exp_avg_sq_scales, int? rounding_seed) -> ()");
   m.def(
       "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masters, Tensor[] steps,"
       " float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize,"

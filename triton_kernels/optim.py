@@ -72,13 +72,20 @@ def _store_moment(
 
 
 @triton.jit
+def _adam_moments(n_ptr, g, m, v):
+    m += (g - m) * tl.load(n_ptr + 5)
+    return m, v * tl.load(n_ptr + 6) + g * g * tl.load(n_ptr + 7)
+
+
+@triton.jit
 def _adam_direction(n_ptr, m, v):
     return m / (tl.sqrt(v) / tl.load(n_ptr + 9) + tl.load(n_ptr + 10))
 
 
 @triton.jit
-def _update(RULE: tl.constexpr, n_ptr, x, g, m, v, NESTEROV: tl.constexpr):
-    """x and the moments after a step of "adam_" (adamw_ with a decay and without l2), "sgd_" or "lion_"."""
+def _update(RULE: tl.constexpr, n_ptr, x, g, m, v, maximum, NESTEROV: tl.constexpr, AMSGRAD: tl.constexpr):
+    """x, the moments and the second one's maximum after a step of "adam_" (adamw_ with a decay and without l2), "sgd_"
+    or "lion_"."""
     lr, decay, l2 = tl.load(n_ptr), tl.load(n_ptr + 1), tl.load(n_ptr + 2)
     if l2 != 0.0:
         g += x * l2
@@ -93,10 +100,10 @@ def _update(RULE: tl.constexpr, n_ptr, x, g, m, v, NESTEROV: tl.constexpr):
     elif RULE == "plain":
         step = g * lr
     else:
-        m += (g - m) * tl.load(n_ptr + 5)
-        v = v * tl.load(n_ptr + 6) + g * g * tl.load(n_ptr + 7)
-        step = tl.load(n_ptr + 8) * _adam_direction(n_ptr, m, v)
-    return x * decay - step, m, v
+        m, v = _adam_moments(n_ptr, g, m, v)
+        maximum = tl.where((v > maximum) | (v != v), v, maximum) if AMSGRAD else v  # A NaN stays.
+        step = tl.load(n_ptr + 8) * _adam_direction(n_ptr, m, maximum)
+    return x * decay - step, m, v, maximum
 
 
 @triton.jit
@@ -133,11 +140,11 @@ def _store_value(
 
 @triton.jit
 def _step_kernel(
-    param_ptr, grad_ptr, first_ptr, second_ptr, first_scale_ptr, second_scale_ptr, master_ptr, n_ptr, numel,
-    grad_scale_ptr, found_inf_ptr, multiplier_ptr, index, seed,
-    RULE: tl.constexpr, MAXIMIZE: tl.constexpr, NESTEROV: tl.constexpr, CODED: tl.constexpr, STOCHASTIC: tl.constexpr,
-    HAS_MASTER: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_FOUND_INF: tl.constexpr, HAS_MULTIPLIER: tl.constexpr,
-    ACC: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
+    param_ptr, grad_ptr, first_ptr, second_ptr, first_scale_ptr, second_scale_ptr, maximum_ptr, master_ptr, n_ptr,
+    numel, grad_scale_ptr, found_inf_ptr, multiplier_ptr, index, seed,
+    RULE: tl.constexpr, MAXIMIZE: tl.constexpr, NESTEROV: tl.constexpr, AMSGRAD: tl.constexpr, CODED: tl.constexpr,
+    STOCHASTIC: tl.constexpr, HAS_MASTER: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_FOUND_INF: tl.constexpr,
+    HAS_MULTIPLIER: tl.constexpr, ACC: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if HAS_FOUND_INF:
@@ -153,11 +160,16 @@ def _step_kernel(
         m = _load_moment(first_ptr, first_scale_ptr, at, mask, True, CODED, ACC)
     if RULE == "adam_":
         v = _load_moment(second_ptr, second_scale_ptr, at, mask, False, CODED, ACC)
-    x, m, v = _update(RULE, n_ptr, x, g, m, v, NESTEROV)
+    maximum = v
+    if AMSGRAD:
+        maximum = tl.load(maximum_ptr + at, mask, 0.0).to(ACC)
+    x, m, v, maximum = _update(RULE, n_ptr, x, g, m, v, maximum, NESTEROV, AMSGRAD)
     if RULE != "plain":
         _store_moment(first_ptr, first_scale_ptr, at, mask, m, True, CODED, INTERPRETED, BLOCK)
     if RULE == "adam_":
         _store_moment(second_ptr, second_scale_ptr, at, mask, v, False, CODED, INTERPRETED, BLOCK)
+    if AMSGRAD:
+        tl.store(maximum_ptr + at, rounded(maximum, maximum_ptr.dtype.element_ty, INTERPRETED), mask)
     _store_value(
         param_ptr, master_ptr, at, mask, x, n_ptr, index, seed, HAS_MASTER, STOCHASTIC, INTERPRETED, BLOCK
     )  # fmt: skip
@@ -165,11 +177,13 @@ def _step_kernel(
 
 @triton.jit
 def _lamb_moments_kernel(
-    param_ptr, grad_ptr, first_ptr, second_ptr, n_ptr, sums_ptr, numel, grad_scale_ptr, found_inf_ptr, multiplier_ptr,
-    MAXIMIZE: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_FOUND_INF: tl.constexpr, HAS_MULTIPLIER: tl.constexpr,
-    ACC: tl.constexpr, BLOCK: tl.constexpr,
+    param_ptr, grad_ptr, first_ptr, second_ptr, first_scale_ptr, second_scale_ptr, n_ptr, sums_ptr, numel,
+    grad_scale_ptr, found_inf_ptr, multiplier_ptr,
+    MAXIMIZE: tl.constexpr, CODED: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_FOUND_INF: tl.constexpr,
+    HAS_MULTIPLIER: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The moments, and for each program the sums of squares of the parameter and of its direction."""
+    """The moments, and for each program the sums of squares of the parameter and of its direction. Codes stay as they
+    are: the step is made of moments before they are rounded, so the second pass needs the old ones."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if HAS_FOUND_INF:
         numel = tl.where(tl.load(found_inf_ptr) == 0.0, numel, 0)
@@ -178,12 +192,12 @@ def _lamb_moments_kernel(
         grad_ptr, at, mask, grad_scale_ptr, multiplier_ptr, MAXIMIZE, HAS_SCALE, HAS_MULTIPLIER, ACC
     )  # fmt: skip
     x = tl.load(param_ptr + at, mask, 0.0).to(ACC)
-    m = tl.load(first_ptr + at, mask, 0.0)
-    v = tl.load(second_ptr + at, mask, 0.0)
-    m += (g - m) * tl.load(n_ptr + 5)
-    v = v * tl.load(n_ptr + 6) + g * g * tl.load(n_ptr + 7)
-    tl.store(first_ptr + at, m, mask)
-    tl.store(second_ptr + at, v, mask)
+    m = _load_moment(first_ptr, first_scale_ptr, at, mask, True, CODED, ACC)
+    v = _load_moment(second_ptr, second_scale_ptr, at, mask, False, CODED, ACC)
+    m, v = _adam_moments(n_ptr, g, m, v)
+    if not CODED:
+        tl.store(first_ptr + at, m, mask)
+        tl.store(second_ptr + at, v, mask)
     u = tl.where(mask, tl.load(n_ptr + 8) * _adam_direction(n_ptr, m, v) + x * tl.load(n_ptr + 11), 0.0)
     tl.store(sums_ptr + 2 * tl.program_id(0), tl.sum(x * x, 0))
     tl.store(sums_ptr + 2 * tl.program_id(0) + 1, tl.sum(u * u, 0))
@@ -191,8 +205,10 @@ def _lamb_moments_kernel(
 
 @triton.jit
 def _lamb_step_kernel(
-    param_ptr, first_ptr, second_ptr, master_ptr, n_ptr, sums_ptr, trust_ptr, numel, found_inf_ptr, index, seed,
-    STOCHASTIC: tl.constexpr, HAS_MASTER: tl.constexpr, HAS_FOUND_INF: tl.constexpr, ACC: tl.constexpr,
+    param_ptr, grad_ptr, first_ptr, second_ptr, first_scale_ptr, second_scale_ptr, master_ptr, n_ptr, trust_ptr, numel,
+    grad_scale_ptr, found_inf_ptr, multiplier_ptr, index, seed,
+    MAXIMIZE: tl.constexpr, CODED: tl.constexpr, STOCHASTIC: tl.constexpr, HAS_MASTER: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_FOUND_INF: tl.constexpr, HAS_MULTIPLIER: tl.constexpr, ACC: tl.constexpr,
     INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -200,8 +216,15 @@ def _lamb_step_kernel(
         numel = tl.where(tl.load(found_inf_ptr) == 0.0, numel, 0)
     mask = at < numel
     x = tl.load((master_ptr if HAS_MASTER else param_ptr) + at, mask, 0.0).to(ACC)
-    m = tl.load(first_ptr + at, mask, 0.0)
-    v = tl.load(second_ptr + at, mask, 0.0)
+    m = _load_moment(first_ptr, first_scale_ptr, at, mask, True, CODED, ACC)
+    v = _load_moment(second_ptr, second_scale_ptr, at, mask, False, CODED, ACC)
+    if CODED:
+        g = _load_gradient(
+            grad_ptr, at, mask, grad_scale_ptr, multiplier_ptr, MAXIMIZE, HAS_SCALE, HAS_MULTIPLIER, ACC
+        )  # fmt: skip
+        m, v = _adam_moments(n_ptr, g, m, v)
+        _store_moment(first_ptr, first_scale_ptr, at, mask, m, True, CODED, INTERPRETED, BLOCK)
+        _store_moment(second_ptr, second_scale_ptr, at, mask, v, False, CODED, INTERPRETED, BLOCK)
     u = tl.load(n_ptr + 8) * _adam_direction(n_ptr, m, v) + x * tl.load(n_ptr + 11)
     x -= tl.load(n_ptr) * tl.load(trust_ptr) * u
     _store_value(
@@ -249,7 +272,7 @@ def _walk(name: str, args: tuple[Any, ...]) -> None:
         # All in the parameter's order of elements; what lies otherwise is copied there and back.
         row_by_row = s.coded or s.rounding_seed is not None
         order = param if is_dense(param) and not row_by_row else param.contiguous()
-        lists = [s.params, *(tensors for tensors in s.moments if tensors), *([s.masters] if s.masters else [])]
+        lists = [tensors for tensors in (s.params, *s.moments, s.maxima, s.masters) if tensors]
         written = [tensors[i] for tensors in lists]
         places = [t if t.stride() == order.stride() else torch.empty_like(order, dtype=t.dtype) for t in written]
         scales = [tensors[i] for tensors in s.scales if tensors]
@@ -276,12 +299,12 @@ def _launch(s: Step, i: int, places: list[Tensor], grad: Tensor, scales: list[Te
 
     _step_kernel[(triton.cdiv(numel, BLOCK),)](
         param, grad, places[min(count, 1)], places[count], scales[0] if scales else numbers,
-        scales[-1] if scales else numbers, places[-1], numbers, numel,
+        scales[-1] if scales else numbers, places[count + 1] if s.maxima else numbers, places[-1], numbers, numel,
         or_any(s.grad_scale), or_any(s.found_inf), or_any(s.grad_multiplier), i, s.rounding_seed or 0,
-        RULE=rule, MAXIMIZE=s.numbers["maximize"], NESTEROV=s.numbers.get("nesterov", False), CODED=s.coded,
-        STOCHASTIC=s.rounding_seed is not None, HAS_MASTER=bool(s.masters), HAS_SCALE=s.grad_scale is not None,
-        HAS_FOUND_INF=s.found_inf is not None, HAS_MULTIPLIER=s.grad_multiplier is not None,
-        ACC=tl_acc(param.dtype), INTERPRETED=interpreted(), BLOCK=BLOCK,
+        RULE=rule, MAXIMIZE=s.numbers["maximize"], NESTEROV=s.numbers.get("nesterov", False), AMSGRAD=bool(s.maxima),
+        CODED=s.coded, STOCHASTIC=s.rounding_seed is not None, HAS_MASTER=bool(s.masters),
+        HAS_SCALE=s.grad_scale is not None, HAS_FOUND_INF=s.found_inf is not None,
+        HAS_MULTIPLIER=s.grad_multiplier is not None, ACC=tl_acc(param.dtype), INTERPRETED=interpreted(), BLOCK=BLOCK,
     )  # fmt: skip
 
 
@@ -295,19 +318,21 @@ def _launch_lamb(s: Step, i: int, places: list[Tensor], grad: Tensor, scales: li
     def or_any(tensor: Tensor | None) -> Tensor:
         return numbers if tensor is None else tensor
 
-    found_inf, options = or_any(s.found_inf), {"HAS_FOUND_INF": s.found_inf is not None, "ACC": tl_acc(param.dtype)}
+    states = first, second, scales[0] if scales else numbers, scales[-1] if scales else numbers
+    scalars = or_any(s.grad_scale), or_any(s.found_inf), or_any(s.grad_multiplier)
+    options = {
+        "MAXIMIZE": s.numbers["maximize"], "CODED": s.coded, "HAS_SCALE": s.grad_scale is not None,
+        "HAS_FOUND_INF": s.found_inf is not None, "HAS_MULTIPLIER": s.grad_multiplier is not None,
+        "ACC": tl_acc(param.dtype), "BLOCK": BLOCK,
+    }  # fmt: skip
     _lamb_moments_kernel[(programs,)](
-        master if s.masters else param, grad, first, second, numbers, sums, numel,
-        or_any(s.grad_scale), found_inf, or_any(s.grad_multiplier),
-        MAXIMIZE=s.numbers["maximize"], HAS_SCALE=s.grad_scale is not None,
-        HAS_MULTIPLIER=s.grad_multiplier is not None, BLOCK=BLOCK, **options,
-    )  # fmt: skip
+        master if s.masters else param, grad, *states, numbers, sums, numel, *scalars, **options
+    )
     squares = sums.sum(0)
     trust = torch.where((squares > 0).all(), squares[0].sqrt() / squares[1].sqrt(), 1.0)
     _lamb_step_kernel[(programs,)](
-        param, first, second, master, numbers, sums, trust, numel, found_inf, i, s.rounding_seed or 0,
-        STOCHASTIC=s.rounding_seed is not None, HAS_MASTER=bool(s.masters), INTERPRETED=interpreted(), BLOCK=BLOCK,
-        **options,
+        param, grad, *states, master, numbers, trust, numel, *scalars, i, s.rounding_seed or 0,
+        STOCHASTIC=s.rounding_seed is not None, HAS_MASTER=bool(s.masters), INTERPRETED=interpreted(), **options,
     )  # fmt: skip
 
 

@@ -9,13 +9,17 @@
 namespace warpwright {
 namespace {
 
-// What every step is given. `moments` and `scales` have a name and a list for each moment of the rule.
+// What every step is given. `moments` and `scales` have a name and a list for each moment of the rule; `maxima` has the
+// running maxima of Adam's second moments, or nothing.
 struct Step {
   const char* op;
   Tensors &params, &grads, &masters, &steps;
   std::vector<std::pair<const char*, Tensors*>> moments, scales;
   OptionalTensor &grad_scale, &found_inf, &lr_tensor, &grad_multiplier;
   std::optional<int64_t> rounding_seed;
+  Tensors* maxima = nullptr;
+
+  bool amsgrad() const { return maxima != nullptr && !maxima->empty(); }
 };
 
 using Launcher = void (*)(const OptimParams&, Stream);
@@ -71,6 +75,10 @@ ScalarType check_moments(const Step& s, ScalarType dtype) {
     if (coded) check_scales(s.op, name, *list, s.params);
     check_writable(s.op, name, *list);
   }
+  if (s.amsgrad()) {
+    check_list(s.op, "max_exp_avg_sqs", *s.maxima, s.params, coded ? acc : state);
+    check_writable(s.op, "max_exp_avg_sqs", *s.maxima);
+  }
   return state;
 }
 
@@ -114,6 +122,7 @@ OptimTensor entry(const Step& s, size_t i, bool row_by_row, Arranged& arranged) 
   for (size_t k = 0; k < s.scales.size(); ++k) {
     if (!s.scales[k].second->empty()) t.scales[k] = static_cast<float*>(arranged.write((*s.scales[k].second)[i], {1}));
   }
+  if (s.amsgrad()) t.maximum = arranged.write((*s.maxima)[i], strides);
   if (!s.masters.empty()) t.master = static_cast<float*>(arranged.write(s.masters[i], strides));
   t.step = static_cast<const float*>(s.steps[i].const_data_ptr());
   t.numel = param.numel();
@@ -175,13 +184,14 @@ void adam_step(const Step& s, bool decoupled, double lr, double beta1, double be
   table.eps = eps;
   table.weight_decay = weight_decay;
   table.maximize = maximize;
+  table.amsgrad = s.amsgrad();
   run(s, table, launcher, workspace);
 }
 
 void adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
             double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
             OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor,
-            OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales,
+            OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales, Tensors max_exp_avg_sqs,
             std::optional<int64_t> rounding_seed) {
   if (params.empty()) return;
   const Step s{"adamw_",
@@ -195,14 +205,15 @@ void adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs
                found_inf,
                lr_tensor,
                grad_multiplier,
-               rounding_seed};
+               rounding_seed,
+               &max_exp_avg_sqs};
   adam_step(s, true, lr, beta1, beta2, eps, weight_decay, maximize, &backend::adam);
 }
 
 void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
            double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
            OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor,
-           OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales,
+           OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales, Tensors max_exp_avg_sqs,
            std::optional<int64_t> rounding_seed) {
   if (params.empty()) return;
   const Step s{"adam_",
@@ -216,22 +227,33 @@ void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
                found_inf,
                lr_tensor,
                grad_multiplier,
-               rounding_seed};
+               rounding_seed,
+               &max_exp_avg_sqs};
   adam_step(s, false, lr, beta1, beta2, eps, weight_decay, maximize, &backend::adam);
 }
 
 void lamb_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
            double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
            OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor,
-           OptionalTensor grad_multiplier, std::optional<int64_t> rounding_seed) {
+           OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales,
+           std::optional<int64_t> rounding_seed) {
   if (params.empty()) return;
   const char* op = "lamb_";
-  const Step s{
-      op, params,     grads,     masters,   steps,           {{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}},
-      {}, grad_scale, found_inf, lr_tensor, grad_multiplier, rounding_seed};
-  // Its second pass makes each direction again out of the moments, which therefore must not have been rounded.
-  const ScalarType acc = acc_dtype(params[0].scalar_type());
-  check_list(op, "exp_avgs", exp_avgs, params, acc);
+  const Step s{op,
+               params,
+               grads,
+               masters,
+               steps,
+               {{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}},
+               {{"exp_avg_scales", &exp_avg_scales}, {"exp_avg_sq_scales", &exp_avg_sq_scales}},
+               grad_scale,
+               found_inf,
+               lr_tensor,
+               grad_multiplier,
+               rounding_seed};
+  // Its second pass makes each direction again out of the moments, which therefore must not have been rounded; out of
+  // codes it makes the moments again too.
+  if (exp_avg_scales.empty()) check_list(op, "exp_avgs", exp_avgs, params, acc_dtype(params[0].scalar_type()));
   adam_step(s, true, lr, beta1, beta2, eps, weight_decay, maximize, &backend::lamb, true);
 }
 

@@ -70,6 +70,22 @@ inline float encode(float* values, bool is_signed, int64_t count, uint8_t* codes
   return scale;
 }
 
+// The moments of one block of a tensor, the first one signed.
+template <int kMoments>
+void decode_moments(const OptimTensor& t, int64_t first, int64_t count, float (&values)[kMoments][kCodeBlock]) {
+  for (int k = 0; k < kMoments; ++k) {
+    const uint8_t* codes = static_cast<const uint8_t*>(t.moments[k]) + first;
+    decode(codes, t.scales[k][first / kCodeBlock], k == 0, count, values[k]);
+  }
+}
+template <int kMoments>
+void encode_moments(const OptimTensor& t, int64_t first, int64_t count, float (&values)[kMoments][kCodeBlock]) {
+  for (int k = 0; k < kMoments; ++k) {
+    uint8_t* codes = static_cast<uint8_t*>(t.moments[k]) + first;
+    t.scales[k][first / kCodeBlock] = encode(values[k], k == 0, count, codes);
+  }
+}
+
 // ---- stochastic rounding ----
 
 // Adds the words' upper halves to the half of each float32 that bfloat16 has no room for, and cuts.
@@ -113,6 +129,7 @@ struct Piece {
   P* param;
   const P* grad;
   M* moments[2];
+  M* maximum;
   float* master;
   const uint32_t* words;  // for stochastic rounding, or null
   int64_t count;
@@ -139,12 +156,14 @@ void update_piece(const Rule& rule, const StepScalars<acc_t<P>>& s, const Piece<
   using A = acc_t<P>;
   for_each_vector<A>(piece.count, [&](int64_t i, auto n) {
     const Vec<A> g = s.gradient(load(piece.grad + i, n));
-    Vec<A> x = piece.value(i, n), m{}, v{};
+    Vec<A> x = piece.value(i, n), m{}, v{}, maximum{};
     if (piece.moments[0] != nullptr) m = load(piece.moments[0] + i, n);
     if constexpr (Rule::kMoments == 2) v = load(piece.moments[1] + i, n);
-    rule(x, g, m, v);
+    if constexpr (Rule::kMaximum) maximum = load(piece.maximum + i, n);
+    rule(x, g, m, v, maximum);
     if (piece.moments[0] != nullptr) store(piece.moments[0] + i, m, n);
     if constexpr (Rule::kMoments == 2) store(piece.moments[1] + i, v, n);
+    if constexpr (Rule::kMaximum) store(piece.maximum + i, maximum, n);
     piece.set_value(i, x, n);
   });
 }
@@ -157,7 +176,10 @@ inline void random_words(const OptimParams& p, const OptimTensor& t, int64_t fir
   }
 }
 
-inline float* offset_or_null(float* p, int64_t offset) { return p == nullptr ? nullptr : p + offset; }
+template <class T>
+T* offset_or_null(void* p, int64_t offset) {
+  return p == nullptr ? nullptr : static_cast<T*>(p) + offset;
+}
 
 // Elements [first, first + count) of a tensor, whose moments of type S lie where they are or are decoded for the time.
 template <class Rule, class P, class S>
@@ -165,28 +187,20 @@ void update_block(const OptimParams& p, const OptimTensor& t, const Rule& rule, 
                   int64_t first, int64_t count) {
   P* param = static_cast<P*>(t.param) + first;
   const P* grad = static_cast<const P*>(t.grad) + first;
-  float* master = offset_or_null(t.master, first);
+  float* master = offset_or_null<float>(t.master, first);
   uint32_t words[kCodeBlock];
   if (p.stochastic) random_words(p, t, first, count, words);
   const uint32_t* used = p.stochastic ? words : nullptr;
   if constexpr (kIsCode<S>) {
     float values[Rule::kMoments][kCodeBlock];
-    Piece<P, float> piece{param, grad, {}, master, used, count};
-    for (int k = 0; k < Rule::kMoments; ++k) {
-      piece.moments[k] = values[k];
-      const uint8_t* codes = static_cast<const uint8_t*>(t.moments[k]) + first;
-      decode(codes, t.scales[k][first / kCodeBlock], k == 0, count, values[k]);
-    }
+    Piece<P, float> piece{param, grad, {}, offset_or_null<float>(t.maximum, first), master, used, count};
+    for (int k = 0; k < Rule::kMoments; ++k) piece.moments[k] = values[k];
+    decode_moments(t, first, count, values);
     update_piece(rule, s, piece);
-    for (int k = 0; k < Rule::kMoments; ++k) {
-      uint8_t* codes = static_cast<uint8_t*>(t.moments[k]) + first;
-      t.scales[k][first / kCodeBlock] = encode(values[k], k == 0, count, codes);
-    }
+    encode_moments(t, first, count, values);
   } else {
-    Piece<P, S> piece{param, grad, {}, master, used, count};
-    for (int k = 0; k < Rule::kMoments; ++k) {
-      if (t.moments[k] != nullptr) piece.moments[k] = static_cast<S*>(t.moments[k]) + first;
-    }
+    Piece<P, S> piece{param, grad, {}, offset_or_null<S>(t.maximum, first), master, used, count};
+    for (int k = 0; k < Rule::kMoments; ++k) piece.moments[k] = offset_or_null<S>(t.moments[k], first);
     update_piece(rule, s, piece);
   }
 }

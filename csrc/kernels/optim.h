@@ -24,6 +24,7 @@ struct OptimTensor {
   void* param;        // dtype
   const void* grad;   // dtype
   void* moments[2];   // state_dtype; null where the rule has none
+  void* maximum;      // of the second moment so far, with `amsgrad`: state_dtype, or float32 beside codes
   float* scales[2];   // of 8-bit moments, one for each kCodeBlock elements; else null
   float* master;      // the parameter in float32, or null
   const float* step;  // one element: the number of this step, from 1
@@ -36,7 +37,7 @@ struct OptimParams {
   int32_t first_chunk[kMaxOptimTensors + 1];  // chunks [first_chunk[t], first_chunk[t + 1]) are of tensor t
   int32_t count;
   DType dtype, state_dtype;
-  bool maximize, decoupled, nesterov, stochastic;
+  bool maximize, decoupled, amsgrad, nesterov, stochastic;
   double lr, beta1, beta2, eps, weight_decay, momentum, dampening;
   const float* lr_tensor;        // one element that takes lr's place, or null
   const float* grad_scale;       // one element that gradients are divided by, or null
@@ -57,7 +58,7 @@ static_assert(sizeof(OptimParams) <= 4096, "CUDA passes 4 KB of kernel arguments
 
 }  // namespace warpwright
 
-// Adam, and AdamW where `decoupled`.
+// Adam, and AdamW where `decoupled`; AMSGrad where `amsgrad`.
 WARPWRIGHT_DECLARE_LAUNCHER(adam, OptimParams)
 WARPWRIGHT_DECLARE_LAUNCHER(sgd, OptimParams)
 WARPWRIGHT_DECLARE_LAUNCHER(lion, OptimParams)

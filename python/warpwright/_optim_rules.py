@@ -21,6 +21,7 @@ class Rule:
     numbers: tuple[str, ...]
     flags: tuple[str, ...]
     scales: tuple[str, ...]
+    maxima: tuple[str, ...] = ()
 
     def step(self, args: Sequence[Any]) -> Step:
         """The operator's arguments, in the order of its schema, by name."""
@@ -31,9 +32,10 @@ class Rule:
         numbers = {name: next(left) for name in (*self.numbers, *self.flags)}
         grad_scale, found_inf, lr_tensor, grad_multiplier = (next(left) for _ in range(4))
         scales = [next(left) for _ in self.scales]
+        maxima = [next(left) for _ in self.maxima]
         return Step(
             self, params, grads, moments, masters, steps, numbers, grad_scale, found_inf, lr_tensor, grad_multiplier,
-            scales, next(left),
+            scales, next(left), maxima[0] if maxima else [],
         )  # fmt: skip
 
 
@@ -54,6 +56,7 @@ class Step:
     grad_multiplier: Tensor | None
     scales: list[list[Tensor]]
     rounding_seed: int | None
+    maxima: list[Tensor]  # of second moments; none unless it is an AMSGrad step
 
     @property
     def coded(self) -> bool:
@@ -63,7 +66,7 @@ class Step:
     @property
     def written(self) -> list[Tensor]:
         """Every tensor that the step changes."""
-        lists = [self.params, *self.moments, *self.scales, self.masters]
+        lists = [self.params, *self.moments, *self.scales, self.masters, self.maxima]
         return [tensor for tensors in lists for tensor in tensors]
 
     def lr(self, device: torch.device) -> Tensor:
@@ -79,9 +82,9 @@ _ADAM_NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay")
 RULES = {
     rule.name: rule
     for rule in (
-        Rule("adamw_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), _MOMENT_SCALES),
-        Rule("adam_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), _MOMENT_SCALES),
-        Rule("lamb_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), ()),
+        Rule("adamw_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), _MOMENT_SCALES, ("max_exp_avg_sqs",)),
+        Rule("adam_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), _MOMENT_SCALES, ("max_exp_avg_sqs",)),
+        Rule("lamb_", _MOMENTS, _ADAM_NUMBERS, ("maximize",), _MOMENT_SCALES),
         Rule(
             "sgd_",
             ("momentum_buffers",),

@@ -1,6 +1,8 @@
 // LAMB (You et al., 2020): Adam's direction with decay, as long as the parameter tensor itself. The moments and both
 // norms are made in one pass, a ratio for each tensor out of the blocks' sums, and the step in a second pass, which
-// makes the direction again: that reads the moments once more, and needs no memory of the parameters' size.
+// makes the direction again: that reads the moments once more, and needs no memory of the parameters' size. 8-bit
+// moments are only read by the first pass: the step is made of moments before they are rounded, so the second needs the
+// old codes, and the gradient again.
 
 #include "cuda/optim/moments.cuh"
 #include "cuda/optim/step.cuh"
@@ -19,13 +21,25 @@ struct LambRule {
     correction1 = static_cast<float>(moments.prepare(p, s.step));
     weight_decay = static_cast<float>(p.weight_decay);
   }
+  // A lane's moments after this step; those of lanes past the end are 0.
+  template <class P, class S>
+  __device__ __forceinline__ void load_updated(const StepScalars& s, const OptimTensor& t, int64_t first, int count,
+                                               bool whole, float (&m)[kLaneElements], float (&v)[kLaneElements]) const {
+    float g[kLaneElements];
+    load_gradient<P>(s, t, first, count, whole, g);
+    load_moment<S>(t, 0, first, count, whole, m);
+    load_moment<S>(t, 1, first, count, whole, v);
+#pragma unroll
+    for (int i = 0; i < kLaneElements; ++i) moments.update(g[i], m[i], v[i]);
+  }
   __device__ __forceinline__ float direction(float x, float m, float v) const {
     return m * correction1 / moments.denominator(v) + x * weight_decay;
   }
 };
 
-// machine code: 16-byte
-template <class P>
+// P: the parameter's and gradient's storage type; S: that of the moments, float or codes.
+// machine code: Code8>: LDG.128; else: 16-byte
+template <class P, class S>
 __global__ void __launch_bounds__(kStepThreads) lamb_moments_kernel(const OptimParams p) {
   if (p.found_inf != nullptr && *p.found_inf != 0.0f) return;
   const int index = p.tensor_of(static_cast<int>(blockIdx.x));
@@ -37,22 +51,21 @@ __global__ void __launch_bounds__(kStepThreads) lamb_moments_kernel(const OptimP
   const LambRule rule = shared_rule;
   float squares[2] = {0.0f, 0.0f};
   for_each_lane(p, t, index, [&](int64_t first, int count, bool whole) {
-    float x[kLaneElements], g[kLaneElements], m[kLaneElements], v[kLaneElements];
-    load_gradient<P>(scalars, t, first, count, whole, g);
+    float x[kLaneElements], m[kLaneElements], v[kLaneElements];
     load_value<P>(t, first, count, whole, x);
-    load_moment<float>(t, 0, first, count, whole, m);
-    load_moment<float>(t, 1, first, count, whole, v);
+    rule.load_updated<P, S>(scalars, t, first, count, whole, m, v);
 #pragma unroll
     for (int i = 0; i < kLaneElements; ++i) {
-      rule.moments.update(g[i], m[i], v[i]);
       const float u = rule.direction(x[i], m[i], v[i]);
       if (i < count) {
         squares[0] += x[i] * x[i];
         squares[1] += u * u;
       }
     }
-    store_moment<float>(t, 0, first, count, whole, m);
-    store_moment<float>(t, 1, first, count, whole, v);
+    if (!kIsCode<S>) {
+      store_moment<S>(t, 0, first, count, whole, m);
+      store_moment<S>(t, 1, first, count, whole, v);
+    }
   });
   for (int k = 0; k < 2; ++k) {
     const float sum = block_reduce<Sum, kStepThreads>(squares[k]);
@@ -80,7 +93,7 @@ __global__ void __launch_bounds__(kStepThreads) lamb_trust_kernel(const OptimPar
 }
 
 // machine code: 16-byte
-template <class P>
+template <class P, class S>
 __global__ void __launch_bounds__(kStepThreads) lamb_step_kernel(const OptimParams p) {
   if (p.found_inf != nullptr && *p.found_inf != 0.0f) return;
   const int index = p.tensor_of(static_cast<int>(blockIdx.x));
@@ -94,8 +107,14 @@ __global__ void __launch_bounds__(kStepThreads) lamb_step_kernel(const OptimPara
   for_each_lane(p, t, index, [&](int64_t first, int count, bool whole) {
     float x[kLaneElements], m[kLaneElements], v[kLaneElements];
     load_value<P>(t, first, count, whole, x);
-    load_moment<float>(t, 0, first, count, whole, m);
-    load_moment<float>(t, 1, first, count, whole, v);
+    if (kIsCode<S>) {
+      rule.load_updated<P, S>(scalars, t, first, count, whole, m, v);
+      store_moment<S>(t, 0, first, count, whole, m);
+      store_moment<S>(t, 1, first, count, whole, v);
+    } else {
+      load_moment<S>(t, 0, first, count, whole, m);
+      load_moment<S>(t, 1, first, count, whole, v);
+    }
 #pragma unroll
     for (int i = 0; i < kLaneElements; ++i) x[i] -= step_size * rule.direction(x[i], m[i], v[i]);
     store_value<P>(p, t, first, count, whole, x);
@@ -112,10 +131,11 @@ void lamb(const OptimParams& params, Stream stream) {
   const LaunchConfig config{dim3(chunks), dim3(kStepThreads), stream};
   visit_float(params.dtype, [&](auto tag) {
     using P = decltype(tag);
-    launch("lamb_moments", lamb_moments_kernel<P>, config, params);
+    const bool coded = params.state_dtype == DType::kUInt8;
+    launch("lamb_moments", coded ? lamb_moments_kernel<P, Code8> : lamb_moments_kernel<P, float>, config, params);
     const auto tensors = static_cast<unsigned>(params.count);
     launch("lamb_trust", lamb_trust_kernel, {dim3(tensors), dim3(kStepThreads), stream}, params);
-    launch("lamb_step", lamb_step_kernel<P>, config, params);
+    launch("lamb_step", coded ? lamb_step_kernel<P, Code8> : lamb_step_kernel<P, float>, config, params);
   });
 }
 

@@ -7,6 +7,7 @@ namespace {
 
 struct LionRule {
   static constexpr int kMoments = 1;
+  static constexpr bool kMaximum = false;
   float lr, decay, beta1, rest1, beta2, rest2;
 
   __device__ void prepare(const OptimParams& p, const StepScalars& s) {
@@ -17,7 +18,7 @@ struct LionRule {
     beta2 = static_cast<float>(p.beta2);
     rest2 = static_cast<float>(1.0 - p.beta2);
   }
-  __device__ __forceinline__ void update(float& x, float g, float& m, float&) const {
+  __device__ __forceinline__ void update(float& x, float g, float& m, float&, float&) const {
     const float u = m * beta1 + g * rest1;
     const float sign = u > 0.0f ? 1.0f : (u < 0.0f ? -1.0f : u);  // Zero and NaN are their own signs.
     x = x * decay - lr * sign;

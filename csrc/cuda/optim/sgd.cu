@@ -7,6 +7,7 @@ namespace {
 
 struct SgdRule {
   static constexpr int kMoments = 1;
+  static constexpr bool kMaximum = false;
   float lr, momentum, rest, l2;
   int first_step, nesterov;  // Flags; all of a rule is copied, and padding would be copied unwritten.
 
@@ -18,7 +19,7 @@ struct SgdRule {
     first_step = s.step <= 1.0;
     nesterov = p.nesterov;
   }
-  __device__ __forceinline__ void update(float& x, float g, float& buffer, float&) const {
+  __device__ __forceinline__ void update(float& x, float g, float& buffer, float&, float&) const {
     if (l2 != 0.0f) g += x * l2;
     if (momentum != 0.0f) {
       buffer = first_step ? g : buffer * momentum + g * rest;

@@ -161,7 +161,7 @@ struct StepScalars {
 __device__ __forceinline__ bool is_aligned(const OptimTensor& t) {
   const auto bits = reinterpret_cast<uintptr_t>(t.param) | reinterpret_cast<uintptr_t>(t.grad) |
                     reinterpret_cast<uintptr_t>(t.moments[0]) | reinterpret_cast<uintptr_t>(t.moments[1]) |
-                    reinterpret_cast<uintptr_t>(t.master);
+                    reinterpret_cast<uintptr_t>(t.maximum) | reinterpret_cast<uintptr_t>(t.master);
   return bits % kPackBytes == 0;
 }
 
@@ -235,7 +235,8 @@ __device__ __forceinline__ void load_gradient(const StepScalars& s, const OptimT
 }
 
 // Rule: made of OptimParams and StepScalars by one thread, in double where that matters, then read by all. P: the
-// parameter's and gradient's storage type; S: that of the moments.
+// parameter's and gradient's storage type; S: that of the moments. The running maximum is no code: it forgets nothing,
+// not even what a rounding did to it.
 // machine code: 16-byte
 template <class Rule, class P, class S>
 __global__ void __launch_bounds__(kStepThreads) step_kernel(const OptimParams p) {
@@ -247,17 +248,21 @@ __global__ void __launch_bounds__(kStepThreads) step_kernel(const OptimParams p)
   if (threadIdx.x == 0) shared_rule.prepare(p, scalars);
   __syncthreads();
   const Rule rule = shared_rule;
+  using Maximum = std::conditional_t<kIsCode<S>, float, S>;
   const bool has_moment = Rule::kMoments == 2 || t.moments[0] != nullptr;
   for_each_lane(p, t, index, [&](int64_t first, int count, bool whole) {
     float x[kLaneElements], g[kLaneElements], m[kLaneElements] = {}, v[kLaneElements] = {};
+    float maximum[kLaneElements] = {};
     load_gradient<P>(scalars, t, first, count, whole, g);
     load_value<P>(t, first, count, whole, x);
     if (has_moment) load_moment<S>(t, 0, first, count, whole, m);
     if (Rule::kMoments == 2) load_moment<S>(t, 1, first, count, whole, v);
+    if (Rule::kMaximum) load_lane(static_cast<const Maximum*>(t.maximum) + first, count, whole, maximum);
 #pragma unroll
-    for (int i = 0; i < kLaneElements; ++i) rule.update(x[i], g[i], m[i], v[i]);
+    for (int i = 0; i < kLaneElements; ++i) rule.update(x[i], g[i], m[i], v[i], maximum[i]);
     if (has_moment) store_moment<S>(t, 0, first, count, whole, m);
     if (Rule::kMoments == 2) store_moment<S>(t, 1, first, count, whole, v);
+    if (Rule::kMaximum) store_lane(static_cast<Maximum*>(t.maximum) + first, count, whole, maximum);
     store_value<P>(p, t, first, count, whole, x);
   });
 }

@@ -35,6 +35,7 @@ def adamw_(
     grad_multiplier: Tensor | None = None,
     exp_avg_scales: Tensors = (),
     exp_avg_sq_scales: Tensors = (),
+    max_exp_avg_sqs: Tensors = (),
     rounding_seed: int | None = None,
 ) -> None:
     """One AdamW step of many parameters at once, in place.
@@ -57,6 +58,10 @@ def adamw_(
         exp_avg_scales, exp_avg_sq_scales: with 8-bit moments, for each parameter one float32 scale for every 256
             elements, counted row by row, the last block maybe shorter. A first moment is sign * (c / 127)^2 * scale,
             stored as 128 + sign * c; a second one (c / 255)^4 * scale. Updated.
+        max_exp_avg_sqs: for an AMSGrad step: the largest second moment of each element so far (NaN where one was NaN),
+            whose root takes the second moment's place in the step. Shaped like params, in the dtype of exp_avg_sqs, or
+            float32 beside codes: a maximum forgets nothing, so it would keep what each rounding did to it, and one that
+            falls is not AMSGrad's. Updated.
         rounding_seed: for bfloat16 params without masters: rounds the new parameter up or down at random, up as often
             as it is near the upper neighbour, so that small steps are not lost on average. The bits are those of
             Philox4x32-10 for this seed, the parameter's place in the list, the element's place in it (row by row) and
@@ -71,11 +76,25 @@ def adamw_(
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2; torch.optim.AdamW. 8-bit
     moments: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022, section 2, with another code.
+    AMSGrad: Reddi et al., "On the Convergence of Adam and Beyond", 2018, algorithm 2, with Adam's corrections.
     """
     numbers = (beta1, beta2, eps, weight_decay, maximize)
     scalars = (grad_scale, found_inf, grad_multiplier)
     moments, scales = (exp_avgs, exp_avg_sqs), (exp_avg_scales, exp_avg_sq_scales)
-    _step("adamw_", params, grads, moments, masters, steps, lr, numbers, scalars, scales, rounding_seed)
+    _step(
+        "adamw_",
+        params,
+        grads,
+        moments,
+        masters,
+        steps,
+        lr,
+        numbers,
+        scalars,
+        scales,
+        rounding_seed,
+        (max_exp_avg_sqs,),
+    )
 
 
 def adam_(
@@ -97,6 +116,7 @@ def adam_(
     grad_multiplier: Tensor | None = None,
     exp_avg_scales: Tensors = (),
     exp_avg_sq_scales: Tensors = (),
+    max_exp_avg_sqs: Tensors = (),
     rounding_seed: int | None = None,
 ) -> None:
     """One Adam step of many parameters at once, in place: adamw_, but the decay is added to the gradient.
@@ -113,7 +133,9 @@ def adam_(
     numbers = (beta1, beta2, eps, weight_decay, maximize)
     scalars = (grad_scale, found_inf, grad_multiplier)
     moments, scales = (exp_avgs, exp_avg_sqs), (exp_avg_scales, exp_avg_sq_scales)
-    _step("adam_", params, grads, moments, masters, steps, lr, numbers, scalars, scales, rounding_seed)
+    _step(
+        "adam_", params, grads, moments, masters, steps, lr, numbers, scalars, scales, rounding_seed, (max_exp_avg_sqs,)
+    )
 
 
 def lamb_(
@@ -133,26 +155,30 @@ def lamb_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     grad_multiplier: Tensor | None = None,
+    exp_avg_scales: Tensors = (),
+    exp_avg_sq_scales: Tensors = (),
     rounding_seed: int | None = None,
 ) -> None:
     """One LAMB step of many parameters at once, in place: Adam's direction with decay, scaled for each parameter tensor
     to the tensor's own length, times lr. A tensor or a direction of zeros is not scaled.
 
     Args:
-        exp_avgs, exp_avg_sqs: always float32 (float64 for float64 params): the step reads them twice.
+        exp_avgs, exp_avg_sqs: always float32 (float64 for float64 params), or 8-bit codes: the step reads them twice.
         the others: as adamw_'s.
 
     Raises:
         RuntimeError: as adamw_.
 
-    Norms are summed in a fixed order, in two stages. The gradient is not normalised beforehand, as some versions do;
-    grad_multiplier can.
+    As in adamw_, codes are rounded after the step: norms and directions are those of the new moments before they become
+    codes, so the first pass leaves codes as they are, and the second reads the gradient again. Norms are summed in a
+    fixed order, in two stages. The gradient is not normalised beforehand, as some versions do; grad_multiplier can.
 
     Source: You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", 2020, algorithm 2.
     """
     numbers = (beta1, beta2, eps, weight_decay, maximize)
     scalars = (grad_scale, found_inf, grad_multiplier)
-    _step("lamb_", params, grads, (exp_avgs, exp_avg_sqs), masters, steps, lr, numbers, scalars, (), rounding_seed)
+    moments, scales = (exp_avgs, exp_avg_sqs), (exp_avg_scales, exp_avg_sq_scales)
+    _step("lamb_", params, grads, moments, masters, steps, lr, numbers, scalars, scales, rounding_seed)
 
 
 def sgd_(
@@ -242,6 +268,7 @@ def _step(
     scalars: tuple[Tensor | None, Tensor | None, Tensor | None],
     scales: Sequence[Tensors],
     rounding_seed: int | None,
+    maxima: Sequence[Tensors] = (),
 ) -> None:
     """Calls an operator whose schema takes these in this order."""
     if not params:
@@ -250,12 +277,12 @@ def _step(
     grad_scale, found_inf, grad_multiplier = scalars
     number, tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
     lists = [list(tensors) for tensors in (params, grads, *moments, masters, steps)]
-    last = [*map(list, scales), rounding_seed]
+    last = [*map(list, scales), *map(list, maxima), rounding_seed]
     with torch.no_grad():
         overload(*lists, number, *numbers, grad_scale, found_inf, tensor, grad_multiplier, *last)
     if not torch.compiler.is_compiling():
         # A graph that saved one of these for its backward must notice.
-        written = [params, *moments, *scales, masters]
+        written = [params, *moments, *scales, masters, *maxima]
         torch.autograd.graph.increment_version([t for tensors in written for t in tensors])
 
 
@@ -324,6 +351,10 @@ def _check_moments(s: Step) -> None:
         if s.coded:
             _check_scales(op, name, tensors, s.params)
         check_writable(op, name, tensors)
+    if s.maxima:
+        (name,) = s.rule.maxima
+        _check_list(op, name, s.maxima, s.params, acc if s.coded else state)
+        check_writable(op, name, s.maxima)
 
 
 def _check_lists(s: Step) -> None:
@@ -374,8 +405,9 @@ def _checked(op: str) -> Callable[..., None]:
         _check_numbers(s)
         if op == "sgd_":
             _check_sgd(s)
-        if op == "lamb_":
-            # Its second pass makes each direction again out of the moments, which therefore must not have been rounded.
+        if op == "lamb_" and not s.coded:
+            # Its second pass makes each direction again out of the moments, which therefore must not have been rounded;
+            # out of codes it makes the moments again too.
             _check_list(op, "exp_avgs", s.moments[0], s.params, acc_dtype(s.params[0].dtype))
         _check_lists(s)
 

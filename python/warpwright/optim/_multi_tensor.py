@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
@@ -15,6 +15,9 @@ from warpwright._check import acc_dtype
 from warpwright._clip import clip_multiplier, norm_of
 from warpwright._optim_rules import ZERO_CODE, code_blocks, decode_moment, encode_moment
 
+#: What torch's constructors take and these kernels do not have.
+UNSUPPORTED = ("amsgrad", "differentiable")
+
 Lists = dict[tuple[torch.device, torch.dtype], list[Tensor]]
 
 
@@ -25,7 +28,7 @@ class KernelOptions:
     Attributes:
         master_weights: for float16 and bfloat16 parameters keep a float32 copy, and float32 moments, in the state.
             Without it steps smaller than half a unit in the last place of a parameter are lost. False: as torch.
-        eight_bit: keep moments as 8-bit codes with a float32 scale for every 256 elements.
+        eight_bit: keep moments as 8-bit codes with a float32 scale for every 256 elements; running maxima stay float32.
         stochastic_rounding: for bfloat16 parameters, in place of masters: float32 moments (or codes), and a parameter
             that is rounded up or down at random, so that small steps are kept on average.
         seed: of that rounding; the same seed gives the same training.
@@ -50,6 +53,8 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
     #: The operator, and the names of its moments in the state, in its order -> whether they have a sign.
     _operator: ClassVar[Callable[..., None]]
     _moments: ClassVar[dict[str, bool]]
+    #: What a checkpoint's groups may ask for that these kernels do not have.
+    _refused: ClassVar[tuple[str, ...]] = UNSUPPORTED
     #: Attributes that GradScaler reads: step unscales, and skips, by itself.
     _step_supports_amp_scaling = True
 
@@ -76,6 +81,10 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         """The moments that this group's parameters have."""
         return self._moments
 
+    def _maxima_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The running maxima in their state, which are never codes."""
+        return ()
+
     # ---- state ----
 
     def _rounds_stochastically(self, param: Tensor) -> bool:
@@ -86,23 +95,24 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         return half and self.kernel.master_weights and not self._rounds_stochastically(param)
 
     def _moment_dtype(self, param: Tensor) -> torch.dtype:
-        """Of moments that are not codes."""
-        keeps_digits = self._has_master(param) or self._rounds_stochastically(param)
+        """Of moments that are not codes, and of running maxima."""
+        keeps_digits = self._has_master(param) or self._rounds_stochastically(param) or self._has_codes(param)
         return torch.float32 if keeps_digits else param.dtype
 
     def _has_codes(self, param: Tensor) -> bool:
         return self.kernel.eight_bit and param.dtype != torch.float64
 
-    def _state_of(self, param: Tensor, moments: dict[str, bool]) -> dict[str, Tensor]:
+    def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """The state of one parameter, made at its first step."""
         state: dict[str, Tensor] = self.state[param]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-        for name, signed in moments.items():
+        moments = self._moments_of(group)
+        for name in (*moments, *self._maxima_of(group)):
             if name in state or f"{name}_codes" in state:
                 continue
-            if self._has_codes(param):
-                zero = ZERO_CODE if signed else 0
+            if name in moments and self._has_codes(param):
+                zero = ZERO_CODE if moments[name] else 0
                 state[f"{name}_codes"] = torch.full(param.shape, zero, dtype=torch.uint8, device=param.device)
                 state[f"{name}_scales"] = torch.zeros(code_blocks(param.numel()), device=param.device)
             else:
@@ -175,7 +185,7 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
 
     def _step_of(self, group: dict[str, Any], params: list[Tensor], scalars: dict[str, Any], call: int) -> None:
         moments = self._moments_of(group)
-        states = [self._state_of(param, moments) for param in params]
+        states = [self._state_of(param, group) for param in params]
         steps = [state["step"] for state in states]
         found = scalars["found_inf"]
         # A step that is skipped does not count.
@@ -185,6 +195,7 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
             scalars |= {f"{name}_scales": [state[f"{name}_scales"] for state in states] for name in moments}
         else:
             lists = [[state[name] for state in states] for name in moments]
+        scalars |= {f"{name}s": [state[name] for state in states] for name in self._maxima_of(group)}
         if not moments:
             lists = [[]] * len(self._moments)
         if self._rounds_stochastically(params[0]):
@@ -209,7 +220,7 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         """As torch.optim's; the float32 state of half parameters keeps its digits, which torch would round, and moments
         become 8-bit codes, or stop being such, as this optimizer keeps them."""
         for group in state_dict["param_groups"]:
-            refuse(type(self).__name__, group)
+            refuse(type(self).__name__, group, self._refused)
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             # A checkpoint of torch's says how torch ran it, one of another optimizer's lacks what we need.
@@ -217,15 +228,15 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         for key, param, group in self._pairs(state_dict):
             original = state_dict["state"].get(key)
             if original:
-                self.state[param] = self._loaded(param, original, self._moments_of(group))
+                self.state[param] = self._loaded(param, original, group)
 
-    def _loaded(self, param: Tensor, saved: dict[str, Any], moments: dict[str, bool]) -> dict[str, Tensor]:
+    def _loaded(self, param: Tensor, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Tensor]:
         """A parameter's state out of a checkpoint's."""
         # torch.optim.SGD keeps no count: with a momentum buffer, the first step is over.
         default = 1.0 if saved.get("momentum_buffer") is not None else 0.0
         step = torch.as_tensor(saved.get("step", default), dtype=torch.float32)
         state = {"step": step.detach().to(param.device, copy=True).reshape(())}
-        for name, signed in moments.items():
+        for name, signed in self._moments_of(group).items():
             codes: Any = saved.get(f"{name}_codes")
             scales: Any = saved.get(f"{name}_scales")
             values: Any = saved.get(name)
@@ -239,13 +250,16 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
                 codes, scales = encode_moment(values.detach().to(torch.float32), signed)
             state[f"{name}_codes"] = codes.detach().to(param.device, copy=True)
             state[f"{name}_scales"] = scales.detach().to(param.device, copy=True)
+        for name in self._maxima_of(group):
+            if name in saved:
+                state[name] = saved[name].detach().to(param.device, self._moment_dtype(param), copy=True)
         if self._has_master(param) and "master" in saved:
             state["master"] = saved["master"].detach().to(param.device, torch.float32, copy=True)
         return state
 
 
-def refuse(name: str, options: dict[str, Any]) -> None:
-    """What torch's constructors take and these kernels do not have."""
-    for option in ("amsgrad", "differentiable"):
+def refuse(name: str, options: dict[str, Any], refused: Iterable[str] = UNSUPPORTED) -> None:
+    """Raises for an option of torch's constructors that is on and not supported."""
+    for option in refused:
         if options.get(option):
-            raise ValueError(f"warpwright: {name}: {option} is not supported; torch.optim.{name} has it")
+            raise ValueError(f"warpwright: {name}: {option} is not supported; torch.optim has it")

@@ -15,6 +15,11 @@ from warpwright.optim._multi_tensor import KernelOptions, MultiTensorOptimizer, 
 class _Adam(MultiTensorOptimizer):
     _moments: ClassVar[dict[str, bool]] = {"exp_avg": True, "exp_avg_sq": False}
 
+    _refused: ClassVar[tuple[str, ...]] = ("differentiable",)
+
+    def _maxima_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("max_exp_avg_sq",) if group["amsgrad"] else ()
+
     def _numbers(self, group: dict[str, Any]) -> dict[str, Any]:
         beta1, beta2 = map(float, group["betas"])
         return {"beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": group["weight_decay"]}
@@ -27,11 +32,14 @@ class AdamW(_Adam, torch.optim.AdamW):
         params: parameters or groups, as torch.optim.AdamW's; float32, float16, bfloat16 (float64 on the CPU), dense.
         lr: a number, or a tensor of one element, which a captured graph reads anew at each replay.
         betas, eps, weight_decay, maximize: torch.optim.AdamW's.
-        amsgrad, differentiable: must be False.
+        amsgrad: torch.optim.AdamW's: a step divides by the root of each element's largest second moment so far.
+        differentiable: must be False.
         foreach, capturable, fused: ignored: every step is one launch for many tensors, and counts on the device.
         master_weights: for float16 and bfloat16 parameters keep a float32 copy, and the moments, in the state. Without
             it steps smaller than half a unit in the last place of a parameter are lost. False: as torch.
-        eight_bit: keep moments as 8-bit codes, a quarter of their memory; warpwright.ops.adamw_ says which.
+        eight_bit: keep moments as 8-bit codes, a quarter of their memory; warpwright.ops.adamw_ says which. amsgrad's
+            maximum stays float32: a code is rounded anew whenever its block's scale grows, and a maximum, which must
+            not fall, would keep every rise for good.
         stochastic_rounding: for bfloat16 parameters, in place of masters: float32 moments, and a parameter that is
             rounded up or down at random, so that small steps are kept on average.
         seed: of that rounding; the same seed gives the same training.
@@ -49,7 +57,9 @@ class AdamW(_Adam, torch.optim.AdamW):
 
     Raises:
         RuntimeError: sparse gradients, or what warpwright.ops.adamw_ cannot take.
-        ValueError: torch.optim.AdamW's, for hyperparameters out of range; amsgrad or differentiable.
+        ValueError: torch.optim.AdamW's, for hyperparameters out of range; differentiable.
+
+    Source: warpwright.ops.adamw_'s; amsgrad: Reddi et al., "On the Convergence of Adam and Beyond", 2018, algorithm 2.
     """
 
     _operator = staticmethod(ops.adamw_)
@@ -70,10 +80,11 @@ class AdamW(_Adam, torch.optim.AdamW):
         fused: bool | None = None,
         **kernel: Any,
     ):
-        refuse("AdamW", {"amsgrad": amsgrad, "differentiable": differentiable})
+        refuse("AdamW", {"differentiable": differentiable})
         self.kernel = KernelOptions(**kernel)
         # `fused` tells GradScaler to leave unscaling to step, and load_state_dict to put step counts on the device.
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, capturable=capturable, fused=True)
+        options: dict[str, Any] = {"maximize": maximize, "capturable": capturable, "fused": True}
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
 
 
 class Adam(_Adam, torch.optim.Adam):
@@ -107,8 +118,9 @@ class Adam(_Adam, torch.optim.Adam):
         decoupled_weight_decay: bool = False,
         **kernel: Any,
     ):
-        refuse("Adam", {"amsgrad": amsgrad, "differentiable": differentiable})
+        refuse("Adam", {"differentiable": differentiable})
         if decoupled_weight_decay:
             raise ValueError("warpwright: Adam: decoupled_weight_decay must be False; warpwright.optim.AdamW has it")
         self.kernel = KernelOptions(**kernel)
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, capturable=capturable, fused=True)
+        options: dict[str, Any] = {"maximize": maximize, "capturable": capturable, "fused": True}
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)

@@ -21,8 +21,7 @@ class Lamb(MultiTensorOptimizer):
         lr: a number, or a tensor of one element.
         betas, eps, weight_decay: as Adam's; the decay is part of the direction.
         maximize: steps along the gradient instead of against it.
-        eight_bit: must be False: the step reads its moments twice.
-        the others: as warpwright.optim.AdamW's. Moments are always float32.
+        the others: as warpwright.optim.AdamW's. Moments are always float32, or codes with eight_bit.
 
     Raises:
         RuntimeError: sparse gradients, or what warpwright.ops.lamb_ cannot take.
@@ -47,8 +46,6 @@ class Lamb(MultiTensorOptimizer):
     ):
         check_adam_numbers(lr, betas, eps, weight_decay)
         self.kernel = KernelOptions(**kernel)
-        if self.kernel.eight_bit:
-            raise ValueError("warpwright: Lamb: eight_bit is not supported")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"maximize": maximize, "fused": True})
 

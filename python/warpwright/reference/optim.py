@@ -32,17 +32,31 @@ def _corrections(s: Step, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
     return (1 - s.numbers["beta1"] ** count), (1 - s.numbers["beta2"] ** count).sqrt().to(dtype)
 
 
-def _adam(s: Step, count: Tensor, lr: Tensor, x: Tensor, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+def _adam_denominator(
+    s: Step, v: Tensor, maximum: tuple[Tensor, ...], correction: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What the first moment is divided by, and AMSGrad's running maximum, if there is one."""
+    maximum = tuple(torch.maximum(old, v) for old in maximum)
+    return (maximum[0] if maximum else v).sqrt() / correction + s.numbers["eps"], maximum
+
+
+def _adam(
+    s: Step, count: Tensor, lr: Tensor, x: Tensor, g: Tensor, m: Tensor, v: Tensor, *maximum: Tensor
+) -> tuple[Tensor, ...]:
     m, v = _adam_moments(s, _with_decay(s, x, g), m, v)
     first, second = _corrections(s, count, x.dtype)
-    return x - (lr / first).to(x.dtype) * m / (v.sqrt() / second + s.numbers["eps"]), m, v
+    denominator, maximum = _adam_denominator(s, v, maximum, second)
+    return x - (lr / first).to(x.dtype) * m / denominator, m, v, *maximum
 
 
-def _adamw(s: Step, count: Tensor, lr: Tensor, x: Tensor, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+def _adamw(
+    s: Step, count: Tensor, lr: Tensor, x: Tensor, g: Tensor, m: Tensor, v: Tensor, *maximum: Tensor
+) -> tuple[Tensor, ...]:
     m, v = _adam_moments(s, g, m, v)
     first, second = _corrections(s, count, x.dtype)
     decay = (1 - lr * s.numbers["weight_decay"]).to(x.dtype)
-    return x * decay - (lr / first).to(x.dtype) * m / (v.sqrt() / second + s.numbers["eps"]), m, v
+    denominator, maximum = _adam_denominator(s, v, maximum, second)
+    return x * decay - (lr / first).to(x.dtype) * m / denominator, m, v, *maximum
 
 
 def _lamb(s: Step, count: Tensor, lr: Tensor, x: Tensor, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -103,9 +117,13 @@ def _walk(name: str, update: Update, args: Sequence[Any]) -> None:
         g = -g if s.numbers["maximize"] else g
         x = s.masters[i] if s.masters else param.to(acc)
         count = s.steps[i].to(torch.float64).reshape(())
-        x, *moments = update(s, count, s.lr(param.device), x, g, *_moments_of(s, i, acc))
+        maximum = [s.maxima[i].to(acc)] if s.maxima else []
+        x, *moments = update(s, count, s.lr(param.device), x, g, *_moments_of(s, i, acc), *maximum)
+        if s.maxima:
+            maximum = [moments.pop()]
         rounded = x if s.rounding_seed is None else stochastically_rounded(x, s.rounding_seed, i, count)
         written = [(param, rounded)] + ([(s.masters[i], x)] if s.masters else [])
+        written += [(s.maxima[i], new) for new in maximum]
         for k, moment in enumerate(moments):
             if s.coded:
                 codes, scales = encode_moment(moment, signed=k == 0)

@@ -47,23 +47,26 @@ def as_outputs(moments: Sequence[Tensors], scales: Sequence[Tensors]) -> list[li
 
 
 def _on_copies(rule: Rule) -> Callable[..., tuple[Tensor, ...]]:
-    """The public function on copies of what it writes to: params, moments, scales and masters, which it returns."""
+    """The public function on copies of what it writes to, and returns: params, moments, scales, maxima, masters."""
     step = getattr(ops, rule.name)
 
     def op(
         params: Tensors, grads: Tensors, *rest: Tensors, masters: Tensors = (), **options: Any
     ) -> tuple[Tensor, ...]:
         moments = [copies(tensors) for tensors in rest[:-1]]
-        scales = {name: copies(options[name]) for name in rule.scales if name in options}
+        scales, maxima = (
+            {name: copies(options[name]) for name in names if name in options} for names in (rule.scales, rule.maxima)
+        )
         written, originals = copies(params), copies(masters)
-        step(written, grads, *moments, rest[-1], masters=originals, **(options | scales))
+        step(written, grads, *moments, rest[-1], masters=originals, **(options | scales | maxima))
         states = as_outputs(moments, list(scales.values()))
-        return tuple(t for tensors in (written, *states, originals) for t in tensors)
+        return tuple(t for tensors in (written, *states, *maxima.values(), originals) for t in tensors)
 
     return op
 
 
-#: One step of torch's: (params, grads, moments, steps, options); writes to params and moments.
+#: One step of torch's: (params, grads, moments, steps, options); writes to params and moments, the last of which is
+#: the running maximum where `amsgrad` is among the options.
 TorchStep = Callable[[list[Tensor], list[Tensor], list[list[Tensor]], Tensors, dict[str, Any]], None]
 
 
@@ -82,7 +85,9 @@ def _torch_op(rule: Rule, step: TorchStep) -> Callable[..., tuple[Tensor, ...]]:
         **options: Any,
     ) -> tuple[Tensor, ...]:
         *moments, steps = rest
-        scales = [options.pop(name) for name in rule.scales if name in options]
+        scales, maxima = (
+            [options.pop(name) for name in names if name in options] for names in (rule.scales, rule.maxima)
+        )
         own = moments[0][0].dtype if moments[0] else params[0].dtype
         work = torch.float32 if scales or masters or rounding_seed is not None else own
         work = torch.float64 if params[0].dtype == torch.float64 else work
@@ -91,7 +96,10 @@ def _torch_op(rule: Rule, step: TorchStep) -> Callable[..., tuple[Tensor, ...]]:
         states = [[decode_moment(c, s, k == 0, work) for c, s in pair] for k, pair in enumerate(pairs)]
         states = states or [[t.to(work, copy=True) for t in tensors] for tensors in moments]
         if found_inf is not None and found_inf.item():
-            return tuple(t for tensors in (params, *as_outputs(moments, scales), masters) for t in tensors)
+            return tuple(t for tensors in (params, *as_outputs(moments, scales), *maxima, masters) for t in tensors)
+        if maxima:
+            options["amsgrad"] = True
+            states = [*states, *([t.to(work, copy=True) for t in tensors] for tensors in maxima)]
         scale = 1.0 if grad_scale is None else grad_scale
         multiplier = 1.0 if grad_multiplier is None else grad_multiplier
         if isinstance(options.get("lr"), Tensor):
@@ -104,11 +112,12 @@ def _torch_op(rule: Rule, step: TorchStep) -> Callable[..., tuple[Tensor, ...]]:
                 stochastically_rounded(v.float(), rounding_seed, i, steps[i]).to(params[i].dtype)
                 for i, v in enumerate(values)
             ]
+        maxima = [states.pop()] if maxima else []
         if scales:
             coded = [[encode_moment(t, k == 0) for t in tensors] for k, tensors in enumerate(states)]
             codes = [[codes for codes, _ in tensors] for tensors in coded]
             states = as_outputs(codes, [[scale for _, scale in tensors] for tensors in coded])
-        return tuple(t for tensors in (new, *states, values if masters else ()) for t in tensors)
+        return tuple(t for tensors in (new, *states, *maxima, values if masters else ()) for t in tensors)
 
     return op
 
@@ -119,13 +128,15 @@ _ADAM = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "maximize": Fals
 def _torch_adamw(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
     counts = [(s - 1).cpu() for s in steps]
     update: Any = adamw  # Its annotations list the arguments of another wrapper.
-    update(values, grads, *states, [], counts, **(_ADAM | {"weight_decay": 1e-2} | options))
+    lists = states if options.get("amsgrad") else [*states, []]
+    update(values, grads, *lists, counts, **(_ADAM | {"weight_decay": 1e-2} | options))
 
 
 def _torch_adam(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
     counts = [(s - 1).cpu() for s in steps]
     update: Any = adam
-    update(values, grads, *states, [], counts, **(_ADAM | {"weight_decay": 0.0} | options))
+    lists = states if options.get("amsgrad") else [*states, []]
+    update(values, grads, *lists, counts, **(_ADAM | {"weight_decay": 0.0} | options))
 
 
 def _torch_sgd(values: Any, grads: Any, states: Any, steps: Tensors, options: dict[str, Any]) -> None:
@@ -174,6 +185,7 @@ def _call(
     state: Any = None,
     coded: bool = False,
     moments: bool = True,
+    amsgrad: bool = False,
 ) -> Sample:
     """Random parameters, gradients and moments; `state` is the dtype of the moments, unless they are coded."""
     state = torch.float32 if masters or coded or rule.name == "lamb_" else state or make.dtype
@@ -192,6 +204,9 @@ def _call(
         pairs = [[encode_moment(t, k == 0) for t in tensors] for k, tensors in enumerate(states)]
         states = [[codes for codes, _ in tensors] for tensors in pairs]
         options |= {name: [s for _, s in tensors] for name, tensors in zip(rule.scales, pairs, strict=True)}
+    if amsgrad:
+        # About as many are raised by the step as are not.
+        options |= {name: each(0.1, 0.5, state) for name in rule.maxima}
     return Sample("", (params, grads, *states, counts), options)
 
 
@@ -242,8 +257,25 @@ def _samples(rule: Rule) -> Callable[[Make], Iterator[Sample]]:
         if rule.scales:
             yield sample("8-bit moments", (3, 100), (7,), (0, 2), (256,), coded=True, options={"lr": 0.05})
             yield sample("8-bit moments, found_inf", (5, 60), coded=True, options={"found_inf": scalar(1)})
+        if rule.maxima:
+            yield from _amsgrad_samples(sample, scalar, make)
 
     return samples
+
+
+def _amsgrad_samples(sample: Callable[..., Sample], scalar: Callable[[float], Tensor], make: Make) -> Iterator[Sample]:
+    def amsgrad(name: str, *shapes: tuple[int, ...], **kinds: Any) -> Sample:
+        return sample(f"amsgrad{name}", *shapes, amsgrad=True, **kinds)
+
+    yield amsgrad("", (5, 7), (33,), (), (0, 2), options={"lr": 0.05})
+    yield amsgrad(", first step, decay, maximize", (40,), step=1, options={"weight_decay": 0.1, "maximize": True})
+    yield amsgrad(", more than a chunk", (16385,), (3,), options={"grad_scale": scalar(2)})
+    yield amsgrad(", found_inf", (6, 5), options={"found_inf": scalar(1)})
+    yield amsgrad(", 8-bit moments", (3, 100), (7,), coded=True, options={"lr": 0.05})
+    if make.dtype in HALF_TYPES:
+        yield amsgrad(", masters", (5, 7), (33,), masters=True, options={"lr": 1e-2})
+    if make.dtype == torch.bfloat16:
+        yield amsgrad(", stochastic rounding", (301,), options={"rounding_seed": 3, "lr": 0.05})
 
 
 def _draw(rule: Rule) -> Callable[[Make, random.Random], Sample]:
@@ -252,10 +284,11 @@ def _draw(rule: Rule) -> Callable[[Make, random.Random], Sample]:
         half = make.dtype in HALF_TYPES
         masters = half and rng.random() < 0.5
         state = rng.choice([make.dtype, torch.float32])
-        call = _call(rule, make, *shapes, step=rng.choice([1, 2, 1000]), masters=masters, state=state)
+        amsgrad = bool(rule.maxima) and rng.random() < 0.5
+        call = _call(rule, make, *shapes, step=rng.choice([1, 2, 1000]), masters=masters, state=state, amsgrad=amsgrad)
         options = {"lr": rng.choice([0.0, 1e-3, 0.1]), "weight_decay": rng.choice([0.0, 0.1])}
         options |= {"momentum": 0.9} if rule.name == "sgd_" else {}
-        return Sample(f"{shapes} {options} masters={masters}", call.args, call.kwargs | options)
+        return Sample(f"{shapes} {options} masters={masters} amsgrad={amsgrad}", call.args, call.kwargs | options)
 
     return draw
 
@@ -301,6 +334,8 @@ def _bad_inputs(rule: Rule) -> Callable[[Make], Iterator[BadInput]]:
         yield bad("rounding_seed", "rounding_seed must be None unless params are torch.bfloat16 without masters",
                   {"rounding_seed": 1})  # fmt: skip
         yield from _bad_scales(rule, bad, params, m, make)
+        if rule.maxima:
+            yield from _bad_maxima(bad, params, m, make)
         yield number("lr", -1.0, "lr must be at least 0, got -1")
         if "beta1" in rule.numbers:
             yield number("beta1", 1.0, r"beta1 must be in \[0, 1\), got 1")
@@ -329,7 +364,8 @@ def _bad_scales(
     yield bad("scales of no codes", rf"{moment}\[0\] must be torch.uint8 with scales, got torch.float32", every)
     codes: dict[str, Any] = {"m": [torch.zeros_like(t, dtype=torch.uint8) for t in m]}
     codes |= {"others": [codes["m"]] * (len(rule.moments) - 1)}
-    expected = rf"{moment}\[0\] must be torch.float32 or have the dtype of params"
+    others = r"of shape \(2, 3\) .*" if rule.name == "lamb_" else "or have the dtype of params"
+    expected = rf"{moment}\[0\] must be torch.float32 {others}"
     yield bad("codes of no scales", f"{expected}, got torch.uint8", **codes)
     wrong = every | {name: [fitting[0], fitting[1].double()]}
     yield bad("scale dtype", rf"{name}\[1\] must be torch.float32 of shape \(1,\), got torch.float64", wrong, **codes)
@@ -338,11 +374,27 @@ def _bad_scales(
         yield bad("second scales alone", f"{second} must be empty without {name}, got 2 tensors", {second: fitting})
 
 
+def _bad_maxima(bad: Callable[..., BadInput], params: Tensors, m: Tensors, make: Make) -> Iterator[BadInput]:
+    name, zeros = "max_exp_avg_sqs", [torch.zeros_like(p) for p in params]
+    yield bad("too few maxima", f"{name} must hold 2 tensors, one for each of params, got 1", {name: zeros[:1]})
+    half = {name: [t.half() for t in zeros]}
+    yield bad("dtype of maxima", rf"{name}\[0\] must be torch.float32 of shape \(2, 3\) .*got torch.float16", half)
+    shape = rf"{name}\[1\] must be .*shape \(4,\) .*shape \(3,\)"
+    yield bad("shape of maxima", shape, {name: [zeros[0], zeros[1][:3]]})
+    yield bad("expanded maxima", rf"{name}\[1\] must not be expanded", {name: [zeros[0], zeros[1][:1].expand(4)]})
+    # Beside codes they are numbers.
+    codes = [torch.zeros_like(t, dtype=torch.uint8) for t in m]
+    scales = [torch.zeros(code_blocks(p.numel()), device=make.device) for p in params]
+    coded: dict[str, Any] = {"exp_avg_scales": scales, "exp_avg_sq_scales": scales, name: codes}
+    message = rf"{name}\[0\] must be torch.float32 of shape \(2, 3\) .*got torch.uint8"
+    yield bad("codes as maxima", message, coded, m=codes, others=[codes])
+
+
 def _cost(rule: Rule, flops: int) -> Callable[..., Cost]:
     def cost(params: Tensors, grads: Tensors, *rest: Tensors, masters: Tensors = (), **options: Any) -> Cost:
         elements = sum(p.numel() for p in params)
-        scales = [options.get(name, ()) for name in rule.scales]
-        state = nbytes(*[t for tensors in (*rest[:-1], *scales, masters) for t in tensors])
+        lists = [options.get(name, ()) for name in (*rule.scales, *rule.maxima)]
+        state = nbytes(*[t for tensors in (*rest[:-1], *lists, masters) for t in tensors])
         # A parameter with a master is only written.
         return Cost(flops * elements, 2 * state + nbytes(*grads) + nbytes(*params) * (1 if masters else 2))
 
