@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import warpwright
 from warpwright import ops
+from warpwright.testing import SPECS, Make, Sample, compare, evaluate
 
 
 def _operands(dtype=torch.float32):
@@ -54,3 +55,21 @@ def test_a_layer_is_the_student():
     torch.testing.assert_close(layer(x, y, teacher_weight), expected)
     layer(x, y, teacher_weight).backward()
     assert layer.linear.weight.grad is not None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gradients_of_wide_layers_have_torchs_error(seed, bias):
+    """The errors of both products meet in one difference; the rule's factor of two would be used up by sums of 512 in
+    one chain."""
+    make = Make(torch.float32, seed=seed)
+    bound = 3 * 512**-0.5
+    student, teacher = make.tensor(256, 512), make.tensor(256, 512, grad=False)
+    weight, other = make.tensor(2048, 512, low=-bound, high=bound), make.tensor(2048, 512, low=-bound, high=bound)
+    biases = (make.tensor(2048), make.tensor(2048, grad=False)) if bias else ()
+    spec, sample = SPECS["linear_kl_div"], Sample("wide", (student, weight, teacher, other.detach(), *biases))
+    with warpwright.use_backend("native"):
+        found = compare(spec, sample, evaluate(spec.op, sample))
+    gradients = [c for c in found if c.name.startswith("grad")]
+    assert len(gradients) == 2 + bias
+    assert not [str(c) for c in gradients if c.error > 1.4 * c.torch_error]

@@ -2,6 +2,8 @@
 
 #include "kernels/distillation.h"
 
+#include <algorithm>
+
 #include "bindings/linear_loss.h"
 #include "bindings/loss.h"
 
@@ -58,10 +60,30 @@ void* element(const Tensor& of, int64_t index) {
   return static_cast<char*>(const_cast<void*>(of.const_data_ptr())) + index * of.element_size();
 }
 
+// The gradient is a difference of two probabilities, to which the errors of both products are added. On the CPU
+// oneDNN adds up a float32 product in one chain: past so many terms it errs by more than half again as much as aten's
+// blocks, which take their time.
+constexpr int64_t kLongestChain = 256;
+
+Tensor logits(const ChunkedLinear& layer, int64_t first) {
+#if defined(WARPWRIGHT_BACKEND_CPU)
+  const bool chained = layer.weight.scalar_type() == ScalarType::Float && layer.weight.size(1) > kLongestChain;
+  if (chained && !layer.arithmetic.batch_invariant) {
+    const Tensor rows = rows_from(layer.input, first, std::min(layer.chunk, layer.rows() - first));
+    const Tensor product = empty({rows.size(0), layer.weight.size(0)}, ScalarType::Float, rows);
+    product_into(product, rows, swapped(layer.weight));
+    Epilogue epilogue;
+    epilogue.bias = layer.bias;
+    return layer.bias.has_value() ? finish_product(product, epilogue, ScalarType::Float, false).output : product;
+  }
+#endif
+  return layer.logits(first);
+}
+
 // The student's logits of the rows from `first` on, or the gradient over them.
 Tensor chunk(const Lesson& lesson, int64_t first, const Wanted& wanted) {
-  Tensor student = lesson.student.logits(first);
-  const Tensor teacher = lesson.teacher.logits(first);
+  Tensor student = logits(lesson.student, first);
+  const Tensor teacher = logits(lesson.teacher, first);
   Tensor student_holder, teacher_holder;
   SoftmaxKlDivParams params{};
   student.mutable_data_ptr();  // It may be written to.
