@@ -219,10 +219,18 @@ void update_chunk(const OptimParams& p, int32_t chunk) {
   }
 }
 
+// Threads take the next chunk when they are done with one: the last chunk of a tensor may have an element or 16384, and
+// a model's small tensors lie together, so that equal numbers of chunks are unequal work.
 template <class F>
 void for_each_chunk(const OptimParams& p, const F& f) {
-  parallel_for(0, p.first_chunk[p.count], 1, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) f(static_cast<int32_t>(chunk));
+  const int32_t count = p.first_chunk[p.count];
+  int32_t next = 0;
+  parallel_for(0, count, 1, [&](int64_t, int64_t) {
+    while (true) {
+      const int32_t chunk = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (chunk >= count) return;
+      f(chunk);
+    }
   });
 }
 
