@@ -188,35 +188,15 @@ void adam_step(const Step& s, bool decoupled, double lr, double beta1, double be
   run(s, table, launcher, workspace);
 }
 
-void adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
-            double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
-            OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor,
-            OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales, Tensors max_exp_avg_sqs,
-            std::optional<int64_t> rounding_seed) {
-  if (params.empty()) return;
-  const Step s{"adamw_",
-               params,
-               grads,
-               masters,
-               steps,
-               {{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}},
-               {{"exp_avg_scales", &exp_avg_scales}, {"exp_avg_sq_scales", &exp_avg_sq_scales}},
-               grad_scale,
-               found_inf,
-               lr_tensor,
-               grad_multiplier,
-               rounding_seed,
-               &max_exp_avg_sqs};
-  adam_step(s, true, lr, beta1, beta2, eps, weight_decay, maximize, &backend::adam);
-}
-
+// adamw_, whose decay is decoupled, and adam_.
+template <bool kDecoupled>
 void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
            double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
            OptionalTensor grad_scale, OptionalTensor found_inf, OptionalTensor lr_tensor,
            OptionalTensor grad_multiplier, Tensors exp_avg_scales, Tensors exp_avg_sq_scales, Tensors max_exp_avg_sqs,
            std::optional<int64_t> rounding_seed) {
   if (params.empty()) return;
-  const Step s{"adam_",
+  const Step s{kDecoupled ? "adamw_" : "adam_",
                params,
                grads,
                masters,
@@ -229,7 +209,7 @@ void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
                grad_multiplier,
                rounding_seed,
                &max_exp_avg_sqs};
-  adam_step(s, false, lr, beta1, beta2, eps, weight_decay, maximize, &backend::adam);
+  adam_step(s, kDecoupled, lr, beta1, beta2, eps, weight_decay, maximize, &backend::adam);
 }
 
 void lamb_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
@@ -328,8 +308,8 @@ void lion_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors masters, Ten
 }  // namespace
 
 WARPWRIGHT_LIBRARY_IMPL(m) {
-  m.impl("adamw_", TORCH_BOX(&adamw_));
-  m.impl("adam_", TORCH_BOX(&adam_));
+  m.impl("adamw_", TORCH_BOX(&adam_<true>));
+  m.impl("adam_", TORCH_BOX(&adam_<false>));
   m.impl("lamb_", TORCH_BOX(&lamb_));
   m.impl("sgd_", TORCH_BOX(&sgd_));
   m.impl("lion_", TORCH_BOX(&lion_));

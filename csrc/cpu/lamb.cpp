@@ -43,7 +43,7 @@ struct LambChunk {
         load_updated(piece, i, n, m, v);
         if constexpr (!kIsCode<S>) store_moments(piece, i, n, m, v);
         const Vec<A> x = piece.value(i, n), u = direction(x, m, v);
-        squares[0] += within(x * x, n);
+        squares[0] += x * x;  // 0 past the end.
         squares[1] += within(u * u, n);
       });
     });
