@@ -103,14 +103,18 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " bool need_residual)"
       " -> (Tensor grad_input, Tensor grad_values, Tensor grad_bias, Tensor grad_residual)");
 
-  // conv: output = activation(conv2d(input, weight) + bias + residual).
+  // conv: output = activation(convolution + bias + residual), in one, two or three dimensions; transposed it is the
+  // gradient of a convolution by its input. The lists have a number for each dimension; padding may have two for each,
+  // those before the input and then those after it; output_padding is empty unless transposed.
   m.def(
-      "conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding,"
-      " int[] dilation, int groups, str activation, bool save_preact) -> (Tensor output, Tensor preact)");
+      "convolution(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding,"
+      " int[] dilation, bool transposed, int[] output_padding, int groups, str activation, bool save_preact)"
+      " -> (Tensor output, Tensor preact)");
   m.def(
-      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? saved, int[] stride, int[] padding,"
-      " int[] dilation, int groups, str activation, bool need_input, bool need_weight, bool need_bias,"
-      " bool need_residual) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+      "convolution_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? saved, int[] stride,"
+      " int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups, str activation,"
+      " bool need_input, bool need_weight, bool need_bias, bool need_residual)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
   // norm: over the last `normalized_ndim` dimensions of sum = dropout(input) + residual. `sum` has zero elements where
   // it is the input; the statistics have one element a row, in float32 (float64 for float64 input). The weight is

@@ -299,7 +299,7 @@ def test_a_change_reaches_the_kernels_that_are_made_of_it(checkout, file, famili
 
 def test_others_and_installed_wheels_have_no_hash(tmp_path):
     assert sources.source_hash("rms_norm", "torch") is None
-    assert sources.source_hash("conv3d", "warpwright-cpu") is None
+    assert sources.source_hash("causal_conv1d", "warpwright-cpu") is None
     assert sources.source_hash("rms_norm", "warpwright-cpu", tmp_path) is None
 
 

@@ -38,7 +38,13 @@ TINY = {
         {"batch": 1, "channels": 4, "size": [5, 8], "kernel": [1, 3], "stride": [1, 2], "groups": 2, "residual": True},
         {"batch": 1, "channels": 4, "size": 9, "kernel": 3, "dilation": 2, "depthwise": True, "activation": "relu"},
     ],
+    "conv1d": [
+        {"batch": 2, "channels": 3, "filters": 4, "size": 9, "kernel": 3, "stride": 2, "bias": True},
+        {"batch": 1, "channels": 4, "size": 9, "kernel": 2, "padding": 0, "depthwise": True, "activation": "gelu"},
+    ],
     "conv3d": [{"batch": 1, "channels": 2, "size": [4, 5, 6], "kernel": 3, "stride": [1, 2, 2], "channels_last": True}],
+    "conv_transpose1d": [{"batch": 2, "channels": 3, "filters": 2, "size": 5, "kernel": 4, "stride": 2, "padding": 1}],
+    "conv_transpose3d": [{"batch": 1, "channels": 3, "filters": 2, "size": [2, 3, 4], "kernel": 2, "stride": 2}],
     "conv_transpose2d": [
         {"batch": 1, "channels": 3, "filters": 2, "size": 4, "kernel": 3, "stride": 2, "padding": 1,
          "output_padding": 1, "bias": True, "channels_last": True},

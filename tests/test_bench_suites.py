@@ -94,7 +94,7 @@ def test_counts_of_the_models_that_suites_are_named_for():
     assert len(distinct("conv-grouped", "channels", "size", "stride")) == 7
     assert len(distinct("conv-depthwise", "channels", "size", "kernel", "stride")) == 35
     assert len(distinct("conv-causal1d", "batch", "channels", "length", "kernel")) == 16
-    assert len(distinct("conv-transposed", "batch", "channels", "size")) == 6
+    assert len(distinct("conv-transposed", "batch", "channels", "size", op="conv_transpose2d")) == 6
     assert len(distinct("conv-deepbench", "batch", "channels", "filters", "size", "kernel", "stride")) == 35
     assert len(distinct("conv-video", "channels", "size", "kernel", "stride")) == 14
     assert len(distinct("conv-diffusion", "channels", "filters", "size", "kernel", "stride")) == 41
@@ -135,7 +135,7 @@ def test_select_filters_by_op_dtype_and_direction():
         ({"ops": ["fft"]}, r"op must be one of .*linear.*, got 'fft'"),
         ({"dtypes": ["bf16"]}, r"dtype must be one of float32, float16, bfloat16, got 'bf16'"),
         ({"directions": ["up"]}, "direction must be one of forward, backward, both, got 'up'"),
-        ({"ops": ["conv3d"]}, r"no case is left of \d+ with op conv3d"),
+        ({"ops": ["causal_conv1d"]}, r"no case is left of \d+ with op causal_conv1d"),
         ({"ops": ["adamw_"], "directions": ["both"]}, r"no case is left of \d+ with op adamw_; direction both"),
     ],
 )
@@ -273,7 +273,7 @@ TWICE = {"measure": [{"op": "rms_norm", "cases": [NORM]}, {"op": "rms_norm"}]}
         (GOOD | {"directions": [["forward"]]}, r"directions of the file: must be among .*, got \['forward'\]"),
         ({"measure": ["rms_norm"]}, "measure 1 must be a mapping, got text"),
         ({"measure": [{"sweep": NORM}]}, "measure 1 has no field 'op'"),
-        (one(NORM, op="fft"), "op of measure 1: must be among .*linear, .*, got 'fft'"),
+        (one(NORM, op="fft"), "op of measure 1: must be among .*conv2d, .*, got 'fft'"),
         (one(NORM, op=["rms_norm", "rms_norm"]), "op of measure 1: must be different names"),
         (one(NORM, ops="x"), "measure 1 has an unknown field 'ops'"),
         (one({"rows": 4}), "case 1 of measure 1: rms_norm needs width, which neither it nor the sweep gives"),

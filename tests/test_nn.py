@@ -45,7 +45,23 @@ CASES = {
         ((3, 2, (2, 3)), {"padding": "same"}, lambda: (floats(1, 3, 5, 5),)),
         ((2, 3, 2), {"padding": "valid"}, lambda: (floats(2, 6, 5),)),
         ((3, 4, 3), {"padding": 1}, lambda: (floats(2, 3, 8, 8).to(memory_format=torch.channels_last),)),
+        ((3, 4, 3, 1, 1), {"padding_mode": "circular"}, lambda: (floats(1, 3, 5, 5),)),
     ],
+    "Conv1d": [
+        ((3, 4, 3), {"padding": 1, "padding_mode": "reflect"}, lambda: (floats(2, 3, 9),)),
+        ((4, 6, 4, 2), {"dilation": 2, "groups": 2, "bias": False}, lambda: (floats(4, 9),)),
+        ((4, 4, 4), {"padding": "same", "padding_mode": "circular"}, lambda: (floats(2, 4, 7),)),
+    ],
+    "Conv3d": [
+        ((3, 4, (1, 2, 3)), {"padding": (0, 1, 1)}, lambda: (floats(2, 3, 4, 5, 6),)),
+        ((3, 4, 3), {"padding": 1, "padding_mode": "replicate"}, lambda: (floats(1, 3, 4, 5, 6),)),
+    ],
+    "ConvTranspose1d": [((3, 4, 4, 2, 1), {}, lambda: (floats(2, 3, 7),))],
+    "ConvTranspose2d": [
+        ((3, 4, 3, 2, 1, 1), {}, lambda: (floats(2, 3, 5, 4),)),
+        ((4, 6, (3, 2), (1, 3)), {"groups": 2, "dilation": (2, 1), "bias": False}, lambda: (floats(4, 5, 4),)),
+    ],
+    "ConvTranspose3d": [((3, 4, (1, 2, 3), (1, 2, 2)), {}, lambda: (floats(1, 3, 3, 4, 5),))],
     "Embedding": [
         ((6, 8), {}, lambda: (classes_of(6, 3, 4),)),
         ((6, 7, 2), {}, lambda: (classes_of(6, 5).int(),)),
@@ -237,8 +253,6 @@ FALLBACKS = {
     "nested": ("Linear", (8, 5), {}, None, nested,
                "nested tensor"),
     "subclass": ("RMSNorm", (8,), {}, None, (Wrapped(floats(3, 8)),), "tensor subclass Wrapped"),
-    "padding mode": ("Conv2d", (3, 4, 3, 1, 1), {"padding_mode": "circular"}, None, (floats(1, 3, 5, 5),),
-                     "padding_mode='circular'"),
     "max_norm": ("Embedding", (6, 8), {"max_norm": 1.0}, None, (classes_of(6, 4),), "max_norm"),
     "sparse gradients": ("Embedding", (6, 8), {"sparse": True}, None, (classes_of(6, 4),), "sparse gradients"),
     "in place": ("ReLU", (True,), {}, None, (floats(3, 8),), "inplace=True"),
@@ -272,7 +286,12 @@ def plain(tensor):
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
 @pytest.mark.parametrize(
-    ("name", "arguments", "x"), [("Linear", (8, 5), floats(3, 8)), ("Conv2d", (3, 4, 3), floats(2, 3, 6, 6))]
+    ("name", "arguments", "x"),
+    [
+        ("Linear", (8, 5), floats(3, 8)),
+        ("Conv2d", (3, 4, 3), floats(2, 3, 6, 6)),
+        ("ConvTranspose1d", (3, 4, 3), floats(2, 3, 6)),
+    ],
 )
 def test_an_activation_is_applied_by_the_kernel_and_by_the_fallback(name, arguments, x, activation):
     function = {
@@ -289,6 +308,14 @@ def test_an_activation_is_applied_by_the_kernel_and_by_the_fallback(name, argume
     close(torch.func.vmap(ours)(x[None]), function(theirs(x))[None])
     assert len(warpwright.fallbacks()) == 1
     assert repr(ours) == repr(theirs)[:-1] + f", activation='{activation}')"
+
+
+def test_a_transposed_convolution_takes_an_output_size():
+    theirs, ours = pair("ConvTranspose2d", (3, 4, 3, 3))
+    x = floats(2, 3, 4, 4)
+    assert ours(x, output_size=[13, 14]).shape == (2, 4, 13, 14)
+    torch.testing.assert_close(ours(x, [13, 14]), theirs(x, [13, 14]))
+    assert not warpwright.fallbacks()
 
 
 def test_an_unknown_activation_raises():

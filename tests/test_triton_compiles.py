@@ -17,8 +17,8 @@ NAMES = triton_machine_code.kernel_names()
 ADDRESSES = "float32 products on the ordinary units hold 64 x 64 sums beside the 64-bit addresses of strided operands"
 BYTES = "a thread holds the 64-bit address of each byte of a strided operand, or a block's sums beside the totals"
 LOCAL_MEMORY = {
-    ("conv:_forward_kernel", "fp32"): ADDRESSES,
-    ("conv:_weight_grad_kernel", "fp32"): ADDRESSES,
+    ("conv:_fprop_kernel", "fp32"): ADDRESSES,
+    ("conv:_wgrad_kernel", "fp32"): ADDRESSES,
     ("gated:_gated_kernel", "fp32"): ADDRESSES,
     ("grouped:_grouped_kernel", "fp32 i32"): ADDRESSES,
     ("scaled:_scaled_kernel", "u8 fp32"): BYTES,
@@ -30,9 +30,9 @@ TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 PRODUCTS = (
     "_gemm:_gemm_kernel",
     "_gemm_persistent:gemm_persistent_kernel",
-    "conv:_forward_kernel",
-    "conv:_input_grad_kernel",
-    "conv:_weight_grad_kernel",
+    "conv:_fprop_kernel",
+    "conv:_dgrad_kernel",
+    "conv:_wgrad_kernel",
     "gated:_gated_kernel",
     "grouped:_grouped_kernel",
     "grouped:_weight_grad_kernel",

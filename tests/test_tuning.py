@@ -67,7 +67,7 @@ def test_what_is_selected_reaches_the_kernel_and_is_right(folder, spy):
     [
         (
             "conv2d",
-            "conv_forward",
+            "conv_fprop",
             conv,
             {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 4, "num_stages": 3},
         ),
@@ -76,7 +76,7 @@ def test_what_is_selected_reaches_the_kernel_and_is_right(folder, spy):
     ],
 )
 def test_other_kernels_follow_their_tables_too(folder, monkeypatch, op, kernel, module, config):
-    attribute = {"conv_forward": "_forward_kernel", "norm_forward": "_norm_forward_kernel"}[kernel]
+    attribute = {"conv_fprop": "_fprop_kernel", "norm_forward": "_norm_forward_kernel"}[kernel]
     launched = []
 
     class Constants(Spy):
@@ -301,7 +301,7 @@ def test_configurations_keep_within_a_blocks_limits():
 
 def test_every_tunable_is_declared_and_its_default_is_complete():
     assert set(load_kernels()) == {
-        "gemm", "gemm_weight_grad", "conv_forward", "conv_input_grad", "conv_weight_grad",
+        "gemm", "gemm_weight_grad", "conv_fprop", "conv_dgrad", "conv_wgrad",
         "norm_forward", "norm_input_grad", "norm_weight_grad", "gated",
     }  # fmt: skip
     for tunable in TUNABLES.values():

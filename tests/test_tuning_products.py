@@ -411,7 +411,7 @@ def test_the_command_tunes_lists_and_clears(cli, folder):
     assert taken().measured == 0.5
     assert "0 launches tuned now" in cli(*cli.suite)[1]
     assert "emulated" in cli("--list")[1]
-    other = dataclasses.replace(entry(), problem=entry().problem._replace(backend="triton", kernel="conv_forward"))
+    other = dataclasses.replace(entry(), problem=entry().problem._replace(backend="triton", kernel="conv_fprop"))
     Store(GPU).add(other)
     assert "removed emulated from" in cli("--clear", "--backend", "emulated")[1]
     assert Store(GPU).entries() == {other.problem: other}

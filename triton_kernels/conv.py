@@ -1,10 +1,14 @@
 """Convolution kernels: implicit matrix products, one filter tap at a time, over tensors of any strides.
 
-The input's gradient gathers the one output position that reads an input through a tap, where the stride divides:
-nothing is upsampled. The weight's gradient walks the pixels in order: no atomics.
+One, two and three dimensions are the same kernels: what is missing has size 1. The gradient of a convolution's input,
+which is also the transposed convolution, gathers the output positions that meet an input. Positions a stride apart meet
+them through the same taps: a program takes only such, so nothing is upsampled and no product is with zeros. The
+weight's gradient walks the pixels in order: no atomics.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 import triton
@@ -12,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from warpwright._check import needs_preact
+from warpwright._conv import MOST_DIMS, channels_last, empty_in_format, output_sizes
 from warpwright.triton_kernels._activation import activate
 from warpwright.triton_kernels._common import interpreted, tl_acc
 from warpwright.triton_kernels._epilogue import epilogue_grads
@@ -20,10 +25,36 @@ from warpwright.tuning import Config, Tunable, exact, power_of_two
 
 
 @triton.jit
-def _forward_kernel(
-    x_ptr, xn, xc, xh, xw, w_ptr, wk, wc, wr, ws, y_ptr, yn, yk, yp, yq, res_ptr, rn, rk, rp, rq, bias_ptr, preact_ptr,
-    batch, height, width, out_h, out_w, group_channels, group_filters, kernel_w, taps,
-    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
+def _place(flat, size_d, size_h, size_w):
+    """The line of a flat index over (line, depth, height, width), and its place in it."""
+    rest = flat // size_w
+    return rest // size_h // size_d, rest // size_h % size_d, rest % size_h, flat % size_w
+
+
+@triton.jit
+def _finish(
+    acc, at, wide_n, mask, n, d, h, w, y_ptr, yc, res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, in_n,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Bias, residual and activation of a tile whose rows lie at offsets `at` of the output."""
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + wide_n, in_n, 0.0).to(ACC)[None, :]
+    if HAS_RESIDUAL:
+        from_row = n * rn + d * rd + h * rh + w * rw
+        acc += tl.load(res_ptr + from_row[:, None] + wide_n[None, :] * rc, mask, 0.0).to(ACC)
+    to = at[:, None] + wide_n[None, :] * yc
+    if SAVE_PREACT:
+        tl.store(preact_ptr + to, acc.to(preact_ptr.dtype.element_ty), mask)
+    tl.store(y_ptr + to, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _fprop_kernel(
+    x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
+    res_ptr, rn, rk, rd, rh, rw, bias_ptr, preact_ptr,
+    batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
+    stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
     ACC: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -32,126 +63,139 @@ def _forward_kernel(
     group = tl.program_id(1).to(tl.int64)
     m = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     filter = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n, p, q = m // (out_h * out_w), m // out_w % out_h, m % out_w
+    n, e, p, q = _place(m, out_d, out_h, out_w)
     in_m, in_n = n < batch, filter < group_filters
     wide_filter = group * group_filters + filter
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    for tap in range(taps):
-        r, s = tl.cast(tap // kernel_w, tl.int64), tl.cast(tap % kernel_w, tl.int64)
+    for tap in range(kernel_d * kernel_h * kernel_w):
+        _, t, r, s = _place(tl.cast(tap, tl.int64), kernel_d, kernel_h, kernel_w)
+        d = e * stride_d - pad_d + t * dil_d
         h = p * stride_h - pad_h + r * dil_h
         w = q * stride_w - pad_w + s * dil_w
-        inside = in_m & (h >= 0) & (h < height) & (w >= 0) & (w < width)
-        pixel = n * xn + h * xh + w * xw
+        inside = in_m & (d >= 0) & (d < depth) & (h >= 0) & (h < height) & (w >= 0) & (w < width)
+        pixel = n * xn + d * xd + h * xh + w * xw
         for start in range(0, group_channels, BLOCK_K):
             c = start + tl.arange(0, BLOCK_K).to(tl.int64)
             in_c = c < group_channels
             a_at = pixel[:, None] + (group * group_channels + c)[None, :] * xc
             a = tl.load(x_ptr + a_at, inside[:, None] & in_c[None, :], 0.0)  # (BLOCK_M, BLOCK_K)
-            b_at = wide_filter[None, :] * wk + c[:, None] * wc + r * wr + s * ws
+            b_at = wide_filter[None, :] * wk + c[:, None] * wc + t * wt + r * wr + s * ws
             b = tl.load(w_ptr + b_at, in_n[None, :] & in_c[:, None], 0.0)  # (BLOCK_K, BLOCK_N)
             if UPCAST:
                 a = a.to(ACC)
                 b = b.to(ACC)
             acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
-    mask = in_m[:, None] & in_n[None, :]
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + wide_filter, in_n, 0.0).to(ACC)[None, :]
-    if HAS_RESIDUAL:
-        at = (n * rn + p * rp + q * rq)[:, None] + wide_filter[None, :] * rk
-        acc += tl.load(res_ptr + at, mask, 0.0).to(ACC)
-    at = (n * yn + p * yp + q * yq)[:, None] + wide_filter[None, :] * yk
-    if SAVE_PREACT:
-        tl.store(preact_ptr + at, acc.to(preact_ptr.dtype.element_ty), mask)
-    tl.store(y_ptr + at, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask)
+    at = n * yn + e * yd + p * yh + q * yw
+    _finish(
+        acc, at, wide_filter, in_m[:, None] & in_n[None, :], n, e, p, q, y_ptr, yk, res_ptr, rn, rk, rd, rh, rw,
+        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
+    )  # fmt: skip
 
 
 @triton.jit
-def _input_grad_kernel(
-    x_ptr, xn, xc, xh, xw, w_ptr, wk, wc, wr, ws, y_ptr, yn, yk, yp, yq,
-    batch, height, width, out_h, out_w, group_channels, group_filters, kernel_w, taps,
-    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
+def _phase(index, size, kernel, stride, pad, dil):
+    """Of the positions index + i * stride: how many there are, the first tap that meets them, the step to the next such
+    tap, their number, and the output that the first position meets through the first tap."""
+    step = tl.cast(1, tl.int64)
+    while step * dil % stride != 0:
+        step += 1
+    first = tl.cast(0, tl.int64)
+    # Not below zero: the sign of a remainder is nothing to rely on.
+    while (first < step) & ((index + pad + (step - first) * dil) % stride != 0):
+        first += 1
+    taps = tl.where(first < step, tl.maximum(kernel - first + step - 1, 0) // step, 0)
+    met = index + pad - tl.where(first < step, first * dil, 0)
+    # Exact where there are taps; floor division of a negative would be nothing to rely on either.
+    y = tl.where(met >= 0, met // stride, -((-met) // stride))
+    return tl.maximum(size - index + stride - 1, 0) // stride, first, step, taps, y
+
+
+@triton.jit
+def _dgrad_kernel(
+    x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
+    res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr,
+    batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
+    stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
     ACC: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_n = tl.cdiv(group_channels, BLOCK_N)
     pid = tl.program_id(0)
     group = tl.program_id(1).to(tl.int64)
+    _, phase_d, phase_h, phase_w = _place(tl.program_id(2).to(tl.int64), stride_d, stride_h, stride_w)
+    size_d, first_t, step_t, taps_d, y_d = _phase(phase_d, depth, kernel_d, stride_d, pad_d, dil_d)
+    size_h, first_r, step_r, taps_h, y_h = _phase(phase_h, height, kernel_h, stride_h, pad_h, dil_h)
+    size_w, first_s, step_s, taps_w, y_w = _phase(phase_w, width, kernel_w, stride_w, pad_w, dil_w)
+    pixels = batch * size_d * size_h * size_w
     m = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n, h, w = m // (height * width), m // width % height, m % width
-    in_m, in_n = n < batch, c < group_channels
+    n, i, j, k = _place(m, tl.maximum(size_d, 1), tl.maximum(size_h, 1), tl.maximum(size_w, 1))
+    in_m, in_n = m < pixels, c < group_channels
+    wide_c = group * group_channels + c
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    for tap in range(taps):
-        r, s = tl.cast(tap // kernel_w, tl.int64), tl.cast(tap % kernel_w, tl.int64)
-        ph = h + pad_h - r * dil_h
-        qw = w + pad_w - s * dil_w
-        p, q = ph // stride_h, qw // stride_w
-        divides = (p * stride_h == ph) & (q * stride_w == qw) & (ph >= 0) & (qw >= 0)
-        inside = in_m & divides & (p < out_h) & (q < out_w)
-        pixel = n * yn + p * yp + q * yq
+    for tap in range(taps_d * taps_h * taps_w):
+        _, t, r, s = _place(tl.cast(tap, tl.int64), taps_d, taps_h, taps_w)
+        e = y_d + i - t * (step_t * dil_d // stride_d)
+        p = y_h + j - r * (step_r * dil_h // stride_h)
+        q = y_w + k - s * (step_s * dil_w // stride_w)
+        inside = in_m & (e >= 0) & (e < out_d) & (p >= 0) & (p < out_h) & (q >= 0) & (q < out_w)
+        pixel = n * yn + e * yd + p * yh + q * yw
+        at_tap = (first_t + t * step_t) * wt + (first_r + r * step_r) * wr + (first_s + s * step_s) * ws
         for start in range(0, group_filters, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K).to(tl.int64)
-            in_k = k < group_filters
-            wide_k = group * group_filters + k
-            a = tl.load(y_ptr + pixel[:, None] + wide_k[None, :] * yk, inside[:, None] & in_k[None, :], 0.0)
-            b_at = wide_k[:, None] * wk + c[None, :] * wc + r * wr + s * ws
-            b = tl.load(w_ptr + b_at, in_k[:, None] & in_n[None, :], 0.0)
+            f = start + tl.arange(0, BLOCK_K).to(tl.int64)
+            in_f = f < group_filters
+            wide_f = group * group_filters + f
+            a = tl.load(y_ptr + pixel[:, None] + wide_f[None, :] * yk, inside[:, None] & in_f[None, :], 0.0)
+            b_at = wide_f[:, None] * wk + c[None, :] * wc + at_tap
+            b = tl.load(w_ptr + b_at, in_f[:, None] & in_n[None, :], 0.0)
             if UPCAST:
                 a = a.to(ACC)
                 b = b.to(ACC)
             acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
-    at = (n * xn + h * xh + w * xw)[:, None] + (group * group_channels + c)[None, :] * xc
-    tl.store(x_ptr + at, acc.to(x_ptr.dtype.element_ty), in_m[:, None] & in_n[None, :])
+    d, h, w = phase_d + i * stride_d, phase_h + j * stride_h, phase_w + k * stride_w
+    at = n * xn + d * xd + h * xh + w * xw
+    _finish(
+        acc, at, wide_c, in_m[:, None] & in_n[None, :], n, d, h, w, x_ptr, xc, res_ptr, rn, rc, rd, rh, rw,
+        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
+    )  # fmt: skip
 
 
 @triton.jit
-def _weight_grad_kernel(
-    x_ptr, xn, xc, xh, xw, w_ptr, wk, wc, wr, ws, y_ptr, yn, yk, yp, yq,
-    batch, height, width, out_h, out_w, group_channels, group_filters, kernel_w, taps,
-    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
+def _wgrad_kernel(
+    x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
+    batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
+    stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
     ACC: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_n = tl.cdiv(group_channels, BLOCK_N)
     tiles = tl.cdiv(group_filters, BLOCK_M) * tiles_n
     pid = tl.program_id(0)
     group = tl.program_id(1).to(tl.int64)
-    tap = pid // tiles
-    r, s = (tap // kernel_w).to(tl.int64), (tap % kernel_w).to(tl.int64)
+    _, t, r, s = _place((pid // tiles).to(tl.int64), kernel_d, kernel_h, kernel_w)
     k = (pid % tiles // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_k, in_c = k < group_filters, c < group_channels
     wide_k, wide_c = group * group_filters + k, group * group_channels + c
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    pixels = batch * out_h * out_w
+    pixels = tl.cast(batch, tl.int64) * out_d * out_h * out_w
     for start in range(0, pixels, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K).to(tl.int64)
-        n, p, q = at // (out_h * out_w), at // out_w % out_h, at % out_w
+        n, e, p, q = _place(at, out_d, out_h, out_w)
+        d = e * stride_d - pad_d + t * dil_d
         h = p * stride_h - pad_h + r * dil_h
         w = q * stride_w - pad_w + s * dil_w
         there = at < pixels
-        inside = there & (h >= 0) & (h < height) & (w >= 0) & (w < width)
-        a_at = (n * yn + p * yp + q * yq)[None, :] + wide_k[:, None] * yk
+        inside = there & (d >= 0) & (d < depth) & (h >= 0) & (h < height) & (w >= 0) & (w < width)
+        a_at = (n * yn + e * yd + p * yh + q * yw)[None, :] + wide_k[:, None] * yk
         a = tl.load(y_ptr + a_at, in_k[:, None] & there[None, :], 0.0)  # (BLOCK_M, BLOCK_K)
-        b_at = (n * xn + h * xh + w * xw)[:, None] + wide_c[None, :] * xc
+        b_at = (n * xn + d * xd + h * xh + w * xw)[:, None] + wide_c[None, :] * xc
         b = tl.load(x_ptr + b_at, inside[:, None] & in_c[None, :], 0.0)  # (BLOCK_K, BLOCK_N)
         if UPCAST:
             a = a.to(ACC)
             b = b.to(ACC)
         acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
-    to = wide_k[:, None] * wk + c[None, :] * wc + r * wr + s * ws
+    to = wide_k[:, None] * wk + c[None, :] * wc + t * wt + r * wr + s * ws
     tl.store(w_ptr + to, acc.to(w_ptr.dtype.element_ty), in_k[:, None] & in_c[None, :])
-
-
-def _format(tensor: Tensor) -> torch.memory_format:
-    last = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _shape(x: Tensor, w: Tensor, y: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int):
-    """The size arguments that the three kernels share."""
-    batch, channels, height, width = x.shape
-    filters, _, kernel_h, kernel_w = w.shape
-    sizes = (batch, height, width, *y.shape[2:], channels // groups, filters // groups, kernel_w, kernel_h * kernel_w)
-    return (*sizes, *stride, *padding, *dilation)
 
 
 # ---- configurations ----
@@ -185,20 +229,117 @@ def _tunable(name: str, grows: str, summed: tuple[str, ...]) -> Tunable:
     )
 
 
-FORWARD = _tunable("conv_forward", "m", ("k", "taps"))
-INPUT_GRAD = _tunable("conv_input_grad", "m", ("k", "taps"))
-WEIGHT_GRAD = _tunable("conv_weight_grad", "k", ("k",))
+FPROP = _tunable("conv_fprop", "m", ("k", "taps"))
+DGRAD = _tunable("conv_dgrad", "m", ("k", "taps"))
+WGRAD = _tunable("conv_wgrad", "k", ("k",))
 
 
 def _tiles(m: int, n: int, config: Config) -> int:
     return triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"])
 
 
-def _layout(x: Tensor) -> str:
-    return "channels_last" if x.stride(1) == 1 else ""
+# ---- launches ----
 
 
-def conv2d(
+class _Relation:
+    """x, w and y of a convolution, of which a kernel writes one from the others: see csrc/kernels/conv.h."""
+
+    def __init__(
+        self, x: Tensor, w: Tensor, y: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+    ) -> None:
+        self.x, self.w, self.y, self.groups = x, w, y, groups
+        missing = [1] * (MOST_DIMS - len(stride))
+        self.x_size, self.y_size, self.kernel = ([*missing, *t.shape[2:]] for t in (x, y, w))
+        self.stride, self.dilation = [*missing, *stride], [*missing, *dilation]
+        self.channels, self.filters = w.shape[1], w.shape[0] // groups  # of a group
+        zeros = [0] * len(missing)
+        self.sizes = (
+            x.shape[0], *self.x_size, *self.y_size, self.channels, self.filters, *self.kernel, *self.stride,
+            *zeros, *padding[: len(stride)], *self.dilation,
+        )  # fmt: skip
+        self.tensors = (*_pointer(x), *_pointer(w), *_pointer(y))
+        self.common = {"ACC": tl_acc(x.dtype), "UPCAST": interpreted()}
+
+    def taps(self) -> int:
+        return prod(self.kernel)
+
+    def layout(self) -> str:
+        return "channels_last" if self.x.stride(1) == 1 else ""
+
+    def fprop(self, epilogue: _Epilogue) -> None:
+        m, n = self.y.shape[0] * prod(self.y_size), self.filters
+
+        def run(config: Config) -> None:
+            grid = (_tiles(m, n, config), self.groups)
+            _fprop_kernel[grid](
+                *self.tensors, *epilogue.tensors(self.y), *self.sizes, **epilogue.flags(), **self.common, **config
+            )
+
+        key = (m, n, self.channels, self.taps(), self.groups)
+        if self.y.numel() > 0:
+            FPROP.launch(run, self.x, key, (self.y, epilogue.preact), self.layout())
+
+    def dgrad(self, epilogue: _Epilogue) -> None:
+        # Of the first phase, which has the most pixels.
+        most = self.x.shape[0] * prod(triton.cdiv(size, s) for size, s in zip(self.x_size, self.stride, strict=True))
+
+        def run(config: Config) -> None:
+            grid = (_tiles(most, self.channels, config), self.groups, prod(self.stride))
+            _dgrad_kernel[grid](
+                *self.tensors, *epilogue.tensors(self.x), *self.sizes, **epilogue.flags(), **self.common, **config
+            )
+
+        m = self.x.shape[0] * prod(self.x_size)
+        key = (m, self.channels, self.filters, self.taps(), self.groups)
+        if self.x.numel() > 0:
+            DGRAD.launch(run, self.x, key, (self.x, epilogue.preact), self.layout())
+
+    def wgrad(self) -> None:
+        pixels = self.y.shape[0] * prod(self.y_size)
+
+        def run(config: Config) -> None:
+            grid = (self.taps() * _tiles(self.filters, self.channels, config), self.groups)
+            _wgrad_kernel[grid](*self.tensors, *self.sizes, **self.common, **config)
+
+        key = (self.filters, self.channels, pixels, self.taps(), self.groups)
+        if self.w.numel() > 0:
+            WGRAD.launch(run, self.x, key, (self.w,), self.layout())
+
+
+def _pointer(tensor: Tensor) -> tuple[Tensor | int, ...]:
+    """A tensor, and its strides as one of three dimensions."""
+    return (tensor, *tensor.stride()[:2], *[0] * (MOST_DIMS + 2 - tensor.dim()), *tensor.stride()[2:])
+
+
+class _Epilogue:
+    """What follows a product's sums; of nothing, for gradients."""
+
+    def __init__(
+        self,
+        preact: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        activation: str = "none",
+        keep: bool = False,
+    ) -> None:
+        self.preact, self.activation, self.keep = preact, activation, keep
+        self.bias, self.residual = None if bias is None else bias.contiguous(), residual
+
+    def tensors(self, output: Tensor) -> tuple[Tensor | int, ...]:
+        """`output` stands for what is not there."""
+        residual = output if self.residual is None else self.residual
+        return (*_pointer(residual), output if self.bias is None else self.bias, self.preact)
+
+    def flags(self) -> dict[str, bool | str]:
+        return {
+            "HAS_BIAS": self.bias is not None,
+            "HAS_RESIDUAL": self.residual is not None,
+            "SAVE_PREACT": self.keep,
+            "ACTIVATION": self.activation,
+        }
+
+
+def convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -206,56 +347,42 @@ def conv2d(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
     groups: int,
     activation: str,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
-    filters, group_channels = weight.shape[:2]
-    sizes = [
-        (input.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1
-        for d in (0, 1)
-    ]
-    last = torch.channels_last in (_format(input), _format(weight))
-    shape = (input.shape[0], filters, *sizes)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format)
+    sizes = output_sizes(input, weight, stride, padding, dilation, transposed, output_padding, groups)
+    output = empty_in_format(input, sizes, channels_last(input, weight))
     keep = save_preact and needs_preact(activation)
-    preact = torch.empty_like(output) if keep else input.new_empty(0)
-    if output.numel() == 0:
-        return output, preact
-    m, n, taps = shape[0] * sizes[0] * sizes[1], filters // groups, weight.shape[2:].numel()
-    addend = output if residual is None else residual
-    bias_or_any = output if bias is None else bias.contiguous()
-
-    def run(config: Config) -> None:
-        _forward_kernel[(_tiles(m, n, config), groups)](
-            input, *input.stride(), weight, *weight.stride(), output, *output.stride(), addend, *addend.stride(),
-            bias_or_any, preact, *_shape(input, weight, output, stride, padding, dilation, groups),
-            HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, SAVE_PREACT=keep, ACTIVATION=activation,
-            ACC=tl_acc(input.dtype), UPCAST=interpreted(), **config,
-        )  # fmt: skip
-
-    FORWARD.launch(run, input, (m, n, group_channels, taps, groups), (output, preact), _layout(input))
-    return output, preact
+    epilogue = _Epilogue(torch.empty_like(output) if keep else input.new_empty(0), bias, residual, activation, keep)
+    if transposed:
+        _Relation(output, weight, input, stride, padding, dilation, groups).dgrad(epilogue)
+    else:
+        _Relation(input, weight, output, stride, padding, dilation, groups).fprop(epilogue)
+    return output, epilogue.preact
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
     """(pixels, channels), a view where the strides allow it."""
-    n, c, h, w = tensor.shape
-    return tensor.permute(0, 2, 3, 1).reshape(n * h * w, c)
+    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
 
 
 def _grad_preact(
     grad: Tensor, saved: Tensor | None, activation: str, need_preact: bool, need_bias: bool
 ) -> tuple[Tensor, Tensor]:
-    n, k, p, q = grad.shape
+    if activation == "none" and not need_bias:
+        return grad, grad.new_empty(0)
     rows, bias = epilogue_grads(
         _as_rows(grad), None if saved is None else _as_rows(saved), activation, need_preact, need_bias
     )
-    return (grad if activation == "none" else rows.view(n, p, q, k).permute(0, 3, 1, 2)), bias
+    if activation == "none" or not need_preact:
+        return grad, bias
+    return rows.view(grad.shape[0], *grad.shape[2:], grad.shape[1]).movedim(-1, 1), bias
 
 
-def conv2d_backward(
+def convolution_backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
@@ -263,6 +390,8 @@ def conv2d_backward(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
     groups: int,
     activation: str,
     need_input: bool,
@@ -270,37 +399,22 @@ def conv2d_backward(
     need_bias: bool,
     need_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = [input.new_empty(0) for _ in range(4)]
     need_preact = need_input or need_weight or need_residual
     grad, grad_bias = _grad_preact(grad_output, saved, activation, need_preact, need_bias)
-    nothing = input.new_empty(0)
-    grad_input = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=_format(input))
-    grad_weight = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
-    grad_weight = grad_weight.contiguous(memory_format=_format(weight))
-    m = input.shape[0] * input.shape[2:].numel()
-    filters, n, taps = weight.shape[0] // groups, weight.shape[1], weight.shape[2:].numel()
-    shape = _shape(input, weight, grad, stride, padding, dilation, groups)
-    common = {"ACC": tl_acc(input.dtype), "UPCAST": interpreted()}
-
-    def run_input(config: Config) -> None:
-        _input_grad_kernel[(_tiles(m, n, config), groups)](
-            grad_input, *grad_input.stride(), weight, *weight.stride(), grad, *grad.stride(), *shape, **common, **config
-        )
-
-    def run_weight(config: Config) -> None:
-        _weight_grad_kernel[(taps * _tiles(filters, n, config), groups)](
-            input, *input.stride(), grad_weight, *grad_weight.stride(), grad, *grad.stride(), *shape, **common, **config
-        )
-
-    if need_input and grad_input.numel() > 0:
-        INPUT_GRAD.launch(run_input, input, (m, n, filters, taps, groups), (grad_input,), _layout(input))
-    if need_weight and grad_weight.numel() > 0 and grad.numel() > 0:
-        pixels = grad.shape[0] * grad.shape[2:].numel()
-        WEIGHT_GRAD.launch(run_weight, input, (filters, n, pixels, taps, groups), (grad_weight,), _layout(input))
-    last = torch.channels_last in (_format(input), _format(weight))
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return (
-        grad_input if need_input else nothing,
-        grad_weight if need_weight else nothing.clone(),
-        grad_bias if need_bias else nothing.clone(),
-        grad.clone(memory_format=memory_format) if need_residual else nothing.clone(),
-    )
+    geometry = (stride, padding, dilation, groups)
+    if need_input:
+        grads[0] = empty_in_format(input, input.shape, channels_last(input))
+        if transposed:
+            _Relation(grad, weight, grads[0], *geometry).fprop(_Epilogue(grads[3]))
+        else:
+            _Relation(grads[0], weight, grad, *geometry).dgrad(_Epilogue(grads[3]))
+    if need_weight:
+        grads[1] = empty_in_format(weight, weight.shape, channels_last(weight))
+        x, y = (grad, input) if transposed else (input, grad)
+        _Relation(x, grads[1], y, *geometry).wgrad()
+    if need_bias:
+        grads[2] = grad_bias
+    if need_residual:
+        grads[3] = empty_in_format(input, grad.shape, channels_last(input, weight)).copy_(grad)
+    return grads[0], grads[1], grads[2], grads[3]

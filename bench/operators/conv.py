@@ -67,7 +67,7 @@ def _smaller(parameters: dict[str, Any]) -> dict[str, Any] | None:
     return parameters | {"size": halved[0] if isinstance(size, int) else halved}
 
 
-# ---- conv2d and conv3d ----
+# ---- conv1d, conv2d and conv3d ----
 
 
 def _draw_conv(
@@ -116,6 +116,30 @@ def _draw_conv(
     return Sample(label, (*args, _short(strides), _short(paddings), _short(dilations), groups), kwargs)
 
 
+@operator("conv1d", smaller=_smaller)
+def conv1d(
+    draw: Draw,
+    *,
+    batch: int,
+    channels: int,
+    filters: int | None = None,
+    size: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int | None = None,
+    dilation: int = 1,
+    groups: int = 1,
+    depthwise: bool = False,
+    bias: bool = False,
+    activation: Activation | None = None,
+) -> Sample:
+    return _draw_conv(
+        draw, 1, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
+        padding=padding, dilation=dilation, groups=groups, depthwise=depthwise, bias=bias, activation=activation,
+        residual=False, channels_last=False,
+    )  # fmt: skip
+
+
 @operator("conv2d", smaller=_smaller)
 def conv2d(
     draw: Draw,
@@ -143,48 +167,7 @@ def conv2d(
     )  # fmt: skip
 
 
-def _torch_conv3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    product = F.conv3d(input, weight, bias, stride, padding, dilation, groups)
-    return TORCH_ACTIVATIONS[activation](product if residual is None else product + residual)
-
-
-def _conv3d_cost(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Cost:
-    shape = F.conv3d(input.to("meta"), weight.to("meta"), None, stride, padding, dilation, groups).shape
-    flops = 2 * shape.numel() * weight.shape[1:].numel()
-    return Cost(flops, nbytes(input, weight, bias, residual) + shape.numel() * input.element_size())
-
-
-@operator(
-    "conv3d",
-    smaller=_smaller,
-    family="conv",
-    torch_op=_torch_conv3d,
-    cost=_conv3d_cost,
-    dtypes=FLOAT_TYPES,
-    gradient=True,
-)
+@operator("conv3d", smaller=_smaller)
 def conv3d(
     draw: Draw,
     *,
@@ -209,48 +192,57 @@ def conv3d(
     )  # fmt: skip
 
 
-# ---- conv_transpose2d ----
+# ---- transposed ----
 
 
-def _torch_conv_transpose2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Tensor:
-    return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+def _draw_transpose(
+    draw: Draw,
+    dims: int,
+    *,
+    batch: int,
+    channels: int,
+    filters: int,
+    size: Sizes,
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    output_padding: Sizes,
+    bias: bool,
+    channels_last: bool,
+) -> Sample:
+    numbers = (size, kernel, stride, padding, output_padding)
+    sizes, kernels, strides, paddings, ends = (_each(v, dims) for v in numbers)
+    x = _laid_out(draw.tensor(batch, channels, *sizes), channels_last)
+    # Each output sums over the kernel's elements that one stride brings past it.
+    weight = draw_weight(draw, channels, filters, *kernels, fan_in=max(1, channels * prod(kernels) // prod(strides)))
+    label = f"N{batch} {channels}->{filters} {'x'.join(map(str, kernels))} s{_text(strides)} p{_text(paddings)}"
+    label += f" op{_text(ends)}" if any(ends) else ""
+    label += f" @{_text(sizes)}{' NHWC' if channels_last else ''}{suffix(bias=bias)}"
+    args = (x, _laid_out(weight, channels_last), draw.tensor(filters) if bias else None)
+    return Sample(label, (*args, _short(strides), _short(paddings), _short(ends)))
 
 
-def _conv_transpose2d_cost(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Cost:
-    """Each input meets each weight of its channel, also those whose products padding cuts off."""
-    meta = (input.to("meta"), weight.to("meta"))
-    shape = F.conv_transpose2d(*meta, None, stride, padding, output_padding, groups, dilation).shape
-    flops = 2 * input.numel() * weight.shape[1:].numel()
-    return Cost(flops, nbytes(input, weight, bias) + shape.numel() * input.element_size())
+@operator("conv_transpose1d", smaller=_smaller)
+def conv_transpose1d(
+    draw: Draw,
+    *,
+    batch: int,
+    channels: int,
+    filters: int,
+    size: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+    bias: bool = False,
+) -> Sample:
+    return _draw_transpose(
+        draw, 1, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
+        padding=padding, output_padding=output_padding, bias=bias, channels_last=False,
+    )  # fmt: skip
 
 
-@operator(
-    "conv_transpose2d",
-    smaller=_smaller,
-    family="conv",
-    torch_op=_torch_conv_transpose2d,
-    cost=_conv_transpose2d_cost,
-    dtypes=FLOAT_TYPES,
-    gradient=True,
-)
+@operator("conv_transpose2d", smaller=_smaller)
 def conv_transpose2d(
     draw: Draw,
     *,
@@ -265,15 +257,32 @@ def conv_transpose2d(
     bias: bool = False,
     channels_last: bool = False,
 ) -> Sample:
-    sizes, kernels, strides, paddings, ends = (_each(v, 2) for v in (size, kernel, stride, padding, output_padding))
-    x = _laid_out(draw.tensor(batch, channels, *sizes), channels_last)
-    # Each output sums over the kernel's elements that one stride brings past it.
-    weight = draw_weight(draw, channels, filters, *kernels, fan_in=max(1, channels * prod(kernels) // prod(strides)))
-    label = f"N{batch} {channels}->{filters} {'x'.join(map(str, kernels))} s{_text(strides)} p{_text(paddings)}"
-    label += f" op{_text(ends)}" if any(ends) else ""
-    label += f" @{_text(sizes)}{' NHWC' if channels_last else ''}{suffix(bias=bias)}"
-    args = (x, _laid_out(weight, channels_last), draw.tensor(filters) if bias else None)
-    return Sample(label, (*args, _short(strides), _short(paddings), _short(ends)))
+    return _draw_transpose(
+        draw, 2, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
+        padding=padding, output_padding=output_padding, bias=bias, channels_last=channels_last,
+    )  # fmt: skip
+
+
+@operator("conv_transpose3d", smaller=_smaller)
+def conv_transpose3d(
+    draw: Draw,
+    *,
+    batch: int,
+    channels: int,
+    filters: int,
+    size: Sizes,
+    kernel: Sizes,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    output_padding: Sizes = 0,
+    bias: bool = False,
+    channels_last: bool = False,
+) -> Sample:
+    """Sizes are (depth, height, width)."""
+    return _draw_transpose(
+        draw, 3, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
+        padding=padding, output_padding=output_padding, bias=bias, channels_last=channels_last,
+    )  # fmt: skip
 
 
 # ---- causal_conv1d ----

@@ -2,35 +2,52 @@
 
 #include "bindings/conv.h"
 
+#include <algorithm>
+
 #include "kernels/conv.h"
 
 namespace warpwright {
 
+int64_t ConvCall::output_pixels() const {
+  int64_t pixels = 1;
+  for (size_t d = 2; d < output_sizes.size(); ++d) pixels *= output_sizes[d];
+  return pixels;
+}
+
+namespace {
+
+// Strides of a tensor that lies channels last.
+std::vector<int64_t> channels_last_strides(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  const auto next = [&](size_t d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  };
+  next(1);
+  for (size_t d = sizes.size() - 1; d >= 2; --d) next(d);
+  next(0);
+  return strides;
+}
+
+}  // namespace
+
 bool is_channels_last(const Tensor& tensor) {
   if (tensor.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (int64_t d : {1, 3, 2, 0}) {
-    if (tensor.size(d) == 1) continue;
-    if (tensor.stride(d) != expected) return false;
-    expected *= tensor.size(d);
+  const std::vector<int64_t> sizes = sizes_of(tensor), strides = channels_last_strides(sizes);
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != 1 && tensor.stride(static_cast<int64_t>(d)) != strides[d]) return false;
   }
   return true;
 }
 
-Tensor empty4(const std::vector<int64_t>& sizes, bool channels_last, ScalarType dtype, const Tensor& like) {
-  if (!channels_last) return empty(sizes, dtype, like);
-  std::vector<int64_t> strides(4);
-  int64_t stride = 1;
-  for (size_t d : {1, 3, 2, 0}) {
-    strides[d] = stride;
-    stride *= sizes[d] > 1 ? sizes[d] : 1;
-  }
-  return empty_strided(sizes, strides, dtype, like);
+Tensor empty_in_format(const std::vector<int64_t>& sizes, bool channels_last, ScalarType dtype, const Tensor& like) {
+  return channels_last ? empty_strided(sizes, channels_last_strides(sizes), dtype, like) : empty(sizes, dtype, like);
 }
 
 Tensor to_format(const Tensor& tensor, bool channels_last) {
   if (channels_last ? is_channels_last(tensor) : tensor.is_contiguous()) return tensor;
-  Tensor moved = empty4(sizes_of(tensor), channels_last, tensor.scalar_type(), tensor);
+  Tensor moved = empty_in_format(sizes_of(tensor), channels_last, tensor.scalar_type(), tensor);
   torch::stable::copy_(moved, tensor);
   return moved;
 }
@@ -38,33 +55,34 @@ Tensor to_format(const Tensor& tensor, bool channels_last) {
 #if !defined(WARPWRIGHT_BACKEND_CPU)
 namespace {
 
-Tensor4 as_tensor4(const Tensor& tensor) {
-  return {const_cast<void*>(tensor.const_data_ptr()),
-          {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
+ConvTensor as_conv_tensor(const Tensor& tensor) {
+  ConvTensor result{const_cast<void*>(tensor.const_data_ptr()), {tensor.stride(0), tensor.stride(1)}};
+  const int64_t before = kConvDims + 2 - tensor.dim();  // Dimensions of size 1, whose strides do not matter.
+  for (int64_t d = 2; d < tensor.dim(); ++d) result.stride[before + d] = tensor.stride(d);
+  return result;
 }
 
-Conv2dParams params_of(const ConvCall& call, const Tensor& input, const Tensor& weight, const Tensor& output) {
-  Conv2dParams params{};
-  params.input = as_tensor4(input);
-  params.weight = as_tensor4(weight);
-  params.output = as_tensor4(output);
-  params.batch = input.size(0);
-  params.channels = input.size(1);
-  params.height = input.size(2);
-  params.width = input.size(3);
-  params.filters = weight.size(0);
-  params.kernel_h = weight.size(2);
-  params.kernel_w = weight.size(3);
-  params.out_height = output.size(2);
-  params.out_width = output.size(3);
-  params.stride_h = call.stride[0];
-  params.stride_w = call.stride[1];
-  params.padding_h = call.padding[0];
-  params.padding_w = call.padding[1];
-  params.dilation_h = call.dilation[0];
-  params.dilation_w = call.dilation[1];
+// For tensors in the roles of the call: `input` and `output` are its input and output, or gradients of theirs.
+ConvParams params_of(const ConvCall& call, const Tensor& input, const Tensor& weight, const Tensor& output) {
+  const Tensor &x = call.transposed ? output : input, &y = call.transposed ? input : output;
+  ConvParams params{};
+  params.x = as_conv_tensor(x);
+  params.w = as_conv_tensor(weight);
+  params.y = as_conv_tensor(y);
+  params.batch = x.size(0);
+  params.channels = x.size(1);
+  params.filters = y.size(1);
   params.groups = call.groups;
-  params.dtype = to_dtype(input.scalar_type());
+  for (int64_t d = 0; d < kConvDims; ++d) {
+    const int64_t at = d - (kConvDims - static_cast<int64_t>(call.dims()));
+    params.x_size[d] = at < 0 ? 1 : x.size(2 + at);
+    params.kernel[d] = at < 0 ? 1 : weight.size(2 + at);
+    params.y_size[d] = at < 0 ? 1 : y.size(2 + at);
+    params.stride[d] = at < 0 ? 1 : call.stride[at];
+    params.padding[d] = at < 0 ? 0 : call.padding[at];
+    params.dilation[d] = at < 0 ? 1 : call.dilation[at];
+  }
+  params.dtype = to_dtype(x.scalar_type());
   return params;
 }
 
@@ -73,17 +91,16 @@ Conv2dParams params_of(const ConvCall& call, const Tensor& input, const Tensor& 
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
                            Activation activation, bool keep) {
   const ScalarType dtype = call.input.scalar_type();
-  ProductOutput result{
-      empty4(call.output_sizes, call.channels_last, dtype, call.input),
-      keep ? empty4(call.output_sizes, call.channels_last, dtype, call.input) : nothing(dtype, call.input)};
+  const auto make = [&] { return empty_in_format(call.output_sizes, call.channels_last, dtype, call.input); };
+  ProductOutput result{make(), keep ? make() : nothing(dtype, call.input)};
   const OptionalTensor bias_row = contiguous(bias);
-  Conv2dParams params = params_of(call, call.input, call.weight, result.output);
-  if (residual.has_value()) params.residual = as_tensor4(*residual);
+  ConvParams params = params_of(call, call.input, call.weight, result.output);
+  if (residual.has_value()) params.residual = as_conv_tensor(*residual);
   params.bias = data_or_null(bias_row);
   params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
   params.activation = activation;
   Launch launch(call.input);
-  backend::conv_forward(params, launch.stream());
+  call.transposed ? backend::conv_dgrad(params, launch.stream()) : backend::conv_fprop(params, launch.stream());
   return result;
 }
 
@@ -92,12 +109,13 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};
   Launch launch(grad);
   if (need_input) {
-    grads.grad_input = empty4(sizes_of(call.input), is_channels_last(call.input), dtype, grad);
-    backend::conv_input_grad(params_of(call, grads.grad_input, call.weight, grad), launch.stream());
+    grads.grad_input = empty_in_format(sizes_of(call.input), is_channels_last(call.input), dtype, grad);
+    const ConvParams params = params_of(call, grads.grad_input, call.weight, grad);
+    call.transposed ? backend::conv_fprop(params, launch.stream()) : backend::conv_dgrad(params, launch.stream());
   }
   if (need_weight) {
-    grads.grad_weight = empty4(sizes_of(call.weight), is_channels_last(call.weight), dtype, grad);
-    backend::conv_weight_grad(params_of(call, call.input, grads.grad_weight, grad), launch.stream());
+    grads.grad_weight = empty_in_format(sizes_of(call.weight), is_channels_last(call.weight), dtype, grad);
+    backend::conv_wgrad(params_of(call, call.input, grads.grad_weight, grad), launch.stream());
   }
   return grads;
 }
@@ -105,44 +123,95 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
 
 namespace {
 
-void check_pair(const char* op, const char* name, const std::vector<int64_t>& values, int64_t least) {
-  const IntHeaderOnlyArrayRef list(values);
-  WARPWRIGHT_CHECK(values.size() == 2, op, name, " must have 2 values, got ", shape_text(list));
-  WARPWRIGHT_CHECK(values[0] >= least && values[1] >= least, op, name, " must be at least ", least, ", got ",
-                   shape_text(list));
+// "conv2d_backward", "conv_transpose1d": what the user called, as far as the arguments tell.
+std::string op_name(const Tensor& weight, bool transposed, bool backward) {
+  const int64_t dims = weight.dim() - 2;
+  if (dims < 1 || dims > kConvDims) return backward ? "convolution_backward" : "convolution";
+  return std::string(transposed ? "conv_transpose" : "conv") + std::to_string(dims) + (backward ? "d_backward" : "d");
 }
 
-ConvCall check_call(const char* op, const Tensor& input, const Tensor& weight, const std::vector<int64_t>& stride,
-                    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups) {
+void check_list(const char* op, const char* name, const std::vector<int64_t>& values, size_t count, int64_t least) {
+  const IntHeaderOnlyArrayRef list(values);
+  WARPWRIGHT_CHECK(values.size() == count, op, name, " must have ", count, count == 1 ? " value" : " values", ", got ",
+                   shape_text(list));
+  for (const int64_t value : values) {
+    WARPWRIGHT_CHECK(value >= least, op, name, " must be at least ", least, ", got ", shape_text(list));
+  }
+}
+
+// What the schema of both ops has between the tensors and the activation.
+struct Geometry {
+  std::vector<int64_t> stride, padding, dilation;
+  bool transposed;
+  std::vector<int64_t> output_padding;
+  int64_t groups;
+};
+
+void check_operands(const char* op, const Tensor& input, const Tensor& weight, const Geometry& geometry) {
   check_float(op, "input", input);
-  WARPWRIGHT_CHECK(input.dim() == 4, op, "input must have 4 dimensions (batch, channels, height, width), got ",
-                   input.dim());
-  WARPWRIGHT_CHECK(weight.dim() == 4, op, "weight must have 4 dimensions, got ", weight.dim());
+  const int64_t rank = weight.dim();
+  WARPWRIGHT_CHECK(rank >= 3 && rank <= kConvDims + 2, op, "weight must have 3, 4 or 5 dimensions, got ", rank);
+  WARPWRIGHT_CHECK(input.dim() == rank, op, "input must have ", rank, " dimensions, got ", input.dim());
   check_same_device(op, "weight", weight, "input", input);
   check_same_dtype(op, "weight", weight, "input", input);
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
-  check_pair(op, "dilation", dilation, 1);
-  const int64_t channels = input.size(1), filters = weight.size(0);
-  WARPWRIGHT_CHECK(groups >= 1 && channels % groups == 0 && filters % groups == 0, op, "groups must divide ", channels,
-                   " input channels and ", filters, " filters, got ", groups);
+  const auto dims = static_cast<size_t>(rank - 2);
+  check_list(op, "stride", geometry.stride, dims, 1);
+  const bool both_sides = geometry.padding.size() == 2 * dims && !geometry.transposed;
+  check_list(op, "padding", geometry.padding, both_sides ? 2 * dims : dims, 0);
+  check_list(op, "dilation", geometry.dilation, dims, 1);
+  check_list(op, "output_padding", geometry.output_padding, geometry.transposed ? dims : 0, 0);
+  const int64_t groups = geometry.groups, channels = input.size(1), lines = weight.size(0);
+  if (geometry.transposed) {
+    WARPWRIGHT_CHECK(groups >= 1 && channels % groups == 0, op, "groups must divide ", channels,
+                     " input channels, got ", groups);
+    WARPWRIGHT_CHECK(lines == channels, op, "weight has ", lines, " input channels, input has ", channels);
+    return;
+  }
+  WARPWRIGHT_CHECK(groups >= 1 && channels % groups == 0 && lines % groups == 0, op, "groups must divide ", channels,
+                   " input channels and ", lines, " filters, got ", groups);
   WARPWRIGHT_CHECK(weight.size(1) == channels / groups, op, "weight has ", weight.size(1),
                    " channels a group, input has ", channels / groups);
-  ConvCall call{input,
-                weight,
-                stride,
-                padding,
-                dilation,
-                groups,
-                {input.size(0), filters, 0, 0},
-                is_channels_last(input) || is_channels_last(weight)};
-  for (int64_t d = 0; d < 2; ++d) {
-    const int64_t padded = input.size(2 + d) + 2 * padding[d];
-    const int64_t reach = dilation[d] * (weight.size(2 + d) - 1) + 1;
-    WARPWRIGHT_CHECK(weight.size(2 + d) >= 1 && padded >= reach, op, "weight reaches over ", reach,
-                     " input elements, input with its padding has ", padded);
-    call.output_sizes[2 + d] = (padded - reach) / stride[d] + 1;
+}
+
+// The size of the output in dimension d, from both sizes there.
+int64_t output_size(const char* op, const ConvCall& call, size_t d) {
+  const auto dim = static_cast<int64_t>(2 + d);
+  const int64_t size = call.input.size(dim), taps = call.weight.size(dim);
+  WARPWRIGHT_CHECK(taps >= 1, op, "weight must have at least 1 element in each dimension, got ",
+                   shape_text(call.weight.sizes()));
+  const int64_t reach = call.dilation[d] * (taps - 1) + 1;
+  if (!call.transposed) {
+    const int64_t padded = size + call.padding[d] + call.padding_after[d];
+    WARPWRIGHT_CHECK(padded >= reach, op, "weight reaches over ", reach, " input elements, input with its padding has ",
+                     padded);
+    return (padded - reach) / call.stride[d] + 1;
   }
+  const int64_t limit = std::max(call.stride[d], call.dilation[d]), extra = call.output_padding[d];
+  WARPWRIGHT_CHECK(extra < limit, op, "output_padding must be less than the larger of stride and dilation, ", limit,
+                   ", got ", extra);
+  const int64_t result = (size - 1) * call.stride[d] - 2 * call.padding[d] + reach + extra;
+  WARPWRIGHT_CHECK(result >= 1, op, "the output would have size ", result, " in dimension ", dim,
+                   ": padding is too large");
+  return result;
+}
+
+ConvCall check_call(const char* op, const Tensor& input, const Tensor& weight, const Geometry& geometry) {
+  check_operands(op, input, weight, geometry);
+  const size_t dims = geometry.stride.size();
+  const auto middle = geometry.padding.begin() + static_cast<std::ptrdiff_t>(dims);
+  ConvCall call{
+      input,
+      weight,
+      geometry.stride,
+      {geometry.padding.begin(), middle},
+      geometry.padding.size() == dims ? geometry.padding : std::vector<int64_t>(middle, geometry.padding.end()),
+      geometry.dilation,
+      geometry.output_padding,
+      geometry.transposed,
+      geometry.groups,
+      {input.size(0), geometry.transposed ? weight.size(1) * geometry.groups : weight.size(0)},
+      is_channels_last(input) || is_channels_last(weight)};
+  for (size_t d = 0; d < dims; ++d) call.output_sizes.push_back(output_size(op, call, d));
   return call;
 }
 
@@ -153,45 +222,52 @@ void check_output_like(const char* op, const char* name, const Tensor& tensor, c
                    shape_text(IntHeaderOnlyArrayRef(call.output_sizes)), ", got ", shape_text(tensor.sizes()));
 }
 
-std::tuple<Tensor, Tensor> conv2d(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor residual,
-                                  std::vector<int64_t> stride, std::vector<int64_t> padding,
-                                  std::vector<int64_t> dilation, int64_t groups, std::string activation_name,
-                                  bool save_preact) {
-  const char* op = "conv2d";
-  const ConvCall call = check_call(op, input, weight, stride, padding, dilation, groups);
+std::tuple<Tensor, Tensor> convolution(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor residual,
+                                       std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                       std::vector<int64_t> dilation, bool transposed,
+                                       std::vector<int64_t> output_padding, int64_t groups, std::string activation_name,
+                                       bool save_preact) {
+  const std::string name = op_name(weight, transposed, false);
+  const char* op = name.c_str();
+  const ConvCall call = check_call(op, input, weight, {stride, padding, dilation, transposed, output_padding, groups});
   const Activation activation = to_activation(op, activation_name);
-  if (bias.has_value()) {
-    check_same_device(op, "bias", *bias, "input", input);
-    check_same_dtype(op, "bias", *bias, "input", input);
-    WARPWRIGHT_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), op, "bias must have shape (", weight.size(0),
-                     ",), got ", shape_text(bias->sizes()));
-  }
+  check_bias(op, "bias", bias, input, call.output_sizes[1]);
   if (residual.has_value()) check_output_like(op, "residual", *residual, call);
   ProductOutput result = conv_product(call, bias, residual, activation, save_preact && needs_preact(activation));
   return {result.output, result.preact};
 }
 
-// (batch, channels, height, width) as the epilogue's rows: (batch * height * width, channels) when channels come last,
-// else (batch * channels, height * width). A view where the strides allow it.
-Tensor as_rows(const Tensor& tensor, bool channels_last) {
-  const int64_t n = tensor.size(0), c = tensor.size(1), h = tensor.size(2), w = tensor.size(3);
-  if (!channels_last) return torch::stable::reshape(tensor, {n * c, h * w});
-  return torch::stable::reshape(torch::stable::transpose(torch::stable::transpose(tensor, 1, 2), 2, 3), {n * h * w, c});
+// As the epilogue's rows: (batch * pixels, channels) when channels come last, else (batch * channels, pixels). A view
+// where the strides allow it.
+Tensor as_rows(const Tensor& tensor, const ConvCall& call) {
+  const int64_t batch = tensor.size(0), channels = tensor.size(1), pixels = call.output_pixels();
+  if (!call.channels_last) return torch::stable::reshape(tensor, {batch * channels, pixels});
+  Tensor last = tensor;
+  for (int64_t d = 1; d + 1 < tensor.dim(); ++d) last = torch::stable::transpose(last, d, d + 1);
+  return torch::stable::reshape(last, {batch * pixels, channels});
 }
 
-Tensor from_rows(const Tensor& rows, const std::vector<int64_t>& sizes, bool channels_last) {
-  if (!channels_last) return torch::stable::view(rows, sizes);
-  const Tensor nhwc = torch::stable::view(rows, {sizes[0], sizes[2], sizes[3], sizes[1]});
-  return torch::stable::transpose(torch::stable::transpose(nhwc, 2, 3), 1, 2);
+Tensor from_rows(const Tensor& rows, const ConvCall& call) {
+  const std::vector<int64_t>& sizes = call.output_sizes;
+  if (!call.channels_last) return torch::stable::view(rows, sizes);
+  std::vector<int64_t> last(sizes);
+  last.erase(last.begin() + 1);
+  last.push_back(sizes[1]);
+  Tensor result = torch::stable::view(rows, last);
+  for (int64_t d = result.dim() - 1; d > 1; --d) result = torch::stable::transpose(result, d - 1, d);
+  return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, Tensor input, Tensor weight,
-                                                           OptionalTensor saved, std::vector<int64_t> stride,
-                                                           std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                                                           int64_t groups, std::string activation_name, bool need_input,
-                                                           bool need_weight, bool need_bias, bool need_residual) {
-  const char* op = "conv2d_backward";
-  const ConvCall call = check_call(op, input, weight, stride, padding, dilation, groups);
+std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_backward(Tensor grad_output, Tensor input, Tensor weight,
+                                                                OptionalTensor saved, std::vector<int64_t> stride,
+                                                                std::vector<int64_t> padding,
+                                                                std::vector<int64_t> dilation, bool transposed,
+                                                                std::vector<int64_t> output_padding, int64_t groups,
+                                                                std::string activation_name, bool need_input,
+                                                                bool need_weight, bool need_bias, bool need_residual) {
+  const std::string name = op_name(weight, transposed, true);
+  const char* op = name.c_str();
+  const ConvCall call = check_call(op, input, weight, {stride, padding, dilation, transposed, output_padding, groups});
   const Activation activation = to_activation(op, activation_name);
   check_output_like(op, "grad_output", grad_output, call);
   check_saved(op, saved, activation, grad_output);
@@ -199,15 +275,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, T
   const ScalarType dtype = input.scalar_type();
   Tensor grad = grad_output, grad_bias = nothing(dtype, input), grad_residual = nothing(dtype, input);
   if (activation != Activation::kNone || need_bias) {
-    if (saved.has_value()) saved = as_rows(*saved, call.channels_last);
+    if (saved.has_value()) saved = as_rows(*saved, call);
     const bool need_preact = need_input || need_weight || need_residual;
-    const EpilogueGrads grads = epilogue_grads(as_rows(grad_output, call.channels_last), saved, activation,
-                                               weight.size(0), !call.channels_last, need_preact, need_bias);
+    const EpilogueGrads grads = epilogue_grads(as_rows(grad_output, call), saved, activation, call.output_sizes[1],
+                                               !call.channels_last, need_preact, need_bias);
     grad_bias = grads.grad_bias;
-    if (activation != Activation::kNone) grad = from_rows(grads.grad_preact, call.output_sizes, call.channels_last);
+    if (activation != Activation::kNone) grad = from_rows(grads.grad_preact, call);
   }
   if (need_residual) {
-    grad_residual = empty4(call.output_sizes, call.channels_last, dtype, input);
+    grad_residual = empty_in_format(call.output_sizes, call.channels_last, dtype, input);
     torch::stable::copy_(grad_residual, grad);
   }
   ConvGrads grads = conv_grads(call, grad, need_input, need_weight);
@@ -217,8 +293,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, T
 }  // namespace
 
 WARPWRIGHT_LIBRARY_IMPL(m) {
-  m.impl("conv2d", TORCH_BOX(&conv2d));
-  m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward));
+  m.impl("convolution", TORCH_BOX(&convolution));
+  m.impl("convolution_backward", TORCH_BOX(&convolution_backward));
 }
 
 }  // namespace warpwright

@@ -7,15 +7,21 @@
 
 namespace warpwright {
 
+// The arguments of a convolution, checked; each list has a number for each dimension.
 struct ConvCall {
   Tensor input, weight;
-  std::vector<int64_t> stride, padding, dilation;  // (height, width)
+  std::vector<int64_t> stride, padding, padding_after, dilation, output_padding;
+  bool transposed;
   int64_t groups;
   std::vector<int64_t> output_sizes;
   bool channels_last;  // The memory format of the output.
+
+  size_t dims() const { return stride.size(); }
+  // Elements of a channel of the output.
+  int64_t output_pixels() const;
 };
 
-// activation(conv2d(input, weight) + bias + residual), and the pre-activation if `keep`.
+// activation(convolution + bias + residual), and the pre-activation if `keep`.
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
                            Activation activation, bool keep);
 
@@ -25,9 +31,9 @@ struct ConvGrads {
 // Gradients of the plain convolution, in the memory formats of input and weight.
 ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight);
 
-// Whether a tensor of four dimensions lies channels last and not also as NCHW.
+// Whether a tensor lies channels last, (batch, *sizes, channels), and not also channels first.
 bool is_channels_last(const Tensor& tensor);
-Tensor empty4(const std::vector<int64_t>& sizes, bool channels_last, ScalarType dtype, const Tensor& like);
+Tensor empty_in_format(const std::vector<int64_t>& sizes, bool channels_last, ScalarType dtype, const Tensor& like);
 // `tensor` in the memory format, itself where it is so already.
 Tensor to_format(const Tensor& tensor, bool channels_last);
 

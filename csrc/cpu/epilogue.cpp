@@ -2,6 +2,7 @@
 
 #include "kernels/epilogue.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu/activation.h"
@@ -11,6 +12,8 @@
 WARPWRIGHT_ISA_BEGIN
 
 namespace {
+
+constexpr int64_t kSummedColumns = 512;
 
 // `count` elements from `offset`, whose bias is one row of channels (channels last) or one value (channels first).
 template <class P, class T, class O>
@@ -49,19 +52,25 @@ void epilogue_all(const EpilogueParams& p) {
 
 template <class T>
 void backward_row(const EpilogueBackwardParams& p, int64_t row, T* grad_row, T* saved_row, acc_t<T>* column_sums,
-                  Vec<acc_t<T>>* row_sum) {
+                  double* row_sum) {
   using A = acc_t<T>;
   const T* grad = row_data(p.grad_output, row, p.cols, grad_row);
   const T* saved = p.saved.data == nullptr ? nullptr : row_data(p.saved, row, p.cols, saved_row);
   const A scale = static_cast<A>(p.scale);
   T* out = p.grad_preact == nullptr ? nullptr : static_cast<T*>(p.grad_preact) + row * p.cols;
-  for_each_vector<A>(p.cols, [&](int64_t i, auto n) {
-    Vec<A> g = load(grad + i, n) * scale;
-    if (saved != nullptr) g *= activation_grad<A>(p.activation, load(saved + i, n));
-    if (out != nullptr) store(out + i, g, n);
-    if (column_sums != nullptr) store(column_sums + i, load(column_sums + i, n) + g, n);
-    *row_sum += g;
-  });
+  // Part by part: one sum along a long row rounds more than the sum of shorter ones.
+  for (int64_t first = 0; first < p.cols; first += kSummedColumns) {
+    Vec<A> part{};
+    for_each_vector<A>(std::min(kSummedColumns, p.cols - first), [&](int64_t offset, auto n) {
+      const int64_t i = first + offset;
+      Vec<A> g = load(grad + i, n) * scale;
+      if (saved != nullptr) g *= activation_grad<A>(p.activation, load(saved + i, n));
+      if (out != nullptr) store(out + i, g, n);
+      if (column_sums != nullptr) store(column_sums + i, load(column_sums + i, n) + g, n);
+      part += g;
+    });
+    *row_sum += reduce_add<A>(part);
+  }
 }
 
 // Blocks of rows; with the channels in the columns, block b sums its rows into row b of the partials.
@@ -75,11 +84,11 @@ void backward_blocks(const EpilogueBackwardParams& p) {
     for (int64_t block = first; block < last; ++block) {
       A* sums = p.partials == nullptr || p.channels_in_rows ? nullptr : static_cast<A*>(p.partials) + block * p.cols;
       for (int64_t i = 0; sums != nullptr && i < p.cols; ++i) sums[i] = 0;
-      Vec<A> row_sum{};
+      double row_sum = 0;
       for (int64_t row = p.rows * block / blocks; row < p.rows * (block + 1) / blocks; ++row) {
         backward_row<T>(p, row, grad_row.data(), saved_row.data(), sums, &row_sum);
       }
-      if (p.partials != nullptr && p.channels_in_rows) static_cast<A*>(p.partials)[block] = reduce_add<A>(row_sum);
+      if (p.partials != nullptr && p.channels_in_rows) static_cast<A*>(p.partials)[block] = static_cast<A>(row_sum);
     }
   });
 }

@@ -6,41 +6,45 @@
 
 namespace warpwright {
 
-// A tensor of four dimensions with any strides: NCHW, channels_last and slices of either are the same kernel.
-struct Tensor4 {
-  void* data;
-  int64_t stride[4];
+inline constexpr int kConvDims = 3;  // Depth, height, width; a convolution of fewer dimensions has sizes of 1 before.
 
-  WARPWRIGHT_HOST_DEVICE int64_t offset(int64_t i, int64_t j, int64_t k, int64_t l) const {
-    return i * stride[0] + j * stride[1] + k * stride[2] + l * stride[3];
-  }
+// A tensor (first, second, depth, height, width) with any strides: channels first, channels last and slices of either
+// are the same kernel.
+struct ConvTensor {
+  void* data;
+  int64_t stride[2 + kConvDims];
 };
 
-// output[n][k][p][q] = activation(sum over c, r, s of input[n][c][p * stride - padding + r * dilation][...]
-//                                 * weight[k][c][r][s] + bias[k] + residual[n][k][p][q]).
-// The two gradients read and write the same tensors in other roles: see conv_input_grad and conv_weight_grad.
-struct Conv2dParams {
-  Tensor4 input;     // (batch, channels, height, width)
-  Tensor4 weight;    // (filters, channels / groups, kernel_h, kernel_w)
-  Tensor4 output;    // (batch, filters, out_height, out_width); its gradient in the backward kernels
-  Tensor4 residual;  // like output, data null without one
-  void* preact;      // the strides of output, or null
-  const void* bias;  // (filters), or null
-  int64_t batch, channels, height, width;
-  int64_t filters, kernel_h, kernel_w;
-  int64_t out_height, out_width;
-  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  int64_t groups;
+// y[n][k][o] = sum over c, t of x[n][c][o * stride - padding + t * dilation] * w[k][c][t], with a position o and a tap
+// t of each dimension, is a convolution. Its gradients, and a transposed convolution, which is the gradient of x,
+// relate the same three tensors: each kernel writes one of them from the others.
+struct ConvParams {
+  ConvTensor x;         // (batch, channels, *x_size): what the filters slide over
+  ConvTensor w;         // (filters, channels / groups, *kernel)
+  ConvTensor y;         // (batch, filters, *y_size): an element for each place of each filter
+  ConvTensor residual;  // like what is written, data null without one
+  void* preact;         // the strides of what is written, or null
+  const void* bias;     // of the written tensor's channels, or null
+  int64_t batch, channels, filters, groups;
+  int64_t x_size[kConvDims], kernel[kConvDims], y_size[kConvDims];
+  int64_t stride[kConvDims], padding[kConvDims], dilation[kConvDims];  // padding: before the first element
   Activation activation;
   DType dtype;  // of every tensor here
+
+  WARPWRIGHT_HOST_DEVICE int64_t group_channels() const { return channels / groups; }
+  WARPWRIGHT_HOST_DEVICE int64_t group_filters() const { return filters / groups; }
+  WARPWRIGHT_HOST_DEVICE int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  WARPWRIGHT_HOST_DEVICE int64_t x_pixels() const { return batch * x_size[0] * x_size[1] * x_size[2]; }
+  WARPWRIGHT_HOST_DEVICE int64_t y_pixels() const { return batch * y_size[0] * y_size[1] * y_size[2]; }
 };
 
 }  // namespace warpwright
 
 namespace warpwright::cuda {
-void conv_forward(const Conv2dParams& params, Stream stream);
-// Writes input from output and weight.
-void conv_input_grad(const Conv2dParams& params, Stream stream);
-// Writes weight from input and output.
-void conv_weight_grad(const Conv2dParams& params, Stream stream);
+// Writes y: a convolution, or the input's gradient of a transposed one.
+void conv_fprop(const ConvParams& params, Stream stream);
+// Writes x: the input's gradient of a convolution, or a transposed one.
+void conv_dgrad(const ConvParams& params, Stream stream);
+// Writes w. Knows no epilogue.
+void conv_wgrad(const ConvParams& params, Stream stream);
 }  // namespace warpwright::cuda

@@ -1,9 +1,12 @@
 // The CPU's convolution: oneDNN through torch, with the epilogue fused where oneDNN has it.
 //
 // Called through torch's C functions, looked up weakly: a torch without the fused ones still loads this library and
-// takes the plain convolution and one pass of ours over its result.
+// takes the plain convolution and one pass of ours over its result. They pad both sides alike, so unlike padding costs
+// a padded copy of the input here, as it does in PyTorch.
 
 #include "bindings/conv.h"
+
+#include <algorithm>
 
 #include "bindings/onednn/post_op.h"
 #include "kernels/epilogue.h"
@@ -38,18 +41,25 @@ WARPWRIGHT_WEAK aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
 namespace warpwright {
 namespace {
 
-constexpr int64_t kNoOutputPadding[2] = {0, 0};
-
 void check_there(const void* function) {
-  if (function == nullptr) fail("conv2d", "this torch has no C function for convolution on the CPU");
+  if (function == nullptr) fail("convolution", "this torch has no C function for convolution on the CPU");
+}
+
+int64_t count(const ConvCall& call) { return static_cast<int64_t>(call.dims()); }
+
+// A number for each dimension, transposed or not.
+std::vector<int64_t> padding_of_output(const ConvCall& call) {
+  return call.transposed ? call.output_padding : std::vector<int64_t>(call.dims());
 }
 
 Tensor plain_conv(const ConvCall& call, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   check_there(reinterpret_cast<const void*>(&aoti_torch_cpu_convolution));
   AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr, result = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(
-      input.get(), weight.get(), bias_handle ? &bias_handle : nullptr, call.stride.data(), 2, call.padding.data(), 2,
-      call.dilation.data(), 2, 0, kNoOutputPadding, 2, call.groups, &result));
+  const std::vector<int64_t> output_padding = padding_of_output(call);
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cpu_convolution(input.get(), weight.get(), bias_handle ? &bias_handle : nullptr, call.stride.data(),
+                                 count(call), call.padding.data(), count(call), call.dilation.data(), count(call),
+                                 call.transposed, output_padding.data(), count(call), call.groups, &result));
   return Tensor(result);
 }
 
@@ -57,8 +67,8 @@ Tensor fused_unary(const ConvCall& call, const OptionalTensor& bias, Activation 
   AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr, result = nullptr;
   onednn::PostOp post = onednn::post_op(activation);
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mkldnn__convolution_pointwise(
-      call.input.get(), call.weight.get(), bias_handle ? &bias_handle : nullptr, call.padding.data(), 2,
-      call.stride.data(), 2, call.dilation.data(), 2, call.groups, post.name,
+      call.input.get(), call.weight.get(), bias_handle ? &bias_handle : nullptr, call.padding.data(), count(call),
+      call.stride.data(), count(call), call.dilation.data(), count(call), call.groups, post.name,
       post.parameter ? &post.parameter : nullptr, post.parameter ? 1 : 0, post.algorithm ? &post.algorithm : nullptr,
       &result));
   return Tensor(result);
@@ -69,40 +79,107 @@ Tensor fused_add(const ConvCall& call, const OptionalTensor& bias, const Tensor&
   const char* relu = "relu";
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
       call.input.get(), to_format(residual, call.channels_last).get(), call.weight.get(),
-      bias_handle ? &bias_handle : nullptr, call.padding.data(), 2, call.stride.data(), 2, call.dilation.data(), 2,
-      call.groups, "add", nullptr, activation == Activation::kRelu ? &relu : nullptr, nullptr, 0, nullptr, &result));
+      bias_handle ? &bias_handle : nullptr, call.padding.data(), count(call), call.stride.data(), count(call),
+      call.dilation.data(), count(call), call.groups, "add", nullptr, activation == Activation::kRelu ? &relu : nullptr,
+      nullptr, 0, nullptr, &result));
   return Tensor(result);
 }
 
 bool is_empty(const ConvCall& call) { return call.input.numel() == 0 || call.weight.numel() == 0; }
 
-bool onednn_takes(const ConvCall& call) {
+bool onednn_fuses(const ConvCall& call) {
   const ScalarType dtype = call.input.scalar_type();
-  return (dtype == ScalarType::Float || dtype == ScalarType::BFloat16) && !is_empty(call) &&
+  return (dtype == ScalarType::Float || dtype == ScalarType::BFloat16) && !call.transposed && !is_empty(call) &&
          &aoti_torch_cpu_mkldnn__convolution_pointwise != nullptr &&
          &aoti_torch_cpu_mkldnn__convolution_pointwise_binary != nullptr;
 }
 
-Tensor zeros4(const std::vector<int64_t>& sizes, bool channels_last, ScalarType dtype, const Tensor& like) {
-  Tensor result = empty4(sizes, channels_last, dtype, like);
+Tensor zeros_in_format(const std::vector<int64_t>& sizes, bool channels_last, ScalarType dtype, const Tensor& like) {
+  Tensor result = empty_in_format(sizes, channels_last, dtype, like);
   torch::stable::zero_(result);
   return result;
 }
 
-// conv2d + bias, unrounded (float32, without the bias) for float16: few processors multiply it.
+// convolution + bias, unrounded (float32, without the bias) for float16: few processors multiply it.
 Tensor product(const ConvCall& call, const OptionalTensor& bias) {
-  if (is_empty(call)) return zeros4(call.output_sizes, call.channels_last, call.input.scalar_type(), call.input);
-  if (call.input.scalar_type() == ScalarType::Half) {
+  const ScalarType dtype = call.input.scalar_type();
+  if (is_empty(call)) return zeros_in_format(call.output_sizes, call.channels_last, dtype, call.input);
+  if (dtype == ScalarType::Half) {
     return plain_conv(call, torch::stable::to(call.input, ScalarType::Float),
                       torch::stable::to(call.weight, ScalarType::Float), std::nullopt);
   }
   return plain_conv(call, call.input, call.weight, bias);
 }
 
+// ---- one dimension as two: torch does the same, and oneDNN's fused calls know no other way ----
+
+std::vector<int64_t> with_height(std::vector<int64_t> values, int64_t height) {
+  values.insert(values.end() - 1, height);
+  return values;
+}
+
+Tensor with_height(const Tensor& tensor) { return torch::stable::view(tensor, with_height(sizes_of(tensor), 1)); }
+
+// `tensor` without its third dimension, of size 1.
+Tensor without_height(const Tensor& tensor) {
+  if (tensor.dim() != 4) return tensor;  // Nothing was asked for.
+  return torch::stable::view(tensor, {tensor.size(0), tensor.size(1), tensor.size(3)});
+}
+
+ConvCall with_height(const ConvCall& call) {
+  ConvCall flat = call;
+  flat.input = with_height(call.input);
+  flat.weight = with_height(call.weight);
+  flat.stride = with_height(call.stride, 1);
+  flat.padding = with_height(call.padding, 0);
+  flat.padding_after = with_height(call.padding_after, 0);
+  flat.dilation = with_height(call.dilation, 1);
+  if (call.transposed) flat.output_padding = with_height(call.output_padding, 0);
+  flat.output_sizes = with_height(call.output_sizes, 1);
+  return flat;
+}
+
+// ---- padding that is not alike on both sides ----
+
+// The input's place in one that has `before[d]` elements more before it in dimension d, and as many as it takes after.
+Tensor place_in(Tensor padded, const Tensor& input, const std::vector<int64_t>& before) {
+  for (size_t d = 0; d < before.size(); ++d) {
+    const auto dim = static_cast<int64_t>(2 + d);
+    padded = torch::stable::narrow(padded, dim, before[d], input.size(dim));
+  }
+  return padded;
+}
+
+// The same call on an input that contains what the smaller of both paddings leaves; `before` as place_in's.
+ConvCall evenly_padded(const ConvCall& call, std::vector<int64_t>& before) {
+  ConvCall even = call;
+  std::vector<int64_t> sizes = sizes_of(call.input);
+  before.clear();
+  for (size_t d = 0; d < call.dims(); ++d) {
+    const int64_t both = std::min(call.padding[d], call.padding_after[d]);
+    before.push_back(call.padding[d] - both);
+    sizes[2 + d] += call.padding[d] + call.padding_after[d] - 2 * both;
+    even.padding[d] = even.padding_after[d] = both;
+  }
+  even.input = zeros_in_format(sizes, is_channels_last(call.input), call.input.scalar_type(), call.input);
+  Tensor inside = place_in(even.input, call.input, before);
+  torch::stable::copy_(inside, call.input);
+  return even;
+}
+
 }  // namespace
 
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
                            Activation activation, bool keep) {
+  if (call.dims() == 1) {
+    const OptionalTensor addend = residual.has_value() ? OptionalTensor(with_height(*residual)) : std::nullopt;
+    const ProductOutput flat = conv_product(with_height(call), bias, addend, activation, keep);
+    return {without_height(flat.output), without_height(flat.preact)};
+  }
+  if (call.padding != call.padding_after && !call.transposed) {
+    std::vector<int64_t> before;
+    return conv_product(evenly_padded(call, before), bias, residual, activation, keep);
+  }
   const ScalarType dtype = call.input.scalar_type();
   const Tensor none = nothing(dtype, call.input);
   const bool plain = activation == Activation::kNone && !residual.has_value();
@@ -110,7 +187,7 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
   const bool add_fits =
       dtype == ScalarType::Float && (activation == Activation::kNone || activation == Activation::kRelu);
   const OptionalTensor bias_row = contiguous(bias);  // oneDNN's fused calls read a strided bias as if it were not.
-  if (onednn_takes(call) && !plain && !keep) {
+  if (onednn_fuses(call) && !plain && !keep) {
     if (!residual.has_value()) return {to_format(fused_unary(call, bias_row, activation), call.channels_last), none};
     if (add_fits) return {to_format(fused_add(call, bias_row, *residual, activation), call.channels_last), none};
   }
@@ -119,9 +196,9 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
   if (plain && bias_in_product) return {rough, none};
 
   const Tensor addend = residual.has_value() ? to_format(*residual, call.channels_last) : none;
-  ProductOutput result{empty4(call.output_sizes, call.channels_last, dtype, call.input),
-                       keep ? empty4(call.output_sizes, call.channels_last, dtype, call.input) : none};
-  const int64_t pixels = call.output_sizes[2] * call.output_sizes[3];
+  ProductOutput result{empty_in_format(call.output_sizes, call.channels_last, dtype, call.input),
+                       keep ? empty_in_format(call.output_sizes, call.channels_last, dtype, call.input) : none};
+  const int64_t pixels = call.output_pixels();
   EpilogueParams params{};
   params.product = rough.const_data_ptr();
   params.bias = bias_in_product ? nullptr : data_or_null(bias_row);
@@ -144,20 +221,32 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   const bool input_format = is_channels_last(call.input), weight_format = is_channels_last(call.weight);
   ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};
   if (!need_input && !need_weight) return grads;
+  if (call.dims() == 1) {
+    const ConvGrads flat = conv_grads(with_height(call), with_height(grad), need_input, need_weight);
+    return {without_height(flat.grad_input), without_height(flat.grad_weight)};
+  }
+  if (call.padding != call.padding_after && !call.transposed) {
+    std::vector<int64_t> before;
+    grads = conv_grads(evenly_padded(call, before), grad, need_input, need_weight);
+    if (need_input) grads.grad_input = to_format(place_in(grads.grad_input, call.input, before), input_format);
+    return grads;
+  }
   if (is_empty(call)) {
-    if (need_input) grads.grad_input = zeros4(sizes_of(call.input), input_format, dtype, grad);
-    if (need_weight) grads.grad_weight = zeros4(sizes_of(call.weight), weight_format, dtype, grad);
+    if (need_input) grads.grad_input = zeros_in_format(sizes_of(call.input), input_format, dtype, grad);
+    if (need_weight) grads.grad_weight = zeros_in_format(sizes_of(call.weight), weight_format, dtype, grad);
     return grads;
   }
   check_there(reinterpret_cast<const void*>(&aoti_torch_cpu_convolution_backward));
   const bool half = dtype == ScalarType::Half;
   const auto widen = [&](const Tensor& t) { return half ? torch::stable::to(t, ScalarType::Float) : t; };
   const Tensor wide_grad = widen(grad), wide_input = widen(call.input), wide_weight = widen(call.weight);
+  const std::vector<int64_t> output_padding = padding_of_output(call);
   const int32_t mask[3] = {need_input, need_weight, 0};
   AtenTensorHandle handles[3] = {nullptr, nullptr, nullptr};
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
-      wide_grad.get(), wide_input.get(), wide_weight.get(), nullptr, 0, call.stride.data(), 2, call.padding.data(), 2,
-      call.dilation.data(), 2, 0, kNoOutputPadding, 2, call.groups, mask, 3, &handles[0], &handles[1], &handles[2]));
+      wide_grad.get(), wide_input.get(), wide_weight.get(), nullptr, 0, call.stride.data(), count(call),
+      call.padding.data(), count(call), call.dilation.data(), count(call), call.transposed, output_padding.data(),
+      count(call), call.groups, mask, 3, &handles[0], &handles[1], &handles[2]));
   const Tensor results[3] = {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
   const auto narrow = [&](const Tensor& t) { return half ? torch::stable::to(t, ScalarType::Half) : t; };
   if (need_input) grads.grad_input = to_format(narrow(results[0]), input_format);

@@ -14,7 +14,7 @@ inline constexpr int kBlockM = 64, kBlockN = 64, kBlockK = 16;
 inline constexpr int kThreadM = 4, kThreadN = 4;
 inline constexpr int kGemmThreadsM = kBlockM / kThreadM, kGemmThreadsN = kBlockN / kThreadN;
 inline constexpr int kGemmThreads = kGemmThreadsM * kGemmThreadsN;
-inline constexpr int kPromoteK = 512;
+inline constexpr int kPromoteK = 64;
 static_assert(kBlockM * kBlockK % kGemmThreads == 0 && kBlockN * kBlockK % kGemmThreads == 0,
               "every thread loads as much");
 static_assert(kPromoteK % kBlockK == 0, "promotion falls between two steps");

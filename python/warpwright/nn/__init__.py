@@ -15,7 +15,7 @@ from warpwright.nn.channel_norm import (
     InstanceNorm2d,
     InstanceNorm3d,
 )
-from warpwright.nn.conv import Conv2d
+from warpwright.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from warpwright.nn.embedding import Embedding
 from warpwright.nn.loss import (
     BCEWithLogitsLoss,
@@ -35,7 +35,12 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conv1d",
     "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",

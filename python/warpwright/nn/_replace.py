@@ -14,7 +14,12 @@ from warpwright.nn import activation, channel_norm, conv, embedding, loss, matmu
 #: torch's layer -> ours.
 REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.Linear: matmul.Linear,
+    torch.nn.Conv1d: conv.Conv1d,
     torch.nn.Conv2d: conv.Conv2d,
+    torch.nn.Conv3d: conv.Conv3d,
+    torch.nn.ConvTranspose1d: conv.ConvTranspose1d,
+    torch.nn.ConvTranspose2d: conv.ConvTranspose2d,
+    torch.nn.ConvTranspose3d: conv.ConvTranspose3d,
     torch.nn.BCEWithLogitsLoss: loss.BCEWithLogitsLoss,
     torch.nn.CrossEntropyLoss: loss.CrossEntropyLoss,
     torch.nn.Embedding: embedding.Embedding,

@@ -2,7 +2,7 @@
 
 from warpwright.ops.activation import geglu, gelu, glu, reglu, relu, relu_squared, silu, swiglu
 from warpwright.ops.channel_norm import batch_norm, group_norm, instance_norm
-from warpwright.ops.conv import conv2d
+from warpwright.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from warpwright.ops.distillation import linear_kl_div
 from warpwright.ops.dropout import dropout, dropout_add
 from warpwright.ops.embedding import embedding
@@ -37,7 +37,12 @@ __all__ = [
     "batch_norm",
     "binary_cross_entropy_with_logits",
     "bmm",
+    "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cross_entropy",
     "dense_from_sparse24",
     "dequantize",

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from warpwright.bench.case import Case
 
 #: The ops that stand on tunable Triton kernels; their forward passes launch no other kernels.
-TUNABLE_OPS = ("linear", "conv2d", "linear_glu", "rms_norm", "layer_norm")
+TUNABLE_OPS = (
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear_glu",
+    "rms_norm", "layer_norm",
+)  # fmt: skip
+_FAMILIES = ("matmul", "conv", "gated", "norm")
 
 
 def load_kernels() -> dict[str, Tunable]:
     """Every tunable kernel, by name."""
-    for family in dict.fromkeys(_registry.OPS[op].family for op in TUNABLE_OPS):
+    for family in _FAMILIES:
         importlib.import_module(f"{_registry.PYTHON_BACKENDS['triton']}.{family}")
     return TUNABLES
 

@@ -1,0 +1,78 @@
+// Where the rows and columns of a convolution's matrices lie in its tensors.
+
+#pragma once
+
+#include "cuda/runtime.h"
+#include "kernels/conv.h"
+
+namespace warpwright::cuda {
+
+// A row of pixels as image and position, or a column of a filter as channel and tap.
+struct ConvPlace {
+  int64_t line;
+  int64_t position[kConvDims];
+};
+
+__device__ __forceinline__ ConvPlace place_at(int64_t flat, const int64_t (&sizes)[kConvDims]) {
+  ConvPlace place;
+#pragma unroll
+  for (int d = kConvDims - 1; d >= 0; --d) {
+    place.position[d] = flat % sizes[d];
+    flat /= sizes[d];
+  }
+  place.line = flat;
+  return place;
+}
+
+// Elements from a channel's first to the one at the place's position.
+__device__ __forceinline__ int64_t offset_in(const ConvTensor& tensor, const ConvPlace& place) {
+  int64_t offset = 0;
+#pragma unroll
+  for (int d = 0; d < kConvDims; ++d) offset += place.position[d] * tensor.stride[2 + d];
+  return offset;
+}
+
+// The positions of x that lie a stride apart in each dimension, and the taps through which they meet an element of y:
+// the same for all of them, so a gradient's sum runs over these alone.
+struct ConvPhase {
+  int64_t origin[kConvDims], size[kConvDims];                          // positions origin + i * stride
+  int64_t first_tap[kConvDims], tap_step[kConvDims], taps[kConvDims];  // taps first_tap + j * tap_step
+  int64_t first_y[kConvDims], y_step[kConvDims];  // Position 0 meets first_y through tap 0; a tap on, y_step less.
+
+  // Pixels of the phase in all images.
+  __device__ __forceinline__ int64_t pixels(int64_t batch) const { return batch * size[0] * size[1] * size[2]; }
+  __device__ __forceinline__ int64_t tap_count() const { return taps[0] * taps[1] * taps[2]; }
+};
+
+WARPWRIGHT_HOST_DEVICE int64_t conv_phases(const ConvParams& p) { return p.stride[0] * p.stride[1] * p.stride[2]; }
+// The most pixels that a phase has: those of the first one.
+WARPWRIGHT_HOST_DEVICE int64_t most_phase_pixels(const ConvParams& p) {
+  int64_t pixels = p.batch;
+  for (int d = 0; d < kConvDims; ++d) pixels *= (p.x_size[d] + p.stride[d] - 1) / p.stride[d];
+  return pixels;
+}
+
+__device__ __forceinline__ ConvPhase phase_at(const ConvParams& p, int64_t index) {
+  ConvPhase phase;
+#pragma unroll
+  for (int d = kConvDims - 1; d >= 0; --d) {
+    const int64_t stride = p.stride[d], dilation = p.dilation[d];
+    const int64_t origin = index % stride;
+    index /= stride;
+    phase.origin[d] = origin;
+    phase.size[d] = origin < p.x_size[d] ? (p.x_size[d] - origin + stride - 1) / stride : 0;
+    int64_t step = 1;  // Of one tap to the next that falls on the same phase.
+    while (step * dilation % stride != 0) ++step;
+    int64_t tap = 0;
+    while (tap < step && (origin + p.padding[d] - tap * dilation) % stride != 0) ++tap;
+    const bool met = tap < step && tap < p.kernel[d];
+    phase.first_tap[d] = met ? tap : 0;
+    phase.tap_step[d] = step;
+    phase.taps[d] = met ? (p.kernel[d] - tap + step - 1) / step : 0;
+    phase.first_y[d] = (origin + p.padding[d] - phase.first_tap[d] * dilation) / stride;
+    phase.y_step[d] = step * dilation / stride;
+  }
+  return phase;
+}
+
+}  // namespace warpwright::cuda
