@@ -19,6 +19,7 @@ from warpwright.cli import tune as command
 from warpwright.testing import SPECS
 from warpwright.triton_kernels import _gemm
 from warpwright.tuning import search
+from warpwright.tuning.launches import TUNABLE_OPS
 from warpwright.tuning.tables import Entry, Store
 
 
@@ -345,7 +346,7 @@ def test_a_case_that_fails_is_named(cli, spy):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "swiglu"], "--op must be one of linear, conv2d, linear_glu, rms_norm, layer_norm, got 'swiglu'"),
+        (["--op", "swiglu"], f"--op must be one of {', '.join(TUNABLE_OPS)}, got 'swiglu'"),
         (["--backend", "cuda"], "--backend must be one of native, triton, got 'cuda'"),
         (["--backend", "native"], "nothing can be tuned: there is no CUDA GPU"),
         (["--device", "tpu"], "--device must be one of cpu, cuda, got 'tpu'"),
