@@ -353,7 +353,7 @@ def convolution(
     activation: str,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
-    sizes = output_sizes(input, weight, stride, padding, dilation, transposed, output_padding, groups)
+    sizes = output_sizes("convolution", input, weight, stride, padding, dilation, transposed, output_padding, groups)
     output = empty_in_format(input, sizes, channels_last(input, weight))
     keep = save_preact and needs_preact(activation)
     epilogue = _Epilogue(torch.empty_like(output) if keep else input.new_empty(0), bias, residual, activation, keep)

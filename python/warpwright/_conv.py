@@ -104,6 +104,7 @@ def check_operands(
 
 
 def output_sizes(
+    op: str,
     input: Tensor,
     weight: Tensor,
     stride: Sequence[int],
@@ -112,7 +113,6 @@ def output_sizes(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
-    op: str = "convolution",
 ) -> list[int]:
     """Of the whole output; raises where one would not be positive."""
     dims = len(stride)

@@ -325,7 +325,7 @@ def _check_convolution(
     *geometry, activation, _ = rest
     op = op_name(weight, geometry[3])
     check_operands(op, input, weight, *geometry)
-    sizes = output_sizes(input, weight, *geometry, op=op)
+    sizes = output_sizes(op, input, weight, *geometry)
     check_activation(op, activation)
     check_bias(op, "bias", bias, input, sizes[1])
     if residual is not None:
@@ -336,7 +336,7 @@ def _fake_convolution(
     input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     *geometry, activation, save_preact = rest
-    sizes, last = output_sizes(input, weight, *geometry), channels_last(input, weight)
+    sizes, last = output_sizes("convolution", input, weight, *geometry), channels_last(input, weight)
     keep = save_preact and needs_preact(activation)
     return empty_in_format(input, sizes, last), empty_in_format(input, sizes, last) if keep else input.new_empty(0)
 
@@ -368,7 +368,7 @@ def _check_convolution_backward(
     *geometry, activation, _, _, _, _ = rest
     op = op_name(weight, geometry[3], "_backward")
     check_operands(op, input, weight, *geometry)
-    sizes = output_sizes(input, weight, *geometry, op=op)
+    sizes = output_sizes(op, input, weight, *geometry)
     check_activation(op, activation)
     _check_output_like(op, "grad_output", grad_output, input, sizes)
     check_saved(op, saved, activation, grad_output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
@@ -24,21 +24,30 @@ def _padded_sizes(
 
 def _taps(
     padded: Tensor, y_sizes: list[int], kernel: list[int], stride: list[int], dilation: list[int]
-) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """Each tap, and a view (batch, channels, *y_sizes) of the padded elements that it meets."""
-    for tap in product(*map(range, kernel)):
+) -> Iterator[tuple[int, Tensor]]:
+    """Each tap's number, and a view (batch, channels, *y_sizes) of the padded elements that it meets."""
+    for number, tap in enumerate(product(*map(range, kernel))):
         window = padded
         for d, (t, size) in enumerate(zip(tap, y_sizes, strict=True)):
             first = t * dilation[d]
             window = window.narrow(2 + d, first, (size - 1) * stride[d] + 1 if size else 0)
             window = window[(slice(None),) * (2 + d) + (slice(None, None, stride[d]),)]
-        yield tap, window
+        yield number, window
 
 
 class _Convolution:
     """The relation between x, w and y of a convolution, with sums in `acc`: see csrc/kernels/conv.h."""
 
-    def __init__(self, x_sizes, y_sizes, kernel, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
+    def __init__(
+        self,
+        x_sizes: Sequence[int],
+        y_sizes: Sequence[int],
+        kernel: Sequence[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> None:
         self.x_sizes, self.y_sizes, self.kernel = list(x_sizes), list(y_sizes), list(kernel)
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.before = sides(padding, len(stride))[0]
@@ -56,7 +65,7 @@ class _Convolution:
         y = x.new_zeros(x.shape[0], self.groups, w.shape[0] // self.groups, torch.Size(self.y_sizes).numel())
         if x.numel() and y.numel():
             for tap, window in _taps(self._pad(x), self.y_sizes, self.kernel, self.stride, self.dilation):
-                filters = w[(..., *tap)].reshape(self.groups, -1, w.shape[1])
+                filters = w.flatten(2)[..., tap].reshape(self.groups, -1, w.shape[1])
                 y = y + torch.einsum("gkc,ngcp->ngkp", filters, self._rows(window))
         return y.reshape(x.shape[0], w.shape[0], *self.y_sizes)
 
@@ -65,7 +74,7 @@ class _Convolution:
         padded = y.new_zeros(y.shape[0], channels, *self.padded)
         if y.numel() and padded.numel():
             for tap, window in _taps(padded, self.y_sizes, self.kernel, self.stride, self.dilation):
-                filters = w[(..., *tap)].reshape(self.groups, -1, w.shape[1])
+                filters = w.flatten(2)[..., tap].reshape(self.groups, -1, w.shape[1])
                 part = torch.einsum("gkc,ngkp->ngcp", filters, self._rows(y))
                 window += part.reshape(window.shape)
         for d, (first, size) in enumerate(zip(self.before, self.x_sizes, strict=True)):
@@ -73,13 +82,13 @@ class _Convolution:
         return padded
 
     def wgrad(self, x: Tensor, y: Tensor, filters: int) -> Tensor:
-        w = x.new_zeros(filters, x.shape[1] // self.groups, *self.kernel)
+        w = x.new_zeros(filters, x.shape[1] // self.groups, torch.Size(self.kernel).numel())
         if x.numel() and y.numel():
             for tap, window in _taps(self._pad(x), self.y_sizes, self.kernel, self.stride, self.dilation):
                 # Image by image: one long sum rounds more than the sum of shorter ones.
                 part = torch.einsum("ngkp,ngcp->ngkc", self._rows(y), self._rows(window)).sum(0)
-                w[(..., *tap)] = part.reshape(w.shape[:2])
-        return w
+                w[..., tap] = part.reshape(w.shape[:2])
+        return w.unflatten(2, self.kernel)
 
 
 def convolution(
@@ -97,7 +106,7 @@ def convolution(
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     acc, last = acc_dtype(input.dtype), channels_last(input, weight)
-    sizes = output_sizes(input, weight, stride, padding, dilation, transposed, output_padding, groups)
+    sizes = output_sizes("convolution", input, weight, stride, padding, dilation, transposed, output_padding, groups)
     geometry = (weight.shape[2:], stride, padding, dilation, groups)
     if transposed:
         preact = _Convolution(sizes[2:], input.shape[2:], *geometry).dgrad(input.to(acc), weight.to(acc))
