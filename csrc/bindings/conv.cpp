@@ -56,9 +56,12 @@ Tensor to_format(const Tensor& tensor, bool channels_last) {
 namespace {
 
 ConvTensor as_conv_tensor(const Tensor& tensor) {
-  ConvTensor result{const_cast<void*>(tensor.const_data_ptr()), {tensor.stride(0), tensor.stride(1)}};
-  const int64_t before = kConvDims + 2 - tensor.dim();  // Dimensions of size 1, whose strides do not matter.
-  for (int64_t d = 2; d < tensor.dim(); ++d) result.stride[before + d] = tensor.stride(d);
+  ConvTensor result{const_cast<void*>(tensor.const_data_ptr()), {}};
+  const int64_t missing = kConvDims + 2 - tensor.dim();
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    // A stride that is never taken must not keep a kernel from reading in packs.
+    result.stride[d < 2 ? d : missing + d] = tensor.size(d) == 1 ? 0 : tensor.stride(d);
+  }
   return result;
 }
 
@@ -115,7 +118,10 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   }
   if (need_weight) {
     grads.grad_weight = empty_in_format(sizes_of(call.weight), is_channels_last(call.weight), dtype, grad);
-    backend::conv_wgrad(params_of(call, call.input, grads.grad_weight, grad), launch.stream());
+    const ConvParams params = params_of(call, call.input, grads.grad_weight, grad);
+    const int splits = backend::conv_wgrad_splits(params);
+    Tensor partials = empty({splits > 1 ? splits * grads.grad_weight.numel() : 0}, ScalarType::Float, grad);
+    backend::conv_wgrad(params, static_cast<float*>(partials.mutable_data_ptr()), splits, launch.stream());
   }
   return grads;
 }

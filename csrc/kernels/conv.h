@@ -45,6 +45,8 @@ namespace warpwright::cuda {
 void conv_fprop(const ConvParams& params, Stream stream);
 // Writes x: the input's gradient of a convolution, or a transposed one.
 void conv_dgrad(const ConvParams& params, Stream stream);
-// Writes w. Knows no epilogue.
-void conv_wgrad(const ConvParams& params, Stream stream);
+// Writes w, and knows no epilogue. With more than one split `partials` holds (splits, filters, channels / groups, taps)
+// floats: at most 64 MiB.
+int conv_wgrad_splits(const ConvParams& params);
+void conv_wgrad(const ConvParams& params, float* partials, int splits, Stream stream);
 }  // namespace warpwright::cuda

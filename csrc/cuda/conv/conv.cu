@@ -7,8 +7,9 @@
 //   wgrad   m = filter               n = (channel, tap)  k = (n, position in y)  a = y,           b = x gathered
 //
 // Every sum runs over k in order in one thread: no atomics, the same bits every time. Any strides and sizes, and
-// float32 multiplied as float32.
+// float32 multiplied as float32; conv_mma.cuh has what the tensor cores take.
 
+#include "cuda/conv/conv_mma.cuh"
 #include "cuda/conv/epilogue.cuh"
 #include "cuda/conv/geometry.cuh"
 #include "cuda/launch.h"
@@ -132,6 +133,7 @@ void launch_products(const char* name, void (*kernel)(ConvParams), const ConvPar
 // Kernel launchers
 
 void conv_fprop(const ConvParams& params, Stream stream) {
+  if (conv_mma_takes(params)) return conv_fprop_mma(params, stream);
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
     launch_products("conv_fprop", conv_fprop_kernel<T>, params, params.groups, params.y_pixels(),
@@ -140,6 +142,7 @@ void conv_fprop(const ConvParams& params, Stream stream) {
 }
 
 void conv_dgrad(const ConvParams& params, Stream stream) {
+  if (conv_mma_takes(params)) return conv_dgrad_mma(params, stream);
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
     launch_products("conv_dgrad", conv_dgrad_kernel<T>, params, params.groups * conv_phases(params),
@@ -147,7 +150,8 @@ void conv_dgrad(const ConvParams& params, Stream stream) {
   });
 }
 
-void conv_wgrad(const ConvParams& params, Stream stream) {
+void conv_wgrad(const ConvParams& params, float* partials, int splits, Stream stream) {
+  if (conv_mma_takes(params)) return conv_wgrad_mma(params, partials, splits, stream);
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
     const int64_t n = params.group_channels() * params.taps();

@@ -1,26 +1,50 @@
-// What every convolution does with an element of its accumulators: bias, residual and activation, then it is stored.
+// What every convolution does with its accumulators: bias, residual and activation, then they are stored.
 
 #pragma once
 
 #include "cuda/conv/geometry.cuh"
 #include "cuda/dtype.cuh"
 #include "cuda/tile/activation.cuh"
+#include "cuda/tile/pack.cuh"
 
 namespace warpwright::cuda {
 
-// At `place` of channel `channel` of `output`: x or y, whichever the kernel writes.
+template <class T, int kCount>
+__device__ __forceinline__ void store_values(T* to, int64_t step, const Pack<T, kCount>& values, int count) {
+  const bool whole = count == kCount && step == 1 && reinterpret_cast<uintptr_t>(to) % sizeof(values) == 0;
+  if (whole) return store_whole(to, values);
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    if (e < count) to[e * step] = values.values[e];
+  }
+}
+
+// Finishes `count` sums, at most kCount, of neighbouring channels from `channel` on, at `place` of `output`: x or y,
+// whichever the kernel writes.
+template <class T, int kCount>
+__device__ __forceinline__ void store_channels(const ConvParams& p, const ConvTensor& output, const ConvPlace& place,
+                                               int64_t channel, const float* sums, int count) {
+  const int64_t to = place.line * output.stride[0] + channel * output.stride[1] + offset_in(output, place);
+  const ConvTensor& r = p.residual;
+  const int64_t from = place.line * r.stride[0] + channel * r.stride[1] + offset_in(r, place);
+  Pack<T, kCount> results, preacts;
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    if (e >= count) continue;
+    float value = sums[e];
+    if (p.bias != nullptr) value += to_float(static_cast<const T*>(p.bias)[channel + e]);
+    if (r.data != nullptr) value += to_float(static_cast<const T*>(r.data)[from + e * r.stride[1]]);
+    preacts.values[e] = from_float<T>(value);
+    results.values[e] = from_float<T>(activate(p.activation, value));
+  }
+  if (p.preact != nullptr) store_values(static_cast<T*>(p.preact) + to, output.stride[1], preacts, count);
+  store_values(static_cast<T*>(output.data) + to, output.stride[1], results, count);
+}
+
 template <class T>
 __device__ __forceinline__ void store_element(const ConvParams& p, const ConvTensor& output, const ConvPlace& place,
                                               int64_t channel, float value) {
-  if (p.bias != nullptr) value += to_float(static_cast<const T*>(p.bias)[channel]);
-  if (p.residual.data != nullptr) {
-    const int64_t at =
-        place.line * p.residual.stride[0] + channel * p.residual.stride[1] + offset_in(p.residual, place);
-    value += to_float(static_cast<const T*>(p.residual.data)[at]);
-  }
-  const int64_t to = place.line * output.stride[0] + channel * output.stride[1] + offset_in(output, place);
-  if (p.preact != nullptr) static_cast<T*>(p.preact)[to] = from_float<T>(value);
-  static_cast<T*>(output.data)[to] = from_float<T>(activate(p.activation, value));
+  store_channels<T, 1>(p, output, place, channel, &value, 1);
 }
 
 }  // namespace warpwright::cuda

@@ -1,0 +1,17 @@
+// Convolutions of 16-bit tensors on the tensor cores (sm_80 and later). conv.cu sends everything else elsewhere.
+
+#pragma once
+
+#include "kernels/conv.h"
+
+namespace warpwright::cuda {
+
+// Whether a convolution is one for the tensor cores: float16 or bfloat16, and groups of more than a few channels.
+bool conv_mma_takes(const ConvParams& params);
+
+void conv_fprop_mma(const ConvParams& params, Stream stream);
+void conv_dgrad_mma(const ConvParams& params, Stream stream);
+// With splits `partials` holds what conv.h says.
+void conv_wgrad_mma(const ConvParams& params, float* partials, int splits, Stream stream);
+
+}  // namespace warpwright::cuda
