@@ -177,7 +177,7 @@ class UnitBackward {
   void rows(int64_t t, bool own) {
     const int64_t before = width() - 1;
     const bool there = t < p_.shape.length;
-    const T *x[kRows + kMaxConvWidth - 1], *grads[kRows];
+    const T *x[kRows + kMaxConvWidth - 1]{}, *grads[kRows];
     const A *g_seen[kRows + kMaxConvWidth - 1], *finals[kRows];
     A* g_rows[kRows];
     T* targets[kRows];

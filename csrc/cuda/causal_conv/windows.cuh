@@ -33,7 +33,7 @@ __device__ __forceinline__ float bias_of(const void* bias, int64_t c) {
 }
 
 template <class T, int kCount>
-__device__ __forceinline__ void load_floats(const T* from, int64_t stride, float (&to)[kCount]) {
+__device__ __forceinline__ void load_floats(const T* from, float (&to)[kCount]) {
   if constexpr (kCount == 1) {
     to[0] = to_float(*from);
   } else {
@@ -48,6 +48,13 @@ __device__ __forceinline__ void store_floats(T* to, const float (&from)[kCount])
   Pack<T, kCount> pack;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) pack.values[i] = from_float<T>(from[i]);
+#if !defined(WARPWRIGHT_BACKEND_EMULATED)
+  // As store_whole does for 16 bytes.
+  if constexpr (sizeof(pack) == sizeof(uint2)) {
+    *reinterpret_cast<uint2*>(to) = std::bit_cast<uint2>(pack);
+    return;
+  }
+#endif
   store_whole(to, pack);
 }
 
@@ -199,7 +206,7 @@ template <class T, int kCount>
 __device__ __forceinline__ void load_sequence(const Sequences& input, const Sequences& state, int64_t width,
                                               const Walk<kCount>& walk, int64_t t, float (&to)[kCount]) {
   if (t >= 0) {
-    return load_floats<T, kCount>(static_cast<const T*>(input.data) + input.offset(walk.n, walk.channel, t), 1, to);
+    return load_floats<T, kCount>(static_cast<const T*>(input.data) + input.offset(walk.n, walk.channel, t), to);
   }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
@@ -209,19 +216,19 @@ __device__ __forceinline__ void load_sequence(const Sequences& input, const Sequ
 
 // ---- launchers ----
 
-// Calls f with integral_constants: the width that a kernel is made for and its pack's elements.
-template <int kPack, class F>
+// Calls f with integral_constants: the width that a kernel is made for, else 0, and the elements of its packs. Counted
+// widths go with packs of kCounted elements.
+template <int kPack, int kCounted, class F>
 void visit_conv_kernel(int64_t width, bool packs, const F& f) {
-  using One = std::integral_constant<int, 1>;
-  using Some = std::integral_constant<int, kPack>;
-  if (!packs) return f(std::integral_constant<int, 0>{}, One{});
-  if (width == 2) return f(std::integral_constant<int, 2>{}, Some{});
-  if (width == 3) return f(std::integral_constant<int, 3>{}, Some{});
-  if (width == 4) return f(std::integral_constant<int, 4>{}, Some{});
-  f(std::integral_constant<int, 0>{}, Some{});
+  using Pack = std::integral_constant<int, kPack>;
+  if (!packs) return f(std::integral_constant<int, 0>{}, std::integral_constant<int, 1>{});
+  if (width == 2) return f(std::integral_constant<int, 2>{}, Pack{});
+  if (width == 3) return f(std::integral_constant<int, 3>{}, Pack{});
+  if (width == 4) return f(std::integral_constant<int, 4>{}, Pack{});
+  f(std::integral_constant<int, 0>{}, std::integral_constant<int, kCounted>{});
 }
 
-// Whether packs of `count` elements of `bytes` in all lie aligned along the axis whose stride is 1.
+// Whether packs of `count` elements, `bytes` each, lie aligned along the axis whose neighbours they are.
 inline bool fits_conv_packs(const Sequences& t, bool channels_last, int64_t count, int64_t bytes) {
   if (t.data == nullptr) return true;
   const int64_t along = channels_last ? t.channel : t.position, across = channels_last ? t.position : t.channel;
