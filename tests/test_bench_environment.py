@@ -261,7 +261,7 @@ def test_hashes_do_not_depend_on_where_the_checkout_lies(checkout):
 #: Families that end in, or fall back to, the same products.
 PROJECT = {"distillation", "gated", "grouped", "linear_loss", "matmul", "packed", "sparse"}
 #: Those whose CPU kernels sum columns in two stages.
-PARTIALS = {"activation", "channel_norm", "conv", "norm", "qk_norm", *PROJECT}
+PARTIALS = {"activation", "causal_conv", "channel_norm", "conv", "norm", "qk_norm", *PROJECT}
 NATIVE_CPU = {"warpwright-cpu", "warpwright"}
 NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
 

@@ -93,7 +93,7 @@ def test_counts_of_the_models_that_suites_are_named_for():
     assert {int(m) % 8 for (m,) in distinct("matmul-odd", "m")} == set(range(8))
     assert len(distinct("conv-grouped", "channels", "size", "stride")) == 7
     assert len(distinct("conv-depthwise", "channels", "size", "kernel", "stride")) == 35
-    assert len(distinct("conv-causal1d", "batch", "channels", "length", "kernel")) == 16
+    assert len(distinct("conv-causal1d", "batch", "channels", "length", "kernel", op="causal_conv1d")) == 16
     assert len(distinct("conv-transposed", "batch", "channels", "size")) == 6
     assert len(distinct("conv-deepbench", "batch", "channels", "filters", "size", "kernel", "stride")) == 35
     assert len(distinct("conv-video", "channels", "size", "kernel", "stride")) == 14

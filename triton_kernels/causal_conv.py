@@ -19,9 +19,10 @@ from warpwright.triton_kernels._activation import activate, activation_grad
 from warpwright.triton_kernels._common import interpreted, rounded, tl_acc
 from warpwright.triton_kernels._partials import sum_partials
 
-#: Positions of a slab, and channels and positions that are held at a time, as channels lie last or not.
+#: Positions of a slab, as channels lie last or not.
 _SLAB = {False: 1024, True: 256}
-_TILE = {False: (1, 1024), True: (64, 32)}
+#: Values that a program holds at a time, and of them neighbours in memory where channels lie last.
+_TILE, _TILE_CHANNELS = 1024, 64
 
 
 @triton.jit
@@ -67,7 +68,7 @@ def _causal_conv_kernel(
     x_ptr += sample * xb
     state_ptr += sample * sb
     y_ptr += sample * yb
-    for start in range(0, SLAB, BLOCK_T):
+    for start in range(0, tl.minimum(length - first, SLAB), BLOCK_T):
         t = first + start + tl.arange(0, BLOCK_T).to(tl.int64)[None, :]
         value = _preact(x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, WIDTH, HAS_STATE,
                         HAS_BIAS, ACC)  # fmt: skip
@@ -124,7 +125,7 @@ def _causal_conv_backward_kernel(
     tap = tl.arange(0, TAPS)[None, :]
     weight_sums = tl.zeros((BLOCK_C, TAPS), ACC)
     bias_sum = tl.zeros((BLOCK_C, 1), ACC)
-    for start in range(0, SLAB, BLOCK_T):
+    for start in range(0, tl.minimum(length - first, SLAB), BLOCK_T):
         t = first + start + tl.arange(0, BLOCK_T).to(tl.int64)[None, :]
         if NEED_WEIGHT or NEED_BIAS:
             grad = _preact_grad(grad_ptr, gc, gt, x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask,
@@ -215,6 +216,16 @@ def _constants(input: Tensor, weight: Tensor, activation: str) -> dict[str, Any]
     return {"WIDTH": weight.shape[1], "ACTIVATION": activation, "ACC": acc, "INTERPRETED": interpreted()}
 
 
+def _tile(input: Tensor, last: bool) -> tuple[int, int]:
+    """Channels and positions of a tile: as many of the neighbours as there are, or fit, then of the others."""
+    channels, positions = (triton.next_power_of_2(max(size, 1)) for size in input.shape[1:])
+    if last:
+        channels = min(channels, _TILE_CHANNELS)
+        return channels, min(positions, _TILE // channels)
+    positions = min(positions, _TILE)
+    return min(channels, _TILE // positions), positions
+
+
 def _slabs(input: Tensor, last: bool) -> int:
     return input.shape[0] * max(1, triton.cdiv(input.shape[2], _SLAB[last]))
 
@@ -236,7 +247,7 @@ def causal_conv1d(
     if output.numel() == 0:
         return output, final_state
     last = lies_channels_last(input)
-    block_c, block_t = _TILE[last]
+    block_c, block_t = _tile(input, last)
     _causal_conv_kernel[(_slabs(input, last), triton.cdiv(input.shape[1], block_c))](
         *_strided(input, input), *_strided(initial_state, input), weight.contiguous(),
         weight if bias is None else bias.contiguous(), *_strided(output, output), input.shape[1], length,
@@ -268,7 +279,7 @@ def causal_conv1d_backward(
     if batch * channels == 0:
         return grad_input, grad_weight, grad_bias, grad_state
     last = lies_channels_last(input)
-    block_c, block_t = _TILE[last]
+    block_c, block_t = _tile(input, last)
     taps = triton.next_power_of_2(width)
     tensors = (
         *_strided(grad_output, input), *_strided(grad_final_state, input), *_strided(input, input),
