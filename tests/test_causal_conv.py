@@ -186,7 +186,7 @@ def test_an_update_under_autocast_takes_the_dtype_of_the_state(matrix):
 
 def test_an_update_takes_trained_weights_where_no_gradient_is_wanted():
     x, weight, bias, state = _tensors(Make(torch.float32), 2, 4, 3, 4, False)
-    with pytest.raises(RuntimeError, match="warpwright: causal_conv1d_update_: state has no gradient, got one that req"):
+    with pytest.raises(RuntimeError, match="causal_conv1d_update_: state has no gradient, got one that requires"):
         ops.causal_conv1d_update_(state, x, weight, bias)
     with torch.no_grad():
         assert not ops.causal_conv1d_update_(state, x, weight, bias).requires_grad

@@ -55,9 +55,7 @@ def _written(sample: Sample) -> list[Tensor]:
     return [sample.args[0]]
 
 
-@operator(
-    "causal_conv1d_update_", smaller=halve("batch", "channels"), written=_written, in_place=_step_in_place
-)
+@operator("causal_conv1d_update_", smaller=halve("batch", "channels"), written=_written, in_place=_step_in_place)
 def causal_conv1d_update_(
     draw: Draw, *, batch: int, channels: int, kernel: int, activation: _Activation | None = None
 ) -> Sample:

@@ -68,14 +68,18 @@ Sequences sequences_of(const Tensor& tensor) {
   if (tensor.numel() == 0) return {};
   return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
-Sequences sequences_of(const OptionalTensor& tensor) { return tensor.has_value() ? sequences_of(*tensor) : Sequences{}; }
+Sequences sequences_of(const OptionalTensor& tensor) {
+  return tensor.has_value() ? sequences_of(*tensor) : Sequences{};
+}
 Sequences written(Tensor& tensor) {
   if (tensor.numel() == 0) return {};
   return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
 CausalConvShape shape_of(const Tensor& input, const Tensor& weight, bool silu) {
-  return {input.size(0), input.size(1), input.size(2), weight.size(1), false, silu, to_dtype(input.scalar_type())};
+  // The way that the input lies settles how sums are cut, whatever the others' ways.
+  const bool last = lies_channels_last(input);
+  return {input.size(0), input.size(1), input.size(2), weight.size(1), last, silu, to_dtype(input.scalar_type())};
 }
 
 // ---- operators ----
@@ -98,7 +102,6 @@ std::tuple<Tensor, Tensor> causal_conv1d(Tensor input, Tensor weight, OptionalTe
   params.initial_state = sequences_of(initial_state);
   params.output = written(output);
   params.final_state = written(final_state);
-  params.shape.channels_last = params.input.channel == 1 && params.output.channel == 1 && lies_channels_last(input);
   params.weight = weight_rows.const_data_ptr();
   params.bias = data_or_null(bias_row);
   Launch launch(input);
@@ -126,14 +129,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(Tensor grad_ou
   const Tensor weight_rows = torch::stable::contiguous(weight);
   const OptionalTensor bias_row = contiguous(bias);
   CausalConvBackwardParams params{};
-  CausalConvShape& shape = params.shape = shape_of(input, weight, silu);
+  const CausalConvShape shape = params.shape = shape_of(input, weight, silu);
   params.input = sequences_of(input);
   params.initial_state = sequences_of(initial_state);
   params.grad_output = sequences_of(grad_output);
   params.grad_final_state = sequences_of(grad_final_state);
   params.grad_input = written(grad_input);
   params.grad_initial_state = written(grad_initial_state);
-  shape.channels_last = params.input.channel == 1 && params.grad_output.channel == 1 && lies_channels_last(input);
   params.weight = weight_rows.const_data_ptr();
   params.bias = data_or_null(bias_row);
   const int64_t slabs = shape.slabs();
@@ -163,8 +165,7 @@ void check_update_state(const char* op, const Tensor& state, const OptionalTenso
     check_shape(op, "state", state, {slots, input.size(1), weight.size(1) - 1});
   }
   for (int64_t d = 0; d < 3; ++d) {
-    WARPWRIGHT_CHECK(state.stride(d) != 0 || state.size(d) <= 1, op,
-                     "state must not be expanded: it is written to");
+    WARPWRIGHT_CHECK(state.stride(d) != 0 || state.size(d) <= 1, op, "state must not be expanded: it is written to");
   }
 }
 

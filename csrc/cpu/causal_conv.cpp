@@ -34,7 +34,7 @@ void forward_rows(const CausalConvParams& p, const ConvUnit& unit, const ConvRow
   using A = acc_t<T>;
   const int64_t width = kWidth == 0 ? p.shape.width : kWidth;
   const T* x[kRows + kMaxConvWidth - 1];
-  for (int64_t r = 0; r < kRows + width - 1; ++r) x[r] = rows.row(t + r - (width - 1));
+  for (int64_t r = 0; r < kRows + width - 1; ++r) x[r] = rows.row(t + r - (width - 1), r);
   T* out = static_cast<T*>(p.output.data) + p.output.offset(unit.n, unit.channel, t);
   for_each_vector<A>(unit.width, [&](int64_t i, auto size) {
     Vec<A> sums[kRows];
@@ -51,7 +51,7 @@ void forward_rows(const CausalConvParams& p, const ConvUnit& unit, const ConvRow
 
 template <class T, int kWidth>
 void forward_units(const CausalConvParams& p, int64_t begin, int64_t end) {
-  ConvRows<T> rows(p.input, p.initial_state, p.shape.width);
+  ConvRows<T> rows(p.input, p.initial_state, p.shape.width, kConvRows + p.shape.width - 1);
   Scratch<acc_t<T>> taps((p.shape.width + 1) * kConvTile);
   for (int64_t index = begin; index < end; ++index) {
     const ConvUnit unit(p.shape, index);

@@ -128,32 +128,32 @@ void over_units(const CausalConvShape& shape, const F& f) {
   parallel_for(0, ConvUnit::count(shape), row_grain(longest * widest), f);
 }
 
-// Rows of a unit's channels: those of the input where they lie, those before it gathered.
+// Rows of a unit's channels: where they lie, or gathered, if they have gaps or come before the first input.
 template <class T>
 class ConvRows {
  public:
-  ConvRows(const Sequences& input, const Sequences& state, int64_t width)
-      : input_(input), state_(state), width_(width), before_((width - 1) * kConvTile) {}
+  // At most `held` rows are in use at a time.
+  ConvRows(const Sequences& input, const Sequences& state, int64_t width, int64_t held)
+      : input_(input), state_(state), width_(width), room_(held * kConvTile) {}
 
-  void start(const ConvUnit& unit) {
-    data_ = static_cast<const T*>(input_.data) + input_.offset(unit.n, unit.channel, 0);
-    if (unit.first > 0) return;
-    for (int64_t j = 0; j < width_ - 1; ++j) {
-      for (int64_t c = 0; c < unit.width; ++c) {
-        before_.data()[j * kConvTile + c] =
-            sequence_value<T>(input_, state_, width_, unit.n, unit.channel + c, j - (width_ - 1));
-      }
+  void start(const ConvUnit& unit) { unit_ = &unit; }
+  // x[t] of the channels; `place` says which of the rows in use this is.
+  const T* row(int64_t t, int64_t place) const {
+    if (t >= 0 && input_.channel == 1) {
+      return static_cast<const T*>(input_.data) + input_.offset(unit_->n, unit_->channel, t);
     }
-  }
-  const T* row(int64_t t) const {
-    return t < 0 ? before_.data() + (t + width_ - 1) * kConvTile : data_ + t * input_.position;
+    T* row = room_.data() + place * kConvTile;
+    for (int64_t c = 0; c < unit_->width; ++c) {
+      row[c] = sequence_value<T>(input_, state_, width_, unit_->n, unit_->channel + c, t);
+    }
+    return row;
   }
 
  private:
-  const Sequences &input_, &state_;
+  const Sequences input_, state_;
   int64_t width_;
-  Scratch<T> before_;
-  const T* data_ = nullptr;
+  Scratch<T> room_;
+  const ConvUnit* unit_ = nullptr;
 };
 
 // The unit's weights, tap by tap, then its biases.

@@ -122,7 +122,8 @@ class UnitBackward {
       : p_(p),
         width_(p.shape.width),
         ring_rows_(kConvRows + width_ - 1),
-        x_(p.input, p.initial_state, width_),
+        x_(p.input, p.initial_state, width_, ring_rows_),
+        grads_(p.grad_output, Sequences{}, width_, kConvRows),
         taps_((width_ + 1) * kConvTile),
         sums_((width_ + 1) * kConvTile),
         ring_(ring_rows_ * kConvTile),
@@ -132,6 +133,7 @@ class UnitBackward {
   void run(const ConvUnit& unit) {
     unit_ = &unit;
     x_.start(unit);
+    grads_.start(unit);
     gather_taps<T>(unit, p_.weight, p_.bias, width_, taps_.data());
     for (int64_t i = 0; i < (width_ + 1) * kConvTile; ++i) sums_.data()[i] = 0;
     for (int64_t i = 0; i < ring_rows_ * kConvTile; ++i) ring_.data()[i] = 0;
@@ -181,11 +183,10 @@ class UnitBackward {
     const A *g_seen[kRows + kMaxConvWidth - 1], *finals[kRows];
     A* g_rows[kRows];
     T* targets[kRows];
-    for (int64_t r = 0; there && r < kRows + before; ++r) x[r] = x_.row(t + r - before);
+    for (int64_t r = 0; there && r < kRows + before; ++r) x[r] = x_.row(t + r - before, r);
     for (int64_t r = 0; r < kRows + before; ++r) g_seen[r] = ring_row(t + r - before);
     for (int r = 0; r < kRows; ++r) {
-      const int64_t at = p_.grad_output.offset(unit_->n, unit_->channel, t + r);
-      grads[r] = there ? static_cast<const T*>(p_.grad_output.data) + at : nullptr;
+      grads[r] = there ? grads_.row(t + r, r) : nullptr;
       g_rows[r] = ring_row(t + r);
       targets[r] = target(t + r - before);
       finals[r] = final_row(t + r - before);
@@ -253,7 +254,7 @@ class UnitBackward {
 
   const CausalConvBackwardParams& p_;
   int64_t width_, ring_rows_;
-  ConvRows<T> x_;
+  ConvRows<T> x_, grads_;
   Scratch<A> taps_, sums_, ring_, final_;
   Scratch<T> states_;
   const ConvUnit* unit_ = nullptr;

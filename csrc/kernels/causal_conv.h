@@ -32,7 +32,7 @@ struct Sequences {
 
 struct CausalConvShape {
   int64_t batch, channels, length, width;
-  bool channels_last;  // Channels are neighbours in memory, in every tensor (batch, channels, length).
+  bool channels_last;  // Channels of the input lie closer than its positions.
   bool silu;
   DType dtype;
 

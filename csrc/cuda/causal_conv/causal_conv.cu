@@ -13,9 +13,7 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
 
-__device__ __forceinline__ float silu_or_same(bool silu, float x) {
-  return silu ? activate(Activation::kSilu, x) : x;
-}
+__device__ __forceinline__ float silu_or_same(bool silu, float x) { return silu ? activate(Activation::kSilu, x) : x; }
 
 // machine code: 1>: plain; else: 16-byte
 template <class T, int kWidth, int kCount>
@@ -50,7 +48,7 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_kernel(const CausalC
     if (q >= positions) continue;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) values[i] = bias;
-    for_each_tap<kWidth, kCount>(ring, q - before, width, [&](int k, const float(&x)[kCount]) {
+    for_each_tap<kWidth, kCount>(ring, q - before, width, [&](int k, const float (&x)[kCount]) {
       const float tap = to_float(weight[k]);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) values[i] += tap * x[i];
@@ -169,7 +167,8 @@ void causal_conv_forward(const CausalConvParams& params, Stream stream) {
     }
     visit_conv_kernel<kPack, kPack>(s.width, packs, [&](auto width, auto count) {
       const auto blocks = static_cast<unsigned>((s.slabs() * s.channels + kConvWarps - 1) / kConvWarps);
-      launch("causal_conv", causal_conv_kernel<T, width(), count()>, {dim3(blocks), dim3(kConvThreads), stream}, params);
+      launch("causal_conv", causal_conv_kernel<T, width(), count()>, {dim3(blocks), dim3(kConvThreads), stream},
+             params);
     });
   });
 }

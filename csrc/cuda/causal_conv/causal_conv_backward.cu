@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_backward_kernel(cons
     if (s.silu) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) values[i] = bias;
-      for_each_tap<kWidth, kCount>(x, q - before, width, [&](int k, const float(&under)[kCount]) {
+      for_each_tap<kWidth, kCount>(x, q - before, width, [&](int k, const float (&under)[kCount]) {
         const float tap = to_float(weight[k]);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) values[i] += tap * under[i];
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_backward_kernel(cons
 #pragma unroll
     for (int i = 0; i < kCount; ++i) g.at(q + i) = grads[i];
     if (tile < positions && p.weight_partials != nullptr) {
-      for_each_tap<kWidth, kCount>(x, q - before, width, [&](int k, const float(&under)[kCount]) {
+      for_each_tap<kWidth, kCount>(x, q - before, width, [&](int k, const float (&under)[kCount]) {
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < kCount; ++i) sum += q + i < positions ? grads[i] * under[i] : 0.0f;
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_backward_kernel(cons
     if (at < 0 || at >= positions || p.grad_input.data == nullptr) continue;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) values[i] = final_grad<T>(p, n, c, first + at + i);
-    for_each_tap<kWidth, kCount>(g, at, width, [&](int k, const float(&later)[kCount]) {
+    for_each_tap<kWidth, kCount>(g, at, width, [&](int k, const float (&later)[kCount]) {
       const float tap = to_float(weight[before - k]);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) values[i] += tap * later[i];
@@ -134,7 +134,8 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_backward_kernel(cons
     store_floats<T, kCount>(out + at * p.grad_input.position, values);
   }
   const int64_t slab = n * s.per_sample() + in_row;
-  if (p.weight_partials != nullptr) sums.write(partial_of(p.weight_partials, (slab * s.channels + c) * width), lane, width);
+  if (p.weight_partials != nullptr)
+    sums.write(partial_of(p.weight_partials, (slab * s.channels + c) * width), lane, width);
   bias_sum = warp_reduce<Sum>(bias_sum);
   if (p.bias_partials != nullptr && lane == 0) *partial_of(p.bias_partials, slab * s.channels + c) = bias_sum;
 }
@@ -177,7 +178,8 @@ __device__ __forceinline__ void sum_walkers(float* shared, const float (&values)
   *to(channel) = total;
 }
 
-// machine code: 1>: plain; float, 2, 4>: 16-byte; float, 3, 4>: 16-byte; float, 4, 4>: 16-byte; else: 2 x LDG.64, STG.64
+// machine code: 1>: plain; float, 2, 4>: 16-byte; float, 3, 4>: 16-byte; float, 4, 4>: 16-byte; else: 2 x LDG.64,
+// STG.64
 template <class T, int kWidth, int kCount>
 __global__ void __launch_bounds__(kConvThreads) causal_conv_last_backward_kernel(const CausalConvBackwardParams p) {
   using Values = Window<kWidth, kCount>;
@@ -256,9 +258,8 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_last_backward_kernel
     float values[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) values[i] = sums.at(k, i);
-    sum_walkers<kCount>(shared, values, walk, s.channels, [&](int64_t channel) {
-      return partial_of(p.weight_partials, (first + channel) * width + k);
-    });
+    sum_walkers<kCount>(shared, values, walk, s.channels,
+                        [&](int64_t channel) { return partial_of(p.weight_partials, (first + channel) * width + k); });
   }
 }
 

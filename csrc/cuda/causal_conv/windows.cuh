@@ -228,7 +228,8 @@ void visit_conv_kernel(int64_t width, bool packs, const F& f) {
   f(std::integral_constant<int, 0>{}, std::integral_constant<int, kCounted>{});
 }
 
-// Whether packs of `count` elements, `bytes` each, lie aligned along the axis whose neighbours they are.
+// Whether packs of `count` elements, `bytes` each, lie aligned along the axis whose neighbours they are. The kernels of
+// single elements take any strides.
 inline bool fits_conv_packs(const Sequences& t, bool channels_last, int64_t count, int64_t bytes) {
   if (t.data == nullptr) return true;
   const int64_t along = channels_last ? t.channel : t.position, across = channels_last ? t.position : t.channel;

@@ -55,7 +55,7 @@ def causal_conv1d_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = _sequence(input, weight, initial_state)
     length, before = input.shape[2], weight.shape[1] - 1
-    grad = grad_output.to(x.dtype)
+    grad = grad_output.to(x.dtype).contiguous()  # The order of PyTorch's sums depends on how it lies.
     if activation == "silu":
         preact = _preact(x, weight, bias)
         s = torch.sigmoid(preact)

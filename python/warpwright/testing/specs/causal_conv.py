@@ -169,9 +169,7 @@ def _update(
 ) -> tuple[Tensor, Tensor]:
     """warpwright.ops.causal_conv1d_update_ on a copy of the state, which is returned first."""
     (written,) = copies([state])
-    output = ops.causal_conv1d_update_(
-        written, input, weight, bias, activation=activation, state_indices=state_indices
-    )
+    output = ops.causal_conv1d_update_(written, input, weight, bias, activation=activation, state_indices=state_indices)
     return written, output
 
 
