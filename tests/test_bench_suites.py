@@ -273,7 +273,7 @@ TWICE = {"measure": [{"op": "rms_norm", "cases": [NORM]}, {"op": "rms_norm"}]}
         (GOOD | {"directions": [["forward"]]}, r"directions of the file: must be among .*, got \['forward'\]"),
         ({"measure": ["rms_norm"]}, "measure 1 must be a mapping, got text"),
         ({"measure": [{"sweep": NORM}]}, "measure 1 has no field 'op'"),
-        (one(NORM, op="fft"), "op of measure 1: must be among .*linear, .*, got 'fft'"),
+        (one(NORM, op="fft"), "op of measure 1: must be among .*linear_glu, .*, got 'fft'"),
         (one(NORM, op=["rms_norm", "rms_norm"]), "op of measure 1: must be different names"),
         (one(NORM, ops="x"), "measure 1 has an unknown field 'ops'"),
         (one({"rows": 4}), "case 1 of measure 1: rms_norm needs width, which neither it nor the sweep gives"),

@@ -65,7 +65,7 @@ def test_parts_and_steps_of_a_sequence_have_the_bits_of_the_whole(matrix, dtype,
 def test_every_width(matrix, last):
     widths = range(1, 33)
     if thinned(matrix):
-        widths = widths[10:11] if warpwright.current_backend() == "triton" else widths[::3]
+        widths = widths[10:11] if warpwright.current_backend() == "triton" else widths[::-3]
     wrong = []
     for width in widths:
         *args, state = _tensors(Make(torch.float32, matrix, width), 1, 5, width + 2, width, last)

@@ -21,31 +21,34 @@ from warpwright.triton_kernels._partials import sum_partials
 
 #: Positions of a slab, as channels lie last or not.
 _SLAB = {False: 1024, True: 256}
-#: Values that a program holds at a time, and of them neighbours in memory where channels lie last.
-_TILE, _TILE_CHANNELS = 1024, 64
+#: Channels and positions that a program holds at a time: along short sequences, along others, and where channels are
+#: neighbours in memory. Few, as each is another kernel to compile.
+_SHORT, _LONG, _LAST = (16, 64), (1, 1024), (64, 16)
+#: Widths that are constants of the kernels; others are counted.
+_UNROLLED = (2, 3, 4)
 
 
 @triton.jit
-def _sequence(x_ptr, xc, xt, state_ptr, sc, sj, c, t, c_mask, length, BEFORE: tl.constexpr, HAS_STATE: tl.constexpr,
+def _sequence(x_ptr, xc, xt, state_ptr, sc, sj, c, t, c_mask, length, before, HAS_STATE: tl.constexpr,
               ACC: tl.constexpr):  # fmt: skip
-    """x[t] of the channels; BEFORE elements of a state, or zeros, come before the first input."""
+    """x[t] of the channels; `before` elements of a state, or zeros, come before the first input."""
     value = tl.load(x_ptr + c * xc + t * xt, c_mask & (t >= 0) & (t < length), 0.0).to(ACC)
     if HAS_STATE:
-        earlier = c_mask & (t < 0) & (t >= -BEFORE)
-        value += tl.load(state_ptr + c * sc + (t + BEFORE) * sj, earlier, 0.0).to(ACC)
+        earlier = c_mask & (t < 0) & (t >= -before)
+        value += tl.load(state_ptr + c * sc + (t + before) * sj, earlier, 0.0).to(ACC)
     return value
 
 
 @triton.jit
-def _preact(x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, WIDTH: tl.constexpr,
+def _preact(x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, width,
             HAS_STATE: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     total = tl.zeros((c.shape[0], t.shape[1]), ACC)
     if HAS_BIAS:
         total += tl.load(bias_ptr + c, c_mask, 0.0).to(ACC)
-    for k in range(WIDTH):
-        tap = tl.load(weight_ptr + c * WIDTH + k, c_mask, 0.0).to(ACC)
-        at = t - (WIDTH - 1) + k
-        total += tap * _sequence(x_ptr, xc, xt, state_ptr, sc, sj, c, at, c_mask, length, WIDTH - 1, HAS_STATE, ACC)
+    for k in range(width):
+        tap = tl.load(weight_ptr + c * width + k, c_mask, 0.0).to(ACC)
+        at = t - (width - 1) + k
+        total += tap * _sequence(x_ptr, xc, xt, state_ptr, sc, sj, c, at, c_mask, length, width - 1, HAS_STATE, ACC)
     return total
 
 
@@ -60,17 +63,19 @@ def _place(channels, length, SLAB: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _causal_conv_kernel(
-    x_ptr, xb, xc, xt, state_ptr, sb, sc, sj, weight_ptr, bias_ptr, y_ptr, yb, yc, yt, channels, length,
+    x_ptr, xb, xc, xt, state_ptr, sb, sc, sj, weight_ptr, bias_ptr, y_ptr, yb, yc, yt, channels, length, width,
     WIDTH: tl.constexpr, HAS_STATE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
     INTERPRETED: tl.constexpr, SLAB: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
+    if WIDTH > 0:
+        width = WIDTH
     _, sample, first, c, c_mask = _place(channels, length, SLAB, BLOCK_C)
     x_ptr += sample * xb
     state_ptr += sample * sb
     y_ptr += sample * yb
     for start in range(0, tl.minimum(length - first, SLAB), BLOCK_T):
         t = first + start + tl.arange(0, BLOCK_T).to(tl.int64)[None, :]
-        value = _preact(x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, WIDTH, HAS_STATE,
+        value = _preact(x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, width, HAS_STATE,
                         HAS_BIAS, ACC)  # fmt: skip
         value = rounded(activate(value, ACTIVATION), y_ptr.dtype.element_ty, INTERPRETED)
         tl.store(y_ptr + c * yc + t * yt, value, c_mask & (t < length))
@@ -78,14 +83,14 @@ def _causal_conv_kernel(
 
 @triton.jit
 def _preact_grad(
-    grad_ptr, gc, gt, x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length,
-    WIDTH: tl.constexpr, HAS_STATE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
+    grad_ptr, gc, gt, x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, width,
+    HAS_STATE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the pre-activation, 0 where there is no output."""
     there = c_mask & (t >= 0) & (t < length)
     grad = tl.load(grad_ptr + c * gc + t * gt, there, 0.0).to(ACC)
     if ACTIVATION != "none":
-        preact = _preact(x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, WIDTH,
+        preact = _preact(x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, width,
                          HAS_STATE, HAS_BIAS, ACC)  # fmt: skip
         grad = tl.where(there, grad * activation_grad(preact, ACTIVATION), 0.0)
     return grad
@@ -94,30 +99,32 @@ def _preact_grad(
 @triton.jit
 def _sequence_grad(
     grad_ptr, gc, gt, final_ptr, fc, fj, x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length,
-    WIDTH: tl.constexpr, HAS_STATE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
+    width, HAS_STATE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
     ACTIVATION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The gradient of x[t], t < 0 for the initial state."""
     total = tl.zeros((c.shape[0], t.shape[1]), ACC)
     if HAS_FINAL:
-        j = t - (length - (WIDTH - 1))
-        total += tl.load(final_ptr + c * fc + j * fj, c_mask & (j >= 0) & (j < WIDTH - 1), 0.0).to(ACC)
-    for k in range(WIDTH):
-        tap = tl.load(weight_ptr + c * WIDTH + (WIDTH - 1) - k, c_mask, 0.0).to(ACC)
+        j = t - (length - (width - 1))
+        total += tl.load(final_ptr + c * fc + j * fj, c_mask & (j >= 0) & (j < width - 1), 0.0).to(ACC)
+    for k in range(width):
+        tap = tl.load(weight_ptr + c * width + (width - 1) - k, c_mask, 0.0).to(ACC)
         total += tap * _preact_grad(grad_ptr, gc, gt, x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t + k,
-                                    c_mask, length, WIDTH, HAS_STATE, HAS_BIAS, ACTIVATION, ACC)  # fmt: skip
+                                    c_mask, length, width, HAS_STATE, HAS_BIAS, ACTIVATION, ACC)  # fmt: skip
     return total
 
 
 @triton.jit
 def _causal_conv_backward_kernel(
     grad_ptr, gb, gc, gt, final_ptr, fb, fc, fj, x_ptr, xb, xc, xt, state_ptr, sb, sc, sj, weight_ptr, bias_ptr,
-    dx_ptr, db, dc, dt, weight_partials_ptr, bias_partials_ptr, channels, length,
+    dx_ptr, db, dc, dt, weight_partials_ptr, bias_partials_ptr, channels, length, width,
     WIDTH: tl.constexpr, HAS_STATE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
     NEED_INPUT: tl.constexpr, NEED_WEIGHT: tl.constexpr, NEED_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     ACC: tl.constexpr, INTERPRETED: tl.constexpr, SLAB: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
     TAPS: tl.constexpr,
 ):  # fmt: skip
+    if WIDTH > 0:
+        width = WIDTH
     slab, sample, first, c, c_mask = _place(channels, length, SLAB, BLOCK_C)
     x_ptr += sample * xb
     state_ptr += sample * sb
@@ -129,21 +136,21 @@ def _causal_conv_backward_kernel(
         t = first + start + tl.arange(0, BLOCK_T).to(tl.int64)[None, :]
         if NEED_WEIGHT or NEED_BIAS:
             grad = _preact_grad(grad_ptr, gc, gt, x_ptr, xc, xt, state_ptr, sc, sj, weight_ptr, bias_ptr, c, t, c_mask,
-                                length, WIDTH, HAS_STATE, HAS_BIAS, ACTIVATION, ACC)  # fmt: skip
+                                length, width, HAS_STATE, HAS_BIAS, ACTIVATION, ACC)  # fmt: skip
             bias_sum += tl.sum(grad, 1)[:, None]
-            for k in range(WIDTH):
-                at = t - (WIDTH - 1) + k
-                x = _sequence(x_ptr, xc, xt, state_ptr, sc, sj, c, at, c_mask, length, WIDTH - 1, HAS_STATE, ACC)
+            for k in range(width):
+                at = t - (width - 1) + k
+                x = _sequence(x_ptr, xc, xt, state_ptr, sc, sj, c, at, c_mask, length, width - 1, HAS_STATE, ACC)
                 weight_sums += tl.where(tap == k, tl.sum(grad * x, 1)[:, None], 0.0)
         if NEED_INPUT:
             dx = _sequence_grad(grad_ptr, gc, gt, final_ptr + sample * fb, fc, fj, x_ptr, xc, xt, state_ptr, sc, sj,
-                                weight_ptr, bias_ptr, c, t, c_mask, length, WIDTH, HAS_STATE, HAS_BIAS, HAS_FINAL,
+                                weight_ptr, bias_ptr, c, t, c_mask, length, width, HAS_STATE, HAS_BIAS, HAS_FINAL,
                                 ACTIVATION, ACC)  # fmt: skip
             dx = rounded(dx, dx_ptr.dtype.element_ty, INTERPRETED)
             tl.store(dx_ptr + sample * db + c * dc + t * dt, dx, c_mask & (t < length))
     row = slab * channels + c
     if NEED_WEIGHT:
-        tl.store(weight_partials_ptr + row * WIDTH + tap, weight_sums, c_mask & (tap < WIDTH))
+        tl.store(weight_partials_ptr + row * width + tap, weight_sums, c_mask & (tap < width))
     if NEED_BIAS:
         tl.store(bias_partials_ptr + row, bias_sum, c_mask)
 
@@ -151,28 +158,32 @@ def _causal_conv_backward_kernel(
 @triton.jit
 def _causal_conv_state_grad_kernel(
     grad_ptr, gb, gc, gt, final_ptr, fb, fc, fj, x_ptr, xb, xc, xt, state_ptr, sb, sc, sj, weight_ptr, bias_ptr,
-    ds_ptr, channels, length,
+    ds_ptr, channels, length, width,
     WIDTH: tl.constexpr, HAS_STATE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
     ACTIVATION: tl.constexpr, ACC: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
+    if WIDTH > 0:
+        width = WIDTH
     sample = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
     c_mask = c < channels
-    t = tl.arange(0, TAPS).to(tl.int64)[None, :] - (WIDTH - 1)
+    t = tl.arange(0, TAPS).to(tl.int64)[None, :] - (width - 1)
     ds = _sequence_grad(grad_ptr + sample * gb, gc, gt, final_ptr + sample * fb, fc, fj, x_ptr + sample * xb, xc, xt,
-                        state_ptr + sample * sb, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, WIDTH, HAS_STATE,
+                        state_ptr + sample * sb, sc, sj, weight_ptr, bias_ptr, c, t, c_mask, length, width, HAS_STATE,
                         HAS_BIAS, HAS_FINAL, ACTIVATION, ACC)  # fmt: skip
-    row = (sample * channels + c) * (WIDTH - 1) + t + (WIDTH - 1)
+    row = (sample * channels + c) * (width - 1) + t + (width - 1)
     tl.store(ds_ptr + row, rounded(ds, ds_ptr.dtype.element_ty, INTERPRETED), c_mask & (t < 0))
 
 
 @triton.jit
 def _causal_conv_update_kernel(
     state_ptr, sb, sc, sj, x_ptr, xb, xc, xt, weight_ptr, bias_ptr, indices_ptr, index_stride, y_ptr, yb, yc, yt,
-    slots, channels, steps,
+    slots, channels, steps, width,
     WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INDICES: tl.constexpr, ACTIVATION: tl.constexpr,
     ACC: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    if WIDTH > 0:
+        width = WIDTH
     sample = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     slot = sample
@@ -186,21 +197,21 @@ def _causal_conv_update_kernel(
         total = tl.zeros((BLOCK_C,), ACC)
         if HAS_BIAS:
             total += tl.load(bias_ptr + c, mask, 0.0).to(ACC)
-        for k in range(WIDTH):
+        for k in range(width):
             j = tl.cast(step + k, tl.int64)
-            old = tl.load(state_ptr + j * sj, mask & there & (j < WIDTH - 1), 0.0).to(ACC)
-            new = tl.load(x_ptr + (j - (WIDTH - 1)) * xt, mask & (j >= WIDTH - 1), 0.0).to(ACC)
-            total += tl.load(weight_ptr + c * WIDTH + k, mask, 0.0).to(ACC) * (old + new)
+            old = tl.load(state_ptr + j * sj, mask & there & (j < width - 1), 0.0).to(ACC)
+            new = tl.load(x_ptr + (j - (width - 1)) * xt, mask & (j >= width - 1), 0.0).to(ACC)
+            total += tl.load(weight_ptr + c * width + k, mask, 0.0).to(ACC) * (old + new)
         value = tl.where(there, activate(total, ACTIVATION), tl.where(slot < 0, 0.0, float("nan")))
         value = rounded(value.to(ACC), y_ptr.dtype.element_ty, INTERPRETED)
         tl.store(y_ptr + sample * yb + c * yc + tl.cast(step, tl.int64) * yt, value, mask)
     # What is read lies behind what is written: elements move one after the other.
-    for to in range(WIDTH - 1):
+    for to in range(width - 1):
         tl.debug_barrier()
         j = tl.cast(to + steps, tl.int64)
-        old = tl.load(state_ptr + j * sj, mask & there & (j < WIDTH - 1), 0.0)
-        new = tl.load(x_ptr + (j - (WIDTH - 1)) * xt, mask & (j >= WIDTH - 1), 0.0)
-        tl.store(state_ptr + tl.cast(to, tl.int64) * sj, tl.where(j < WIDTH - 1, old, new), mask & there)
+        old = tl.load(state_ptr + j * sj, mask & there & (j < width - 1), 0.0)
+        new = tl.load(x_ptr + (j - (width - 1)) * xt, mask & (j >= width - 1), 0.0)
+        tl.store(state_ptr + tl.cast(to, tl.int64) * sj, tl.where(j < width - 1, old, new), mask & there)
 
 
 # ---- launches ----
@@ -213,17 +224,20 @@ def _strided(tensor: Tensor | None, like: Tensor) -> tuple[Any, ...]:
 
 def _constants(input: Tensor, weight: Tensor, activation: str) -> dict[str, Any]:
     acc = tl_acc(input.dtype)
-    return {"WIDTH": weight.shape[1], "ACTIVATION": activation, "ACC": acc, "INTERPRETED": interpreted()}
+    width = weight.shape[1]
+    return {
+        "width": width,
+        "WIDTH": width if width in _UNROLLED else 0,
+        "ACTIVATION": activation,
+        "ACC": acc,
+        "INTERPRETED": interpreted(),
+    }
 
 
 def _tile(input: Tensor, last: bool) -> tuple[int, int]:
-    """Channels and positions of a tile: as many of the neighbours as there are, or fit, then of the others."""
-    channels, positions = (triton.next_power_of_2(max(size, 1)) for size in input.shape[1:])
     if last:
-        channels = min(channels, _TILE_CHANNELS)
-        return channels, min(positions, _TILE // channels)
-    positions = min(positions, _TILE)
-    return min(channels, _TILE // positions), positions
+        return _LAST
+    return _SHORT if input.shape[2] <= _SHORT[1] else _LONG
 
 
 def _slabs(input: Tensor, last: bool) -> int:

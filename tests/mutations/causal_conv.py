@@ -24,7 +24,7 @@ MUTATIONS = [
           "for (int64_t i = seen < 0 ? 0 : seen; i < positions; ++i)",
           "for (int64_t i = positions; i < positions; ++i)"),
          ("causal_conv1d", "count the next slab's sums", "for (; t < last; ++t) rows<1>(t, false);",
-          "for (; t < last && t < p_.shape.length; ++t) rows<1>(t, true);\n    for (; t < last; ++t) rows<1>(t, false);")),
+          "for (; t < last; ++t) rows<1>(t, t < p_.shape.length);")),
     *planted_in("csrc/cuda/causal_conv/windows.cuh",
          ("causal_conv1d", "a ring of one tile",
           "(q >> kShift) & (kRingColumns - 1)", "(q >> kShift) & (kWarpSize - 1)"),
