@@ -317,8 +317,8 @@ def causal_conv1d_backward(
         if need_bias:
             sum_partials(bias_partials, grad_bias)
     if grad_state.numel() > 0:
-        _causal_conv_state_grad_kernel[(batch, triton.cdiv(channels, 32))](
-            *tensors, grad_state, channels, length, BLOCK_C=32, **constants
+        _causal_conv_state_grad_kernel[(batch, triton.cdiv(channels, 8))](
+            *tensors, grad_state, channels, length, BLOCK_C=8, **constants, num_warps=1
         )
     return grad_input, grad_weight, grad_bias, grad_state
 

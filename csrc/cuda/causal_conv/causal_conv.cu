@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_kernel(const CausalC
 template <class T, int kWidth, int kCount>
 __global__ void __launch_bounds__(kConvThreads) causal_conv_last_kernel(const CausalConvParams p) {
   using Values = Window<kWidth, kCount>;
-  constexpr int kAhead = 4;  // Positions whose values are asked for before the first is used.
+  constexpr int kAhead = 2;  // Positions whose values are asked for before the first is used.
   static_assert(kConvWalk % kAhead == 0, "a walk is made of whole steps, but for the last one");
   __shared__ float shared[Values::kSharedFloats < 1 ? 1 : Values::kSharedFloats];
   const CausalConvShape& s = p.shape;
@@ -119,9 +119,12 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_last_kernel(const Ca
 // machine code: plain
 template <class T>
 __global__ void __launch_bounds__(kConvThreads) causal_conv_update_kernel(const CausalConvUpdateParams p) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kConvThreads + threadIdx.x;
-  if (index >= p.batch * p.channels) return;
-  const int64_t n = index / p.channels, c = index % p.channels, slot = p.slot(n), before = p.width - 1;
+  const auto per_sequence = static_cast<unsigned>((p.channels + kConvThreads - 1) / kConvThreads);
+  const int64_t n = blockIdx.x / per_sequence;
+  const int64_t c = static_cast<int64_t>(blockIdx.x % per_sequence) * kConvThreads + threadIdx.x;
+  if (c >= p.channels) return;
+  const int64_t slot = p.slot(n);
+  const int before = static_cast<int>(p.width) - 1;
   T* output = static_cast<T*>(p.output.data) + p.output.offset(n, c, 0);
   if (slot < 0 || slot >= p.slots) {
     const float value = slot < 0 ? 0.0f : __int_as_float(0x7fffffff);
@@ -137,10 +140,10 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_update_kernel(const 
   for (int64_t step = 0; step < p.steps; ++step) {
     float sum = bias_of<T>(p.bias, c);
 #pragma unroll 4
-    for (int64_t k = 0; k < p.width; ++k) sum += to_float(weight[k]) * to_float(value(step + k));
+    for (int k = 0; k <= before; ++k) sum += to_float(weight[k]) * to_float(value(step + k));
     output[step * p.output.position] = from_float<T>(silu_or_same(p.silu, sum));
   }
-  for (int64_t j = 0; j < before; ++j) state[j * p.state.position] = value(j + p.steps);
+  for (int j = 0; j < before; ++j) state[j * p.state.position] = value(j + p.steps);
 }
 
 }  // namespace
@@ -174,7 +177,7 @@ void causal_conv_forward(const CausalConvParams& params, Stream stream) {
 }
 
 void causal_conv_update(const CausalConvUpdateParams& params, Stream stream) {
-  const int64_t blocks = (params.batch * params.channels + kConvThreads - 1) / kConvThreads;
+  const int64_t blocks = params.batch * ((params.channels + kConvThreads - 1) / kConvThreads);
   visit_float(params.dtype, [&](auto tag) {
     launch("causal_conv_update", causal_conv_update_kernel<decltype(tag)>,
            {dim3(static_cast<unsigned>(blocks)), dim3(kConvThreads), stream}, params);

@@ -178,8 +178,7 @@ __device__ __forceinline__ void sum_walkers(float* shared, const float (&values)
   *to(channel) = total;
 }
 
-// machine code: 1>: plain; float, 2, 4>: 16-byte; float, 3, 4>: 16-byte; float, 4, 4>: 16-byte; else: 2 x LDG.64,
-// STG.64
+// machine code: 1>: plain; float, 4, 4>: 16-byte; __half, 4, 4>: 2 x LDG.64, STG.64; else: plain
 template <class T, int kWidth, int kCount>
 __global__ void __launch_bounds__(kConvThreads) causal_conv_last_backward_kernel(const CausalConvBackwardParams p) {
   using Values = Window<kWidth, kCount>;
