@@ -54,13 +54,21 @@ void line_grads(const CausalConvBackwardParams& p, const ConvLine& line, const L
     return given * fast_activation_grad<kNarrow<T>>(Activation::kSilu, preact);
   };
   A* g = scratch.g();
-  Vec<A> weight_sums[kWidth == 0 ? 1 : kWidth]{}, bias_sum{};
-  for_each_vector<A>(positions, [&](int64_t i, auto size) {
-    const Vec<A> value = at(i, size);
-    store(g + i, value, size);
-    bias_sum += value;
-    for (int64_t k = 0; k < kWidth; ++k) weight_sums[k] += value * load(x + i + k, size);
-  });
+  // Some vectors are added up before they join the total, which is closer than one after the other.
+  constexpr int64_t kStep = kPartialsStep * kLanes<A>;
+  constexpr int kSums = kWidth == 0 ? 1 : kWidth;
+  Vec<A> weight_sums[kSums]{}, bias_sum{};
+  for (int64_t start = 0; start < positions; start += kStep) {
+    Vec<A> weight_part[kSums]{}, bias_part{};
+    for_each_vector<A>(positions - start < kStep ? positions - start : kStep, [&](int64_t i, auto size) {
+      const Vec<A> value = at(start + i, size);
+      store(g + start + i, value, size);
+      bias_part += value;
+      for (int64_t k = 0; k < kWidth; ++k) weight_part[k] += value * load(x + start + i + k, size);
+    });
+    bias_sum += bias_part;
+    for (int64_t k = 0; k < kWidth; ++k) weight_sums[k] += weight_part[k];
+  }
   for_each_vector<A>(last - end,
                      [&](int64_t i, auto size) { store(g + positions + i, at(positions + i, size), size); });
   for (int64_t i = last - first; i < positions + width - 1; ++i) g[i] = 0;
@@ -224,9 +232,9 @@ class UnitBackward {
   void add_sums(const T* const* x, const Vec<A>* g, int64_t i, Size size) {
     for (int64_t k = 0; k <= width(); ++k) {
       A* sums = sums_.data() + k * kConvTile + i;
-      Vec<A> sum = load(sums, size);
+      Vec<A> sum{};
       for (int r = 0; r < kRows; ++r) sum += k < width() ? g[r] * load(x[r + k] + i, size) : g[r];
-      store(sums, sum, size);
+      store(sums, load(sums, size) + sum, size);
     }
   }
 

@@ -113,8 +113,10 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_backward_kernel(cons
         sums.add(k, sum, lane);
       });
     }
+    float tile_sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) bias_sum += q + i < positions ? grads[i] : 0.0f;
+    for (int i = 0; i < kCount; ++i) tile_sum += q + i < positions ? grads[i] : 0.0f;
+    bias_sum += tile_sum;
     __syncwarp();
     if (tile == 0 && first == 0 && lane < before && p.grad_initial_state.data != nullptr) {
       float sum = final_grad<T>(p, n, c, lane - before);
@@ -160,6 +162,14 @@ struct ChannelSums<0, 1> {
   __device__ __forceinline__ float& at(int k, int) { return column[k * kConvThreads]; }
 };
 
+// The gradient need not lie as the input does: autograd hands down what it has, for sums tensors without strides.
+template <class T, int kCount>
+__device__ __forceinline__ void load_grads(const Sequences& grads, const T* from, bool packs, float (&to)[kCount]) {
+  if (packs) return load_floats<T, kCount>(from, to);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = to_float(from[i * grads.channel]);
+}
+
 // The sum over a block's walkers, in order, of what each thread has for its channels; every thread must call. `to`
 // says where that of a channel goes.
 template <int kCount, class To>
@@ -203,11 +213,12 @@ __global__ void __launch_bounds__(kConvThreads) causal_conv_last_backward_kernel
       x.push(values);
     }
     const T* grad = static_cast<const T*>(p.grad_output.data) + p.grad_output.offset(walk.n, walk.channel, 0);
+    const bool packs = fits_conv_packs(p.grad_output, true, kCount, kCount * static_cast<int64_t>(sizeof(T)));
     for (int64_t t = walk.first; t < walk.last + before; ++t) {
       float values[kCount]{}, grads[kCount]{};
       if (t < s.length) {
         load_sequence<T, kCount>(p.input, p.initial_state, width, walk, t, values);
-        load_floats<T, kCount>(grad + t * p.grad_output.position, grads);
+        load_grads<T, kCount>(p.grad_output, grad + t * p.grad_output.position, packs, grads);
       }
       x.push(values);
 #pragma unroll
@@ -276,9 +287,10 @@ void launch_backward(const CausalConvBackwardParams& params, Stream stream) {
   constexpr int kPack = kPackSize<T>, kLastPack = kPackSize<float>;
   const int64_t pack = s.channels_last ? kLastPack : kPack, bytes = pack * static_cast<int64_t>(sizeof(T));
   bool packs = (s.channels_last ? s.channels : s.length) % pack == 0;
-  for (const Sequences* t : {&params.input, &params.grad_output, &params.grad_input}) {
+  for (const Sequences* t : {&params.input, &params.grad_input}) {
     packs = packs && fits_conv_packs(*t, s.channels_last, pack, bytes);
   }
+  packs = packs && (s.channels_last || fits_conv_packs(params.grad_output, false, pack, bytes));
   if (s.channels_last) {
     return visit_conv_kernel<kLastPack, 1>(s.width, packs, [&](auto width, auto count) {
       const auto blocks = static_cast<unsigned>(Walk<count()>::blocks(s));

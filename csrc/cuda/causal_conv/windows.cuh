@@ -230,7 +230,7 @@ void visit_conv_kernel(int64_t width, bool packs, const F& f) {
 
 // Whether packs of `count` elements, `bytes` each, lie aligned along the axis whose neighbours they are. The kernels of
 // single elements take any strides.
-inline bool fits_conv_packs(const Sequences& t, bool channels_last, int64_t count, int64_t bytes) {
+WARPWRIGHT_HOST_DEVICE bool fits_conv_packs(const Sequences& t, bool channels_last, int64_t count, int64_t bytes) {
   if (t.data == nullptr) return true;
   const int64_t along = channels_last ? t.channel : t.position, across = channels_last ? t.position : t.channel;
   return along == 1 && reinterpret_cast<uintptr_t>(t.data) % bytes == 0 && t.batch % count == 0 && across % count == 0;
