@@ -79,7 +79,7 @@ def _samples(make: Make) -> Iterator[Sample]:
     yield Sample("channels last, width 2", *_call(make, 1, 8, 6, 2, last=True))
     yield Sample("channels last, width 3", *_call(make, 1, 8, 6, 3, last=True, silu=False, bias=False))
     yield Sample("channels last, width 5, state", *_call(make, 1, 5, 12, 5, last=True, state=True))
-    yield Sample("two slabs", *_call(make, 1, 3, 1104, 4))
+    yield Sample("two slabs", *_call(make, 1, 6, 1104, 4))
     yield Sample("two slabs, channels last", *_call(make, 1, 8, 300, 4, last=True))
     yield Sample("width 9", *_call(make, 1, 2, 70, 9, state=True))
     yield Sample("shorter than the width", *_call(make, 2, 2, 3, 5, state=True))
