@@ -100,6 +100,19 @@ def test_layouts_change_no_bit_of_outputs_and_gradients(matrix, width):
 
 
 @LAST
+def test_lines_that_start_between_packs(matrix, last):
+    """The first one is aligned, and their lengths are whole packs."""
+    make = Make(torch.float32, matrix)
+    weight, room = make.tensor(16, 4), make.tensor(2, 16, 17, grad=False)[..., :16]
+    strided = (room.mT if last else room).requires_grad_()
+    found = []
+    for x in (strided, _laid(strided.detach().clone().requires_grad_(), last)):
+        y = ops.causal_conv1d(x, weight, activation="silu")
+        found.append((y, *torch.autograd.grad(y, x, torch.ones_like(y))))
+    assert all(map(_same_bits, *found))
+
+
+@LAST
 def test_a_sequence_does_not_notice_the_others(matrix, last):
     x, weight, bias, _ = _tensors(Make(torch.bfloat16, matrix), 3, 8, 24, 4, last)
 
