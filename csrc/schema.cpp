@@ -174,8 +174,8 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " bool need_residual) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
   // causal_conv: output = activation(bias + the sum over k of weight[:, k] * x[.., t - (width - 1) + k]), where x is
-  // initial_state (batch, channels, width - 1; zeros for none) and then input (batch, channels, length). The final state
-  // is the end of x, as long as the initial one.
+  // initial_state (batch, channels, width - 1; zeros for none) and then input (batch, channels, length). The final
+  // state is the end of x, as long as the initial one.
   m.def(
       "causal_conv1d(Tensor input, Tensor weight, Tensor? bias, Tensor? initial_state, str activation,"
       " bool return_final_state) -> (Tensor output, Tensor final_state)");
