@@ -55,7 +55,7 @@ class Operator:
         dtypes: what a case may be in.
         directions: "forward", and "backward" and "both" for ops with a gradient.
         written: for an op that writes to its arguments: written(sample) lists what it wrote, in the order of torch_op's
-            results. None for ops that return what they make.
+            results, which end in what the op returns beside. None for ops that return all that they make.
         in_place: for such an op: PyTorch's own way to do it in place, which the provider "torch" is timed on.
     """
 
@@ -68,7 +68,7 @@ class Operator:
     dtypes: tuple[torch.dtype, ...]
     directions: tuple[str, ...]
     written: Callable[[Sample], list[Tensor]] | None = None
-    in_place: Callable[..., None] | None = None
+    in_place: Callable[..., Any] | None = None
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

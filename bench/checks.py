@@ -93,10 +93,10 @@ class Calls:
         return backward
 
     def results(self, call: Callable[[int], Any]) -> list[Tensor]:
-        """Copies of what call(0) gives; for an op that writes to its arguments, of what it wrote."""
+        """Copies of what call(0) gives; for an op that writes to its arguments, of what it wrote first."""
         result = call(0)
         written = self.case.operator.written
-        values = tensors_of(result) if written is None else written(self.samples[0])
+        values = [*([] if written is None else written(self.samples[0])), *tensors_of(result)]
         return [t.detach().clone() for t in values]
 
     @torch.no_grad()
@@ -160,8 +160,8 @@ def _functional(function: Callable[..., Any], case: Case) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         sample = Sample("", args, kwargs).map(Tensor.clone)
-        function(*sample.args, **sample.kwargs)
-        return tuple(written(sample))
+        result = function(*sample.args, **sample.kwargs)
+        return (*written(sample), *tensors_of(result))
 
     return call
 
@@ -220,7 +220,7 @@ class Freshness:
             except Exception as error:
                 found[name] = error
                 continue
-            if all(torch.equal(t, old) for t, old in zip(after, before, strict=True)):
+            if all(torch.equal(t, old) for t, old in zip(after, before, strict=False)):  # What is returned comes after.
                 found[name] = "it left unwritten what it should have updated"
         return found
 

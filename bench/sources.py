@@ -32,6 +32,7 @@ _ALSO = {
 }
 #: Further files of a family whose C++ is more than one of its name; on a GPU all files of its folder are.
 _PARTS = {
+    "causal_conv": ("causal_conv_backward",),
     "channel_norm": ("channel_norm_backward",),
     "linear_loss": ("linear_cross_entropy",),
     "loss": ("loss_sums", "nll_loss"),

@@ -177,6 +177,22 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " Tensor mean, Tensor rstd, bool training, str activation, bool need_input, bool need_weight, bool need_bias,"
       " bool need_residual) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
+  // causal_conv: output = activation(bias + the sum over k of weight[:, k] * x[.., t - (width - 1) + k]), where x is
+  // initial_state (batch, channels, width - 1; zeros for none) and then input (batch, channels, length). The final
+  // state is the end of x, as long as the initial one.
+  m.def(
+      "causal_conv1d(Tensor input, Tensor weight, Tensor? bias, Tensor? initial_state, str activation,"
+      " bool return_final_state) -> (Tensor output, Tensor final_state)");
+  m.def(
+      "causal_conv1d_backward(Tensor grad_output, Tensor? grad_final_state, Tensor input, Tensor weight, Tensor? bias,"
+      " Tensor? initial_state, str activation, bool need_input, bool need_weight, bool need_bias,"
+      " bool need_initial_state)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_initial_state)");
+  // The same for a few more inputs, with the state, or its row `state_indices` for each sequence, replaced.
+  m.def(
+      "causal_conv1d_update_(Tensor(a!) state, Tensor input, Tensor weight, Tensor? bias, Tensor? state_indices,"
+      " str activation) -> Tensor");
+
   // activation: output = activation(input + bias), and gated activation(gate + gate_bias) * (up + up_bias), with biases
   // for the last dimension. Of the activations of linear, or relu_squared.
   m.def("activation(Tensor input, Tensor? bias, str activation) -> Tensor");

@@ -261,7 +261,7 @@ def test_hashes_do_not_depend_on_where_the_checkout_lies(checkout):
 #: Families that end in, or fall back to, the same products.
 PROJECT = {"distillation", "gated", "grouped", "linear_loss", "matmul", "packed", "sparse"}
 #: Those whose CPU kernels sum columns in two stages.
-PARTIALS = {"activation", "channel_norm", "conv", "norm", "qk_norm", *PROJECT}
+PARTIALS = {"activation", "causal_conv", "channel_norm", "conv", "norm", "qk_norm", *PROJECT}
 NATIVE_CPU = {"warpwright-cpu", "warpwright"}
 NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
 
@@ -279,7 +279,7 @@ NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
         ("csrc/cpu/epilogue.cpp", {"conv", *PROJECT}, NATIVE_CPU),
         ("csrc/cpu/partials.h", PARTIALS, NATIVE_CPU),
         ("csrc/cuda/rotary/rotary.cu", {"rotary"}, NATIVE_CUDA),
-        ("csrc/cuda/ptx/mma.cuh", {"scaled", *PROJECT}, NATIVE_CUDA),
+        ("csrc/cuda/ptx/mma.cuh", {"conv", "scaled", *PROJECT}, NATIVE_CUDA),
         ("csrc/cuda/tile/float8.cuh", {"norm_quantize", "quantize", "scaled", *PROJECT}, NATIVE_CUDA),
         ("csrc/cpu/quantize_matrix.cpp", {"quantize"}, NATIVE_CPU),
         ("triton_kernels/_gemm.py", {"conv", *PROJECT} - {"grouped"}, {"warpwright-triton", "warpwright"}),
@@ -299,7 +299,7 @@ def test_a_change_reaches_the_kernels_that_are_made_of_it(checkout, file, famili
 
 def test_others_and_installed_wheels_have_no_hash(tmp_path):
     assert sources.source_hash("rms_norm", "torch") is None
-    assert sources.source_hash("causal_conv1d", "warpwright-cpu") is None
+    assert sources.source_hash("fft", "warpwright-cpu") is None
     assert sources.source_hash("rms_norm", "warpwright-cpu", tmp_path) is None
 
 

@@ -49,7 +49,11 @@ TINY = {
         {"batch": 1, "channels": 3, "filters": 2, "size": 4, "kernel": 3, "stride": 2, "padding": 1,
          "output_padding": 1, "bias": True, "channels_last": True},
     ],
-    "causal_conv1d": [{"batch": 2, "channels": 3, "length": 9, "kernel": 4, "activation": "silu"}],
+    "causal_conv1d": [
+        {"batch": 2, "channels": 3, "length": 9, "kernel": 4, "activation": "silu"},
+        {"batch": 2, "channels": 3, "length": 9, "kernel": 5, "bias": False, "channels_last": True},
+    ],
+    "causal_conv1d_update_": [{"batch": 2, "channels": 5, "kernel": 4, "activation": "silu"}],
     "gelu": [{"rows": 3, "width": 8, "bias": True, "approximate": "tanh"}, {"rows": 3, "width": 8}],
     "silu": [{"rows": 3, "width": 8, "bias": bias} for bias in (False, True)],
     "relu": [{"rows": 3, "width": 8, "bias": bias} for bias in (False, True)],

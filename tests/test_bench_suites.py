@@ -93,7 +93,7 @@ def test_counts_of_the_models_that_suites_are_named_for():
     assert {int(m) % 8 for (m,) in distinct("matmul-odd", "m")} == set(range(8))
     assert len(distinct("conv-grouped", "channels", "size", "stride")) == 7
     assert len(distinct("conv-depthwise", "channels", "size", "kernel", "stride")) == 35
-    assert len(distinct("conv-causal1d", "batch", "channels", "length", "kernel")) == 16
+    assert len(distinct("conv-causal1d", "batch", "channels", "length", "kernel", op="causal_conv1d")) == 16
     assert len(distinct("conv-transposed", "batch", "channels", "size", op="conv_transpose2d")) == 6
     assert len(distinct("conv-deepbench", "batch", "channels", "filters", "size", "kernel", "stride")) == 35
     assert len(distinct("conv-video", "channels", "size", "kernel", "stride")) == 14
@@ -135,7 +135,7 @@ def test_select_filters_by_op_dtype_and_direction():
         ({"ops": ["fft"]}, r"op must be one of .*linear.*, got 'fft'"),
         ({"dtypes": ["bf16"]}, r"dtype must be one of float32, float16, bfloat16, got 'bf16'"),
         ({"directions": ["up"]}, "direction must be one of forward, backward, both, got 'up'"),
-        ({"ops": ["causal_conv1d"]}, r"no case is left of \d+ with op causal_conv1d"),
+        ({"ops": ["linear"], "dtypes": ["bfloat16"]}, r"no case is left of \d+ with op linear; dtype bfloat16"),
         ({"ops": ["adamw_"], "directions": ["both"]}, r"no case is left of \d+ with op adamw_; direction both"),
     ],
 )

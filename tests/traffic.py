@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qk_norm_rotary": {"batch": 2, "sequence": 16, "heads": 8, "key_heads": 4, "head_dim": 64},
     "group_norm": {"batch": 2, "channels": 64, "size": 16, "activation": "silu", "channels_last": True},
     "batch_norm": {"batch": 4, "channels": 64, "size": 8, "residual": True, "activation": "relu"},
+    "causal_conv1d": {"batch": 2, "channels": 16, "length": 512, "kernel": 4, "activation": "silu"},
     "gelu": _ROWS,
     "swiglu": _ROWS,
     "softmax": _ROWS,

@@ -2,6 +2,7 @@
 
 from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     activation,
+    causal_conv,
     conv,
     dropout,
     embedding,

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from warpwright.bench.case import Draw, halve, operator
 from warpwright.bench.operators._common import Activation, draw_weight, suffix
-from warpwright.nn._activation import TORCH_ACTIVATIONS
-from warpwright.testing import Cost, Sample
-from warpwright.testing.spec import FLOAT_TYPES, nbytes
+from warpwright.testing import Sample
 
 Sizes = int | list[int]
 
@@ -283,47 +280,3 @@ def conv_transpose3d(
         draw, 3, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
         padding=padding, output_padding=output_padding, bias=bias, channels_last=channels_last,
     )  # fmt: skip
-
-
-# ---- causal_conv1d ----
-
-
-def _torch_causal_conv1d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
-) -> Tensor:
-    """input (batch, channels, length), weight (channels, kernel): each output sees its own and earlier inputs."""
-    channels, kernel = weight.shape
-    product = F.conv1d(input, weight.unsqueeze(1), bias, padding=kernel - 1, groups=channels)
-    return TORCH_ACTIVATIONS[activation](product[..., : input.shape[-1]])
-
-
-def _causal_conv1d_cost(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
-) -> Cost:
-    return Cost(2 * input.numel() * weight.shape[1], 2 * nbytes(input) + nbytes(weight, bias))
-
-
-@operator(
-    "causal_conv1d",
-    smaller=halve("batch", "channels"),
-    family="conv",
-    torch_op=_torch_causal_conv1d,
-    cost=_causal_conv1d_cost,
-    dtypes=FLOAT_TYPES,
-    gradient=True,
-)
-def causal_conv1d(
-    draw: Draw,
-    *,
-    batch: int,
-    channels: int,
-    length: int,
-    kernel: int,
-    bias: bool = True,
-    activation: Literal["silu"] | None = None,
-) -> Sample:
-    """Depthwise, as in Mamba."""
-    args = (draw.tensor(batch, channels, length), draw_weight(draw, channels, kernel, fan_in=kernel))
-    label = f"{batch} x {channels} x {length}, k{kernel}{suffix(bias=bias, activation=activation)}"
-    kwargs = {"activation": activation} if activation else {}
-    return Sample(label, (*args, draw.tensor(channels) if bias else None), kwargs)

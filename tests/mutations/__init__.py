@@ -5,6 +5,7 @@ One file a family; what is planted in a piece that several families use stands i
 
 from mutations import (
     activation,
+    causal_conv,
     channel_norm,
     conv,
     distillation,
@@ -48,6 +49,7 @@ _FILES = (
     grouped,
     sparse,
     conv,
+    causal_conv,
     embedding,
     loss,
     linear_loss,

@@ -1,6 +1,7 @@
 """The public operators, one module a family. `__all__` lists them, without what only prepares their arguments."""
 
 from warpwright.ops.activation import geglu, gelu, glu, reglu, relu, relu_squared, silu, swiglu
+from warpwright.ops.causal_conv import causal_conv1d, causal_conv1d_update_
 from warpwright.ops.channel_norm import batch_norm, group_norm, instance_norm
 from warpwright.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from warpwright.ops.distillation import linear_kl_div
@@ -37,6 +38,8 @@ __all__ = [
     "batch_norm",
     "binary_cross_entropy_with_logits",
     "bmm",
+    "causal_conv1d",
+    "causal_conv1d_update_",
     "conv1d",
     "conv2d",
     "conv3d",
