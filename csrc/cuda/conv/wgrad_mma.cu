@@ -1,14 +1,13 @@
 // The weight's gradient on the tensor cores: filters by (tap, channel), summed over the pixels of y.
 //
-// The pixels are cut into as many parts as fill the device; each part is summed by one block, into partial results in
-// float32 that a second kernel adds up in order. No atomics: the same bits every time on the same device.
+// The pixels are cut into parts where the tiles alone are few; each part is summed by one block, into partial results
+// in float32 that a second kernel adds up in order. No atomics: the same bits every time.
 
 #include <algorithm>
 #include <type_traits>
 
 #include "cuda/conv/conv_mma.cuh"
 #include "cuda/conv/operands.cuh"
-#include "cuda/device.h"
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
 #include "cuda/tile/mma_tile.cuh"
@@ -265,9 +264,10 @@ int conv_wgrad_splits(const ConvParams& p) {
   const int64_t tiles = p.groups * (takes_large(p) ? tiles_of<Large::kM, Large::kN>(filters, columns)
                                                    : tiles_of<Middle::kM, Middle::kN>(filters, columns));
   if (tiles == 0) return 1;
-  // Two blocks for each multiprocessor; no part shorter than kLeastSteps, or the partials cost what the parts save.
-  constexpr int64_t kLeastSteps = 16, kMostBytes = int64_t{64} << 20;
-  const int64_t wanted = 2 * current_device().multiprocessors / tiles;
+  // By the sizes alone, so that the bits are the same on every device: some 256 blocks, and no part shorter than
+  // kLeastSteps, or the partials cost what the parts save.
+  constexpr int64_t kBlocks = 256, kLeastSteps = 16, kMostBytes = int64_t{64} << 20;
+  const int64_t wanted = kBlocks / tiles;
   const int64_t allowed = kMostBytes / (4 * p.filters * columns), steps = (p.y_pixels() + kTileK - 1) / kTileK;
   return static_cast<int>(std::max<int64_t>(1, std::min({wanted, allowed, steps / kLeastSteps})));
 }
