@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "bindings/onednn/post_op.h"
+#include "kernels/depthwise.h"
 #include "kernels/epilogue.h"
 
 #define WARPWRIGHT_WEAK __attribute__((weak)) AOTITorchError
@@ -167,6 +168,75 @@ ConvCall evenly_padded(const ConvCall& call, std::vector<int64_t>& before) {
   return even;
 }
 
+// ---- a filter for each channel: our own kernel ----
+
+bool is_depthwise(const ConvCall& call) {
+  return !call.transposed && call.dims() <= 2 && call.groups == call.input.size(1) &&
+         call.groups == call.weight.size(0) && !is_empty(call);
+}
+
+DepthwiseParams depthwise_params(const ConvCall& call, bool channels_last) {
+  const auto axis = [&](size_t d) {
+    const auto dim = static_cast<int64_t>(2 + d);
+    return DepthwiseAxis{call.input.size(dim), call.weight.size(dim), call.output_sizes[2 + d],
+                         call.stride[d],       call.padding[d],       call.dilation[d]};
+  };
+  DepthwiseParams params{};
+  params.batch = call.input.size(0);
+  params.channels = call.input.size(1);
+  params.height = axis(0);
+  params.width = axis(1);
+  params.channels_last = channels_last;
+  params.dtype = to_dtype(call.input.scalar_type());
+  return params;
+}
+
+ProductOutput depthwise_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
+                                Activation activation, bool keep) {
+  const ScalarType dtype = call.input.scalar_type();
+  const auto make = [&] { return empty_in_format(call.output_sizes, call.channels_last, dtype, call.input); };
+  ProductOutput result{make(), keep ? make() : nothing(dtype, call.input)};
+  const Tensor input = to_format(call.input, call.channels_last), weight = contiguous(call.weight);
+  const OptionalTensor bias_row = contiguous(bias);
+  const Tensor addend = residual.has_value() ? to_format(*residual, call.channels_last) : nothing(dtype, call.input);
+  DepthwiseParams params = depthwise_params(call, call.channels_last);
+  params.x = input.const_data_ptr();
+  params.w = weight.const_data_ptr();
+  params.bias = data_or_null(bias_row);
+  params.residual = residual.has_value() ? addend.const_data_ptr() : nullptr;
+  params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
+  params.output = result.output.mutable_data_ptr();
+  params.activation = activation;
+  cpu::depthwise_forward(params, nullptr);
+  return result;
+}
+
+ConvGrads depthwise_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight) {
+  const ScalarType dtype = call.input.scalar_type();
+  const bool channels_last = is_channels_last(call.input);
+  ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};
+  const Tensor input = to_format(call.input, channels_last), output = to_format(grad, channels_last);
+  const Tensor weight = contiguous(call.weight);
+  DepthwiseParams params = depthwise_params(call, channels_last);
+  params.x = input.const_data_ptr();
+  params.w = weight.const_data_ptr();
+  params.y = output.const_data_ptr();
+  if (need_input) {
+    grads.grad_input = empty_in_format(sizes_of(call.input), channels_last, dtype, grad);
+    params.output = grads.grad_input.mutable_data_ptr();
+    cpu::depthwise_input_grad(params, nullptr);
+  }
+  if (need_weight) {
+    grads.grad_weight = empty(sizes_of(call.weight), dtype, grad);
+    const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const Tensor partials = empty({depthwise_partials(params.batch), params.channels * params.taps()}, wide, grad);
+    params.output = grads.grad_weight.mutable_data_ptr();
+    params.partials = partials.mutable_data_ptr();
+    cpu::depthwise_weight_grad(params, nullptr);
+  }
+  return grads;
+}
+
 }  // namespace
 
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
@@ -176,6 +246,7 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
     const ProductOutput flat = conv_product(with_height(call), bias, addend, activation, keep);
     return {without_height(flat.output), without_height(flat.preact)};
   }
+  if (is_depthwise(call)) return depthwise_product(call, bias, residual, activation, keep);
   if (call.padding != call.padding_after && !call.transposed) {
     std::vector<int64_t> before;
     return conv_product(evenly_padded(call, before), bias, residual, activation, keep);
@@ -225,6 +296,7 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
     const ConvGrads flat = conv_grads(with_height(call), with_height(grad), need_input, need_weight);
     return {without_height(flat.grad_input), without_height(flat.grad_weight)};
   }
+  if (is_depthwise(call)) return depthwise_grads(call, grad, need_input, need_weight);
   if (call.padding != call.padding_after && !call.transposed) {
     std::vector<int64_t> before;
     grads = conv_grads(evenly_padded(call, before), grad, need_input, need_weight);
