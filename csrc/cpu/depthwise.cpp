@@ -1,7 +1,8 @@
 // Depthwise convolution on the CPU. A vector is a pixel's neighbouring channels, in either memory format: a tile of an
-// image is first gathered into scratch memory, in float32, with zeros beside its columns, then each output is a chain of
-// multiply-adds in a register. Channels first pays a transpose of registers each way for loads that are all aligned, no
-// part of a vector lost at the end of a short row, and filters larger than the image that skip what they do not meet.
+// image is first gathered into scratch memory, in float32, with zeros beside its columns, then each output is a chain
+// of multiply-adds in a register. Channels first pays a transpose of registers each way for loads that are all aligned,
+// no part of a vector lost at the end of a short row, and filters larger than the image that skip what they do not
+// meet.
 //
 // All three passes are the same loop, multiply: eight sums share one operand and walk over the other. The input's
 // gradient with a stride is written phase by phase: the positions that the same taps reach.
@@ -18,13 +19,14 @@ WARPWRIGHT_ISA_BEGIN
 
 namespace {
 
-constexpr int kSums = 8;                     // Sums in registers at a time: hides the latency of a multiply-add.
-constexpr int64_t kTileColumns = 128;        // Of a tile of the output.
-constexpr int64_t kTileBytes = 192 * 1024;   // Of a tile's input, to lie in the second-level cache.
-constexpr int64_t kSummedProducts = 256;     // The weight's gradient adds this many up before they join the total.
+constexpr int kSums = 8;                    // Sums in registers at a time: hides the latency of a multiply-add.
+constexpr int64_t kTileColumns = 128;       // Of a tile of the output.
+constexpr int64_t kTileBytes = 192 * 1024;  // Of a tile's input, to lie in the second-level cache.
+constexpr int64_t kSummedProducts = 256;    // The weight's gradient adds this many up before they join the total.
 
-int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
-int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+// By 1, mostly, which a test finds sooner than a division.
+int64_t floor_div(int64_t a, int64_t b) { return b == 1 ? a : a >= 0 ? a / b : -((-a + b - 1) / b); }
+int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
 
 // ---- scratch memory: (rows, columns, lanes), a vector's channels each ----
 
@@ -49,7 +51,7 @@ class VectorScratch {
 
 // Lane i of rows[j] becomes lane j of rows[i]: squares of kStep rows swap their off-diagonal quarters.
 template <class A, int kStep, int... kLane>
-inline void swap_quarters(Vec<A>* rows, std::integer_sequence<int, kLane...>) {
+__attribute__((always_inline)) inline void swap_quarters(Vec<A>* rows, std::integer_sequence<int, kLane...>) {
   constexpr int kCount = sizeof...(kLane);
   typedef std::conditional_t<sizeof(A) == 4, int32_t, int64_t> Index __attribute__((vector_size(kVectorBytes)));
   for (int i = 0; i < kCount; ++i) {
@@ -60,7 +62,7 @@ inline void swap_quarters(Vec<A>* rows, std::integer_sequence<int, kLane...>) {
   }
 }
 template <class A, int kStep = kLanes<A> / 2>
-inline void transpose(Vec<A>* rows) {
+__attribute__((always_inline)) inline void transpose(Vec<A>* rows) {
   swap_quarters<A, kStep>(rows, std::make_integer_sequence<int, int(kLanes<A>)>{});
   if constexpr (kStep > 1) transpose<A, kStep / 2>(rows);
 }
@@ -69,7 +71,7 @@ inline void transpose(Vec<A>* rows) {
 template <class T>
 struct Block {
   T* data;
-  int64_t channels;  // At most a vector of them.
+  int64_t channels;        // At most a vector of them.
   int64_t pixel, channel;  // Strides.
   int64_t height, width;
 
@@ -79,8 +81,12 @@ struct Block {
 template <class T>
 Block<T> block_of(const DepthwiseParams& p, T* tensor, int64_t image, int64_t channel, int64_t height, int64_t width) {
   const int64_t pixels = height * width, rest = p.channels - channel;
-  Block<T> block{tensor, std::min(rest, kLanes<acc_t<T>>), p.channels_last ? p.channels : 1,
-                 p.channels_last ? 1 : pixels, height, width};
+  Block<T> block{tensor,
+                 std::min(rest, kLanes<acc_t<std::remove_const_t<T>>>),
+                 p.channels_last ? p.channels : 1,
+                 p.channels_last ? 1 : pixels,
+                 height,
+                 width};
   if (tensor != nullptr) block.data += image * p.channels * pixels + channel * block.channel;
   return block;
 }
@@ -130,24 +136,23 @@ void gather(const Block<const T>& block, Range rows, Range columns, acc_t<T>* sc
 
 // ---- the loop ----
 
-// sums[k] += shared[r][i] * other[r][i + k], for all rows r and steps i; the strides count elements.
+// Vectors that the loop walks over: element i of row r lies at data + r * row + i * step.
 template <class A>
-struct Products {
-  int64_t rows, steps;
-  const A* shared;
-  int64_t shared_row, shared_step;
-  const A* other;
-  int64_t other_row, other_step, other_next;
+struct Walk {
+  const A* data;
+  int64_t row, step;
+
+  Walk moved(int64_t elements) const { return {data + elements, row, step}; }
 };
 
+// sums[k] += shared[r][i] * other[r][i], the latter `next` * k elements further on, for all r < rows and i < steps.
 template <int kCount, class A>
-inline void multiply(const Products<A>& p, Vec<A> (&sums)[kCount]) {
-  const A *shared_row = p.shared, *other_row = p.other;
-  for (int64_t r = 0; r < p.rows; ++r, shared_row += p.shared_row, other_row += p.other_row) {
-    const A *shared = shared_row, *other = other_row;
-    for (int64_t i = 0; i < p.steps; ++i, shared += p.shared_step, other += p.other_step) {
-      const Vec<A> factor = load(shared);
-      for (int k = 0; k < kCount; ++k) sums[k] += factor * load(other + k * p.other_next);
+inline void multiply(int64_t rows, int64_t steps, Walk<A> shared, Walk<A> other, int64_t next, Vec<A> (&sums)[kCount]) {
+  for (int64_t r = 0; r < rows; ++r, shared.data += shared.row, other.data += other.row) {
+    const A *one = shared.data, *many = other.data;
+    for (int64_t i = 0; i < steps; ++i, one += shared.step, many += other.step) {
+      const Vec<A> factor = load(one);
+      for (int k = 0; k < kCount; ++k) sums[k] += factor * load(many + k * next);
     }
   }
 }
@@ -202,10 +207,10 @@ Phase gradient_phase(const DepthwiseAxis& a, Range range, int64_t index) {
 Range read_range(const DepthwiseAxis& a, bool gradient, Range range) {
   const int64_t reach = (a.taps - 1) * a.dilation, margin = (kSums - 1) * std::max(a.stride, a.dilation);
   const int64_t size = gradient ? a.y_size : a.x_size;
-  const Range all = gradient ? Range{ceil_div(range.begin + a.padding - reach, a.stride),
-                                     floor_div(range.end - 1 + a.padding, a.stride) + 1}
-                             : Range{range.begin * a.stride - a.padding,
-                                     (range.end - 1) * a.stride - a.padding + reach + 1};
+  const Range all = gradient
+                        ? Range{ceil_div(range.begin + a.padding - reach, a.stride),
+                                floor_div(range.end - 1 + a.padding, a.stride) + 1}
+                        : Range{range.begin * a.stride - a.padding, (range.end - 1) * a.stride - a.padding + reach + 1};
   const int64_t begin = std::clamp(all.begin, -margin, size + margin);
   return {begin, std::clamp(all.end, begin, size + margin)};
 }
@@ -237,50 +242,40 @@ struct TileInput {
   int64_t weight_pitch;
 };
 
-// Every element of the phases y and x into `out`, (rows, columns, lanes), of which `row` and `column` are the first.
+// Every element of the phases y and x into `out`, (rows, columns, lanes).
 template <class A>
 void convolve(const TileInput<A>& in, const Phase& y, const Phase& x, Range rows, Range columns, A* out) {
   constexpr int64_t kLane = kLanes<A>;
-  const int64_t in_pitch = in.columns.size() * kLane, weight_pitch = in.weight_pitch * kLane;
-  for (int64_t k = 0; k < y.count; ++k) {
-    const int64_t read_y = y.read + k * y.read_step;
-    const Range taps_y = taps_inside(y, read_y, 0, 1, in.height);
-    const A* in_row = in.data + (read_y + taps_y.begin * y.dilation - in.rows.begin) * in_pitch;
-    const A* weight_row = in.weight + (y.tap + taps_y.begin * y.tap_step) * weight_pitch;
-    A* out_row = out + (y.first + k * y.step - rows.begin) * columns.size() * kLane;
-    for_each_part(x.count, [&](int64_t first, int64_t count) {
-      const int64_t read = x.read + first * x.read_step, last = read + count - 1;
-      const Range taps = taps_inside(x, read, x.read_step, count, in.width);
-      const int64_t start = read + taps.begin * x.dilation;
-      Products<A> products{taps_y.size(),
-                           taps.size(),
-                           weight_row + (x.tap + taps.begin * x.tap_step) * kLane,
-                           y.tap_step * weight_pitch,
-                           x.tap_step * kLane,
-                           in_row + (start - in.columns.begin) * kLane,
-                           y.dilation * in_pitch,
-                           x.dilation * kLane,
-                           x.read_step * kLane};
-      // A filter so large that every output meets the whole row: one step for each of its elements, none for padding.
-      if (x.read_step == 1 && x.dilation == 1 && last <= 0 && in.width - read <= x.taps) {
-        products = {taps_y.size(),
-                    in.width,
-                    in_row - in.columns.begin * kLane,
-                    y.dilation * in_pitch,
-                    kLane,
-                    weight_row + (x.tap - read * x.tap_step) * kLane,
-                    y.tap_step * weight_pitch,
-                    x.tap_step * kLane,
-                    -x.tap_step * kLane};
-      }
-      visit_count(count, [&](auto constant) {
+  const int64_t pitch = in.columns.size() * kLane, weight_pitch = in.weight_pitch * kLane;
+  for_each_part(x.count, [&](int64_t first, int64_t count) {
+    const int64_t read = x.read + first * x.read_step;
+    Range taps = taps_inside(x, read, x.read_step, count, in.width);
+    // A filter so large that every output meets the whole row: a step for each of its elements and none for padding.
+    const bool whole = x.read_step == 1 && x.dilation == 1 && read + count <= 1 && in.width - read <= x.taps;
+    if (whole) taps = {-read, in.width - read};
+    const Walk<A> pixels{in.data + (read + taps.begin * x.dilation - in.columns.begin) * kLane, y.dilation * pitch,
+                         x.dilation * kLane};
+    const Walk<A> weights{in.weight + (x.tap + taps.begin * x.tap_step) * kLane, y.tap_step * weight_pitch,
+                          x.tap_step * kLane};
+    visit_count(count, [&](auto constant) {
+      for (int64_t k = 0; k < y.count; ++k) {
+        const int64_t read_y = y.read + k * y.read_step;
+        const Range taps_y = taps_inside(y, read_y, 0, 1, in.height);
+        const Walk<A> row = pixels.moved((read_y + taps_y.begin * y.dilation - in.rows.begin) * pitch);
+        const Walk<A> filter = weights.moved((y.tap + taps_y.begin * y.tap_step) * weight_pitch);
         Vec<A> sums[constant()]{};
-        multiply(products, sums);
-        A* place = out_row + (x.first + first * x.step - columns.begin) * kLane;
+        if (whole) {
+          multiply(taps_y.size(), taps.size(), row, filter, -weights.step, sums);
+        } else {
+          multiply(taps_y.size(), taps.size(), filter, row, x.read_step * kLane, sums);
+        }
+        A* place =
+            out +
+            ((y.first + k * y.step - rows.begin) * columns.size() + x.first + first * x.step - columns.begin) * kLane;
         for (int i = 0; i < constant(); ++i) store(place + i * x.step * kLane, sums[i]);
-      });
+      }
     });
-  }
+  });
 }
 
 // The epilogue over a tile of sums.
@@ -292,7 +287,7 @@ void write_tile(const DepthwiseParams& p, const Block<T>& output, const Block<co
   const auto finish = [&](Vec<A> v, int64_t offset, auto count) {
     if (residual.data != nullptr) v += load(residual.data + offset, count);
     if (preact.data != nullptr) store(preact.data + offset, v, count);
-    store(output.data + offset, activate<A>(p.activation, v), count);
+    store(output.data + offset, p.activation == Activation::kNone ? v : activate<A>(p.activation, v), count);
   };
   const Vec<A> added = bias == nullptr ? Vec<A>{} : load(bias, output.channels);
   for_each_run(output, rows, columns, [&](const T* run, int64_t pixels, int64_t row) {
@@ -344,35 +339,41 @@ void convolve_all(const DepthwiseParams& p, bool gradient) {
   const int64_t down = ceil_div(height, rows), across = ceil_div(width, columns), tiles = down * across;
   const int64_t blocks = ceil_div(p.channels, kLane);
   const int64_t phases_y = gradient ? p.height.stride : 1, phases_x = gradient ? p.width.stride : 1;
-  parallel_for(0, blocks * p.batch * tiles, row_grain(rows * columns * kLane * p.taps() / 4),
-               [&](int64_t begin, int64_t end) {
-    VectorScratch<A> in(vectors), out(rows * columns + kLane), weight(p.taps());
-    int64_t prepared = -1;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t channel = unit / (p.batch * tiles) * kLane, image = unit / tiles % p.batch, tile = unit % tiles;
-      if (channel != prepared) gather_weight<T>(p, prepared = channel, weight.data());
-      const Range tile_y{height * (tile / across) / down, height * (tile / across + 1) / down};
-      const Range tile_x{width * (tile % across) / across, width * (tile % across + 1) / across};
-      const TileInput<A> input{in.data(), inside(read_range(p.height, gradient, tile_y), read(p.height)),
-                               read_range(p.width, gradient, tile_x), read(p.height), read(p.width),
-                               weight.data(), p.width.taps};
-      const auto block = [&](auto* tensor, int64_t h, int64_t w) { return block_of(p, tensor, image, channel, h, w); };
-      gather(block(static_cast<const T*>(gradient ? p.y : p.x), input.height, input.width), input.rows, input.columns,
-             in.data());
-      for (int64_t y = 0; y < std::min(phases_y, tile_y.size()); ++y) {
-        for (int64_t x = 0; x < std::min(phases_x, tile_x.size()); ++x) {
-          convolve(input, gradient ? gradient_phase(p.height, tile_y, y) : forward_phase(p.height, tile_y),
-                   gradient ? gradient_phase(p.width, tile_x, x) : forward_phase(p.width, tile_x), tile_y, tile_x,
-                   out.data());
+  parallel_for(
+      0, blocks * p.batch * tiles, row_grain(rows * columns * kLane * p.taps() / 4), [&](int64_t begin, int64_t end) {
+        VectorScratch<A> in(vectors), out(rows * columns + kLane), weight(p.taps());
+        int64_t prepared = -1;
+        for (int64_t unit = begin; unit < end; ++unit) {
+          const int64_t channel = unit / (p.batch * tiles) * kLane, image = unit / tiles % p.batch, tile = unit % tiles;
+          if (channel != prepared) gather_weight<T>(p, prepared = channel, weight.data());
+          const Range tile_y{height * (tile / across) / down, height * (tile / across + 1) / down};
+          const Range tile_x{width * (tile % across) / across, width * (tile % across + 1) / across};
+          const TileInput<A> input{in.data(),
+                                   inside(read_range(p.height, gradient, tile_y), read(p.height)),
+                                   read_range(p.width, gradient, tile_x),
+                                   read(p.height),
+                                   read(p.width),
+                                   weight.data(),
+                                   p.width.taps};
+          const auto block = [&](auto* tensor, int64_t h, int64_t w) {
+            return block_of(p, tensor, image, channel, h, w);
+          };
+          gather(block(static_cast<const T*>(gradient ? p.y : p.x), input.height, input.width), input.rows,
+                 input.columns, in.data());
+          for (int64_t y = 0; y < std::min(phases_y, tile_y.size()); ++y) {
+            for (int64_t x = 0; x < std::min(phases_x, tile_x.size()); ++x) {
+              convolve(input, gradient ? gradient_phase(p.height, tile_y, y) : forward_phase(p.height, tile_y),
+                       gradient ? gradient_phase(p.width, tile_x, x) : forward_phase(p.width, tile_x), tile_y, tile_x,
+                       out.data());
+            }
+          }
+          const T* bias = static_cast<const T*>(p.bias);
+          write_tile(p, block(static_cast<T*>(p.output), height, width),
+                     block(static_cast<const T*>(p.residual), height, width),
+                     block(static_cast<T*>(p.preact), height, width), bias == nullptr ? bias : bias + channel, tile_y,
+                     tile_x, out.data());
         }
-      }
-      const T* bias = static_cast<const T*>(p.bias);
-      write_tile(p, block(static_cast<T*>(p.output), height, width),
-                 block(static_cast<const T*>(p.residual), height, width),
-                 block(static_cast<T*>(p.preact), height, width), bias == nullptr ? bias : bias + channel, tile_y,
-                 tile_x, out.data());
-    }
-  });
+      });
 }
 
 // ---- the weight's gradient ----
@@ -395,19 +396,13 @@ void correlate(const DepthwiseParams& p, Range rows, Range read_y, Range read_x,
       const int64_t to = std::min(floor_div(w.x_size - 1 - shift_x, w.stride) + 1, w.y_size);
       A* place = out + (t * w.taps + first) * kLane;
       for (int64_t row = begin; row < end; row += rows_a_sum) {
-        const Products<A> products{std::min(rows_a_sum, end - row),
-                                   to - from,
-                                   y + (row - rows.begin) * y_pitch + from * kLane,
-                                   y_pitch,
-                                   kLane,
-                                   x + (row * h.stride + shift_y - read_y.begin) * x_pitch +
-                                       (from * w.stride + shift_x - read_x.begin) * kLane,
-                                   h.stride * x_pitch,
-                                   w.stride * kLane,
-                                   w.dilation * kLane};
+        const Walk<A> grads{y + (row - rows.begin) * y_pitch + from * kLane, y_pitch, kLane};
+        const Walk<A> pixels{x + (row * h.stride + shift_y - read_y.begin) * x_pitch +
+                                 (from * w.stride + shift_x - read_x.begin) * kLane,
+                             h.stride * x_pitch, w.stride * kLane};
         visit_count(count, [&](auto constant) {
           Vec<A> sums[constant()]{};
-          multiply(products, sums);
+          multiply(std::min(rows_a_sum, end - row), to - from, grads, pixels, w.dilation * kLane, sums);
           for (int i = 0; i < constant(); ++i) store(place + i * kLane, load(place + i * kLane) + sums[i]);
         });
       }
@@ -425,25 +420,27 @@ void weight_grad_all(const DepthwiseParams& p) {
   const Range columns{0, w.y_size}, read_x = read_range(w, false, columns);
   parallel_for(0, blocks * partials, row_grain(p.batch / partials * h.y_size * w.y_size * kLane * taps / 4),
                [&](int64_t begin, int64_t end) {
-    VectorScratch<A> x(most_read(h, false, rows) * read_x.size()), y(rows * w.y_size), sums(taps);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t channel = unit / partials * kLane, partial = unit % partials;
-      std::fill_n(sums.data(), taps * kLane, A(0));
-      for (int64_t i = p.batch * partial / partials; i < p.batch * (partial + 1) / partials; ++i) {
-        for (int64_t tile = 0; tile < down; ++tile) {
-          const Range tile_y{h.y_size * tile / down, h.y_size * (tile + 1) / down};
-          const Range read_y = inside(read_range(h, false, tile_y), h.x_size);
-          gather(block_of(p, static_cast<const T*>(p.x), i, channel, h.x_size, w.x_size), read_y, read_x, x.data());
-          gather(block_of(p, static_cast<const T*>(p.y), i, channel, h.y_size, w.y_size), tile_y, columns, y.data());
-          correlate(p, tile_y, read_y, read_x, x.data(), y.data(), sums.data());
-        }
-      }
-      A* out = static_cast<A*>(p.partials) + (partial * p.channels + channel) * taps;
-      for (int64_t c = 0; c < std::min(kLane, p.channels - channel); ++c) {
-        for (int64_t t = 0; t < taps; ++t) out[c * taps + t] = sums.data()[t * kLane + c];
-      }
-    }
-  });
+                 VectorScratch<A> x(most_read(h, false, rows) * read_x.size()), y(rows * w.y_size), sums(taps);
+                 for (int64_t unit = begin; unit < end; ++unit) {
+                   const int64_t channel = unit / partials * kLane, partial = unit % partials;
+                   std::fill_n(sums.data(), taps * kLane, A(0));
+                   for (int64_t i = p.batch * partial / partials; i < p.batch * (partial + 1) / partials; ++i) {
+                     for (int64_t tile = 0; tile < down; ++tile) {
+                       const Range tile_y{h.y_size * tile / down, h.y_size * (tile + 1) / down};
+                       const Range read_y = inside(read_range(h, false, tile_y), h.x_size);
+                       gather(block_of(p, static_cast<const T*>(p.x), i, channel, h.x_size, w.x_size), read_y, read_x,
+                              x.data());
+                       gather(block_of(p, static_cast<const T*>(p.y), i, channel, h.y_size, w.y_size), tile_y, columns,
+                              y.data());
+                       correlate(p, tile_y, read_y, read_x, x.data(), y.data(), sums.data());
+                     }
+                   }
+                   A* out = static_cast<A*>(p.partials) + (partial * p.channels + channel) * taps;
+                   for (int64_t c = 0; c < std::min(kLane, p.channels - channel); ++c) {
+                     for (int64_t t = 0; t < taps; ++t) out[c * taps + t] = sums.data()[t * kLane + c];
+                   }
+                 }
+               });
   reduce_partials<T>(static_cast<const A*>(p.partials), partials, p.channels * taps, static_cast<T*>(p.output));
 }
 
