@@ -91,7 +91,7 @@ Block<T> block_of(const DepthwiseParams& p, T* tensor, int64_t image, int64_t ch
   return block;
 }
 
-// Calls body(pointer, pixels, row, column) for a rectangle's runs of pixels that follow each other in memory: a run of
+// Calls body(pointer, pixels, row) for a rectangle's runs of pixels that follow each other in memory: a run of
 // whole rows goes on from row to row.
 template <class T, class Body>
 void for_each_run(const Block<T>& block, Range rows, Range columns, const Body& body) {

@@ -86,7 +86,6 @@ def _conv1d_samples(make: Make) -> Iterator[Sample]:
     yield Sample("same, even kernel", (x, make.tensor(4, 3, 4), b, 1, "same", 2), {"activation": "relu"})
     yield Sample("residual", (x, w, None, 1, 1), {"residual": make.tensor(2, 4, 11)})
     yield Sample("depthwise", (x, make.tensor(3, 1, 5), make.tensor(3), 1, 2, 1, 3))
-    yield Sample("depthwise of two tiles", (make.tensor(1, 2, 140), make.tensor(2, 1, 3), None, 1, 1, 1, 2))
     yield Sample("channels last", (_last(x), w, b, 1, 1))
     yield Sample("unbatched", (make.tensor(3, 5), w, b))
     yield Sample("no images", (make.tensor(0, 3, 5), w, b))
