@@ -73,7 +73,7 @@ def _depthwise_samples(make: Make) -> Iterator[Sample]:
     yield Sample("depthwise, stride and dilation", (x, *strided), {"activation": "relu"})
     yield Sample("depthwise, stride and dilation, channels last", (_last(x), *strided))
     yield Sample("depthwise, one channel", (make.tensor(2, 1, 4, 19), make.tensor(1, 1, 7, 7), None, 1, 3))
-    yield Sample("depthwise of four tiles", (make.tensor(1, 2, 24, 130), make.tensor(2, 1, 3, 3), None, 1, 1, 1, 2))
+    yield Sample("depthwise, many rows", (make.tensor(1, 2, 18, 17), make.tensor(2, 1, 3, 3), None, 1, 1, 1, 2))
     wide = (_last(make.tensor(2, 19, 4, 3)), make.tensor(19, 1, 11, 10), b, 1, (5, 4), 1, 19)
     last = {"residual": _last(make.tensor(2, 19, 4, 2)), "activation": "silu"}
     yield Sample("depthwise past the image, channels last", wide, last)
@@ -90,6 +90,7 @@ def _conv1d_samples(make: Make) -> Iterator[Sample]:
     yield Sample("same, even kernel", (x, make.tensor(4, 3, 4), b, 1, "same", 2), {"activation": "relu"})
     yield Sample("residual", (x, w, None, 1, 1), {"residual": make.tensor(2, 4, 11)})
     yield Sample("depthwise", (x, make.tensor(3, 1, 5), make.tensor(3), 1, 2, 1, 3))
+    yield Sample("depthwise of two tiles", (make.tensor(1, 2, 140), make.tensor(2, 1, 3), None, 1, 1, 1, 2))
     yield Sample("channels last", (_last(x), w, b, 1, 1))
     yield Sample("unbatched", (make.tensor(3, 5), w, b))
     yield Sample("no images", (make.tensor(0, 3, 5), w, b))
