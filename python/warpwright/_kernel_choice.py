@@ -16,11 +16,15 @@ from torch import Tensor
 from warpwright import _library
 from warpwright._backend import triton_interpreted
 from warpwright._check import needs_preact
+from warpwright._conv import channels_last
 from warpwright._gemm_plans import LIBRARIES, GemmPlan, chosen
 from warpwright.ops._epilogue import wants_grad
 
 #: kPlainWork, kFusedWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
 _PLAIN_WORK, _FUSED_WORK, _ONEDNN_LONGEST_SUM = 1 << 22, 1 << 18, 768
+
+#: kForwardTaps of csrc/bindings/onednn/conv.cpp.
+_DEPTHWISE_TAPS = 100
 
 
 def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, Any]) -> str:
@@ -38,6 +42,8 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
         return f"{op} (C++ CUDA, sm_{major}{minor})"
     if op == "linear":
         return f"{op} ({_cpu_linear(bound)})"
+    if op.startswith("conv") and ("transpose" in op or not _own_convolution(bound)):
+        return f"{op} (aten's convolution, which is oneDNN's where that has one)"
     return f"{op} (C++ CPU, {_library.cpu_isa()})"
 
 
@@ -65,6 +71,20 @@ def _cpu_linear(bound: dict[str, Any]) -> str:
     elif takes and fused:
         return f"{product} with fused post-ops"
     return f"{product}, then one pass for the epilogue in C++, {_library.cpu_isa()}"
+
+
+def _own_convolution(bound: dict[str, Any]) -> bool:
+    """Whether csrc/bindings/onednn/conv.cpp takes the depthwise kernel of csrc/cpu."""
+    input: Tensor = bound["input"]
+    weight: Tensor = bound["weight"]
+    if bound.get("groups", 1) != weight.shape[0] or not weight.shape[0] > weight.shape[1] == 1 or weight.dim() > 4:
+        return False
+    taps, dilation = weight.shape[2:], bound.get("dilation", 1)
+    steps = [dilation] * len(taps) if isinstance(dilation, int) else dilation
+    even = bound.get("padding") != "same" or all((k - 1) * d % 2 == 0 for k, d in zip(taps, steps, strict=True))
+    batched = input if input.dim() == weight.dim() else input.unsqueeze(0)
+    onednn = input.dtype in (torch.float32, torch.bfloat16) and even and channels_last(batched, weight)
+    return not onednn or taps.numel() >= _DEPTHWISE_TAPS
 
 
 def _without_data(tensor: Tensor) -> Tensor:

@@ -88,8 +88,8 @@ def conv2d(
 
     Accumulates in float32 (float64 for float64). Differentiable in every tensor argument; bitwise the same from run to
     run. Where a gradient is wanted and the activation's derivative needs the pre-activation (all but relu), that is
-    saved from the same pass. The CPU's kernels take padding that is alike on both sides: they pad a copy of the input
-    for "same" with an even kernel.
+    saved from the same pass. On the CPU, but for depthwise convolutions, "same" with an even kernel pads a copy of
+    the input: the kernels there take padding that is alike on both sides.
     """
     return _conv(2, input, weight, bias, stride, padding, dilation, groups, activation, residual)
 

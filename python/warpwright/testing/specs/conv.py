@@ -46,6 +46,7 @@ def _conv2d_samples(make: Make) -> Iterator[Sample]:
     yield Sample("residual and gelu", (x, w, None, 1, 1), {"residual": residual, "activation": "gelu"})
     yield Sample("grouped", (make.tensor(2, 4, 5, 5), make.tensor(6, 2, 3, 3), make.tensor(6), 1, 1, 1, 2))
     yield Sample("depthwise", (make.tensor(1, 5, 6, 6), make.tensor(5, 1, 3, 3), make.tensor(5), 2, 1, 1, 5))
+    yield from _depthwise_samples(make)
     yield Sample("1x1", (make.tensor(2, 7, 4, 3), make.tensor(5, 7, 1, 1), make.tensor(5)), {"activation": "silu"})
     yield Sample("1x1 stride 2", (make.tensor(1, 3, 5, 5), make.tensor(4, 3, 1, 1), None, 2))
     yield Sample("channels last", (_last(x), _last(w), b, 1, 1), {"activation": "gelu"})
@@ -61,6 +62,27 @@ def _conv2d_samples(make: Make) -> Iterator[Sample]:
     yield Sample("no images", (make.tensor(0, 3, 5, 5), w, b), {"activation": "relu"})
 
 
+def _depthwise_samples(make: Make) -> Iterator[Sample]:
+    """A filter for each channel: more channels than a vector has and fewer, filters within and past the image."""
+    x, w, b = make.tensor(2, 19, 5, 7), make.tensor(19, 1, 3, 3), make.tensor(19)
+    residual = make.tensor(2, 19, 5, 7)
+    epilogue = {"residual": residual, "activation": "gelu"}
+    yield Sample("depthwise, residual and gelu", (x, w, b, 1, 1, 1, 19), epilogue)
+    yield Sample("depthwise, channels last", (_last(x), w, b, 1, 1, 1, 19), {"residual": _last(residual)})
+    strided = (make.tensor(19, 1, 5, 4), None, (2, 3), (4, 2), (1, 2), 19)
+    yield Sample("depthwise, stride and dilation", (x, *strided), {"activation": "relu"})
+    yield Sample("depthwise, stride and dilation, channels last", (_last(x), *strided))
+    yield Sample("depthwise, one channel", (make.tensor(2, 1, 4, 19), make.tensor(1, 1, 7, 7), None, 1, 3))
+    yield Sample("depthwise, many rows", (make.tensor(1, 2, 18, 17), make.tensor(2, 1, 3, 3), None, 1, 1, 1, 2))
+    wide = (_last(make.tensor(1, 3, 4, 3)), make.tensor(3, 1, 10, 10), b[:3], 1, 5, 1, 3)
+    last = {"residual": _last(make.tensor(1, 3, 5, 4)), "activation": "silu"}
+    yield Sample("depthwise past the image, channels last", wide, last)
+    yield Sample("depthwise past the image", (make.tensor(1, 3, 4, 3), make.tensor(3, 1, 9, 9), b[:3], 1, 4, 1, 3))
+    yield Sample(
+        "depthwise, same, even kernel", (make.tensor(1, 3, 6, 5), make.tensor(3, 1, 2, 4), None, 1, "same", 1, 3)
+    )
+
+
 def _conv1d_samples(make: Make) -> Iterator[Sample]:
     x, w, b = make.tensor(2, 3, 11), make.tensor(4, 3, 3), make.tensor(4)
     yield Sample("k3", (x, w, b))
@@ -68,6 +90,7 @@ def _conv1d_samples(make: Make) -> Iterator[Sample]:
     yield Sample("same, even kernel", (x, make.tensor(4, 3, 4), b, 1, "same", 2), {"activation": "relu"})
     yield Sample("residual", (x, w, None, 1, 1), {"residual": make.tensor(2, 4, 11)})
     yield Sample("depthwise", (x, make.tensor(3, 1, 5), make.tensor(3), 1, 2, 1, 3))
+    yield Sample("depthwise of two tiles", (make.tensor(1, 2, 140), make.tensor(2, 1, 3), None, 1, 1, 1, 2))
     yield Sample("channels last", (_last(x), w, b, 1, 1))
     yield Sample("unbatched", (make.tensor(3, 5), w, b))
     yield Sample("no images", (make.tensor(0, 3, 5), w, b))
@@ -135,6 +158,8 @@ def _draw_conv(dims: int, function: Callable[..., Tensor]) -> Callable[[Make, ra
     def draw(make: Make, rng: random.Random) -> Sample:
         groups = rng.choice([1, 1, 1, 2, 3])
         channels, filters = groups * rng.randint(1, 5), groups * rng.randint(1, 6)
+        if rng.random() < 0.2:
+            groups = filters = channels
         kernel, stride = _numbers(rng, dims, 1, 4), _numbers(rng, dims, 1, 3)
         padding, dilation = _numbers(rng, dims, 0, 2), _numbers(rng, dims, 1, 2)
         sizes = [d * (k - 1) + 1 + rng.randint(0, 9 if dims < 3 else 3) for d, k in zip(dilation, kernel, strict=True)]
