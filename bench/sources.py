@@ -34,6 +34,7 @@ _ALSO = {
 _PARTS = {
     "causal_conv": ("causal_conv_backward",),
     "channel_norm": ("channel_norm_backward",),
+    "conv": ("depthwise",),
     "linear_loss": ("linear_cross_entropy",),
     "loss": ("loss_sums", "nll_loss"),
     "optim": ("lamb",),
