@@ -36,6 +36,10 @@ print("trained")
 """
 
 
+# The first of them that needs the wheel waits for a build of everything: ten minutes on two busy cores.
+pytestmark = pytest.mark.timeout(1800)
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this source tree; WARPWRIGHT_TEST_WHEEL names one that is already built."""
