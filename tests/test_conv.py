@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from thinning import thinned
 
-from warpwright import ops
+from warpwright import fallbacks, nn, ops
+from warpwright._backend import call
 from warpwright.bench.case import Case
 from warpwright.bench.suite import load_suite
 from warpwright.testing import SPECS, Make, Sample, compare
@@ -145,8 +146,16 @@ def test_padding_that_differs_is_torchs_padding_of_the_input(matrix):
     """The operator takes both sides; the public functions meet it by "same"."""
     make = Make(torch.float32, matrix)
     x, w = make.tensor(1, 3, 6, 7, grad=False), make.tensor(4, 3, 3, 2, grad=False)
-    from warpwright._backend import call
-
     args = ([2, 1], [0, 2, 3, 1], [1, 1], False, [], 1, "none", False)
     found = call("convolution", x, w, None, None, *args)[0]
     torch.testing.assert_close(found, F.conv2d(F.pad(x, (2, 1, 0, 3)), w, None, (2, 1)))
+
+
+def test_a_transposed_layer_takes_an_output_size():
+    fallbacks().clear()
+    theirs, ours = torch.nn.ConvTranspose2d(3, 4, 3, 3), nn.ConvTranspose2d(3, 4, 3, 3)
+    ours.load_state_dict(theirs.state_dict())
+    x = Make(torch.float32).tensor(2, 3, 4, 4, grad=False)
+    assert ours(x, output_size=[13, 14]).shape == (2, 4, 13, 14)
+    torch.testing.assert_close(ours(x, [13, 14]), theirs(x, [13, 14]))
+    assert not fallbacks()

@@ -310,14 +310,6 @@ def test_an_activation_is_applied_by_the_kernel_and_by_the_fallback(name, argume
     assert repr(ours) == repr(theirs)[:-1] + f", activation='{activation}')"
 
 
-def test_a_transposed_convolution_takes_an_output_size():
-    theirs, ours = pair("ConvTranspose2d", (3, 4, 3, 3))
-    x = floats(2, 3, 4, 4)
-    assert ours(x, output_size=[13, 14]).shape == (2, 4, 13, 14)
-    torch.testing.assert_close(ours(x, [13, 14]), theirs(x, [13, 14]))
-    assert not warpwright.fallbacks()
-
-
 def test_an_unknown_activation_raises():
     with pytest.raises(RuntimeError, match=r"warpwright: nn\.Linear: activation must be one of .* got 'mish'"):
         warpwright.nn.Linear(2, 3, activation="mish")

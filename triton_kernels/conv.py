@@ -8,6 +8,7 @@ weight's gradient walks the pixels in order: no atomics.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -201,16 +202,20 @@ def _wgrad_kernel(
 # ---- configurations ----
 
 
-def _default(m: int, n: int, k: int, taps: int, groups: int) -> Config:
+def _default(block_n: int, block_k: int) -> Callable[..., Config]:
     """Tile sizes: fixed on a GPU; the interpreter takes its time by the call, so there a tile holds what it can."""
-    if not interpreted():
-        # Eight warps share the addresses: four would spill them.
-        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}
-    names = zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (m, n, k), (256, 64, 256), strict=True)
-    return {name: min(limit, max(16, triton.next_power_of_2(size))) for name, size, limit in names}
+
+    def default(m: int, n: int, k: int, taps: int, groups: int) -> Config:
+        if not interpreted():
+            # Eight warps share the addresses: four would spill them.
+            return {"BLOCK_M": 64, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 8, "num_stages": 3}
+        names = zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (m, n, k), (256, 64, 256), strict=True)
+        return {name: min(limit, max(16, triton.next_power_of_2(size))) for name, size, limit in names}
+
+    return default
 
 
-def _tunable(name: str, grows: str, summed: tuple[str, ...]) -> Tunable:
+def _tunable(name: str, grows: str, summed: tuple[str, ...], block_n: int, block_k: int) -> Tunable:
     """As of a product of m x k and k x n for each tap and group; `grows` is the dimension that holds the pixels."""
     return Tunable(
         name,
@@ -224,14 +229,15 @@ def _tunable(name: str, grows: str, summed: tuple[str, ...]) -> Tunable:
             "num_warps": (4, 8),
             "num_stages": (3, 4),
         },
-        default=_default,
+        default=_default(block_n, block_k),
         fits=tile_fits,
     )
 
 
-FPROP = _tunable("conv_fprop", "m", ("k", "taps"))
-DGRAD = _tunable("conv_dgrad", "m", ("k", "taps"))
-WGRAD = _tunable("conv_wgrad", "k", ("k",))
+FPROP = _tunable("conv_fprop", "m", ("k", "taps"), 64, 32)
+# Smaller ones, where more addresses are held: a phase's, or those of two gathered operands.
+DGRAD = _tunable("conv_dgrad", "m", ("k", "taps"), 32, 16)
+WGRAD = _tunable("conv_wgrad", "k", ("k",), 64, 16)
 
 
 def _tiles(m: int, n: int, config: Config) -> int:

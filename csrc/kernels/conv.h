@@ -34,7 +34,6 @@ struct ConvParams {
   WARPWRIGHT_HOST_DEVICE int64_t group_channels() const { return channels / groups; }
   WARPWRIGHT_HOST_DEVICE int64_t group_filters() const { return filters / groups; }
   WARPWRIGHT_HOST_DEVICE int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
-  WARPWRIGHT_HOST_DEVICE int64_t x_pixels() const { return batch * x_size[0] * x_size[1] * x_size[2]; }
   WARPWRIGHT_HOST_DEVICE int64_t y_pixels() const { return batch * y_size[0] * y_size[1] * y_size[2]; }
 };
 

@@ -77,7 +77,9 @@ def _check() -> dict[str, Any]:
     interpret_triton_without_gpu()
     from warpwright.testing.check import plan, run
 
-    cases = plan([state for state in backend_states() if state.missing is None])
+    planned = plan([state for state in backend_states() if state.missing is None])
+    # Triton's interpreter takes most of the time: here one dtype of each op, in `warpwright check` all.
+    cases = [c for c in planned if c.state.name != "triton-interpreted" or c.dtype == c.spec.dtypes[0]]
     results = []
     with progress() as bar:
         task = bar.add_task("check", total=len(cases))
