@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from thinning import thinned
 
+import warpwright
 from warpwright import fallbacks, nn, ops
 from warpwright._backend import call
 from warpwright.bench.case import Case
@@ -42,7 +43,7 @@ def _small(case: Case) -> Case:
         if p.get(name) is not None:
             p[name] = p[name] if p[name] < 8 else groups * (8 + p[name] % 8 + 8 * (p[name] >= 512))
     if p.get("depthwise"):
-        p["channels"] = 3
+        p["channels"] = 8
     if "groups" in p:
         p["groups"] = groups
     return replace(case, parameters=p)
@@ -59,7 +60,7 @@ def _cases() -> dict[str, Case]:
 
 
 CASES = _cases()
-LARGEST = next(case for case in CASES.values() if case.parameters["kernel"] == 13)
+LARGEST = max(CASES, key=lambda label: max(_numbers(CASES[label].parameters["kernel"])))
 
 
 @pytest.mark.parametrize("label", CASES)
@@ -67,8 +68,10 @@ def test_layers_of_the_suites_are_right(matrix, label):
     """Forward, and the gradients of input, weight and bias."""
     case = CASES[label]
     taps = prod((_numbers(case.parameters["kernel"]) * 3)[: int(case.op[-2])])
-    if thinned(matrix) and taps > 100 and case is not LARGEST:
-        pytest.skip("one large kernel is enough on slow backends")
+    if thinned(matrix) and warpwright.current_backend() == "triton" and taps > 200 and label != LARGEST:
+        pytest.skip(
+            "the interpreter takes a hundredth of a second for each tap: the largest kernel shows that all are met"
+        )
     sample = case.sample(matrix)
     args = list(sample.args)
     if args[2] is None:
@@ -88,6 +91,9 @@ ODD = {
     "sixteen to forty": (16, 40, 3, 2, 1, 1, 1),
     "groups of eight": (16, 16, 3, 1, 1, 1, 2),
     "groups of four": (16, 8, 3, 2, 1, 1, 4),
+    "depthwise": (16, 16, 3, 1, 1, 1, 16),
+    "depthwise, odd channels, stride and dilation": (13, 13, 3, 2, 2, 3, 13),
+    "depthwise, two filters a channel": (8, 16, 3, 1, 1, 1, 8),
 }
 
 

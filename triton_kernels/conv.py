@@ -17,37 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from warpwright._check import needs_preact
-from warpwright._conv import MOST_DIMS, channels_last, empty_in_format, output_sizes
-from warpwright.triton_kernels._activation import activate
-from warpwright.triton_kernels._common import interpreted, tl_acc
+from warpwright._conv import channels_last, empty_in_format, output_sizes
+from warpwright.triton_kernels._common import interpreted
+from warpwright.triton_kernels._conv import Epilogue, Relation, finish, phase, place
 from warpwright.triton_kernels._epilogue import epilogue_grads
 from warpwright.triton_kernels._gemm import tile_fits
+from warpwright.triton_kernels.depthwise import depthwise, depthwise_wgrad
 from warpwright.tuning import Config, Tunable, exact, power_of_two
-
-
-@triton.jit
-def _place(flat, size_d, size_h, size_w):
-    """The line of a flat index over (line, depth, height, width), and its place in it."""
-    rest = flat // size_w
-    return rest // size_h // size_d, rest // size_h % size_d, rest % size_h, flat % size_w
-
-
-@triton.jit
-def _finish(
-    acc, at, wide_n, mask, n, d, h, w, y_ptr, yc, res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, in_n,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
-    ACC: tl.constexpr,
-):  # fmt: skip
-    """Bias, residual and activation of a tile whose rows lie at offsets `at` of the output."""
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + wide_n, in_n, 0.0).to(ACC)[None, :]
-    if HAS_RESIDUAL:
-        from_row = n * rn + d * rd + h * rh + w * rw
-        acc += tl.load(res_ptr + from_row[:, None] + wide_n[None, :] * rc, mask, 0.0).to(ACC)
-    to = at[:, None] + wide_n[None, :] * yc
-    if SAVE_PREACT:
-        tl.store(preact_ptr + to, acc.to(preact_ptr.dtype.element_ty), mask)
-    tl.store(y_ptr + to, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -64,12 +40,12 @@ def _fprop_kernel(
     group = tl.program_id(1).to(tl.int64)
     m = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     filter = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n, e, p, q = _place(m, out_d, out_h, out_w)
+    n, e, p, q = place(m, out_d, out_h, out_w)
     in_m, in_n = n < batch, filter < group_filters
     wide_filter = group * group_filters + filter
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for tap in range(kernel_d * kernel_h * kernel_w):
-        _, t, r, s = _place(tl.cast(tap, tl.int64), kernel_d, kernel_h, kernel_w)
+        _, t, r, s = place(tl.cast(tap, tl.int64), kernel_d, kernel_h, kernel_w)
         d = e * stride_d - pad_d + t * dil_d
         h = p * stride_h - pad_h + r * dil_h
         w = q * stride_w - pad_w + s * dil_w
@@ -87,28 +63,10 @@ def _fprop_kernel(
                 b = b.to(ACC)
             acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
     at = n * yn + e * yd + p * yh + q * yw
-    _finish(
+    finish(
         acc, at, wide_filter, in_m[:, None] & in_n[None, :], n, e, p, q, y_ptr, yk, res_ptr, rn, rk, rd, rh, rw,
         bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
     )  # fmt: skip
-
-
-@triton.jit
-def _phase(index, size, kernel, stride, pad, dil):
-    """Of the positions index + i * stride: how many there are, the first tap that meets them, the step to the next such
-    tap, their number, and the output that the first position meets through the first tap."""
-    step = tl.cast(1, tl.int64)
-    while step * dil % stride != 0:
-        step += 1
-    first = tl.cast(0, tl.int64)
-    # Not below zero: the sign of a remainder is nothing to rely on.
-    while (first < step) & ((index + pad + (step - first) * dil) % stride != 0):
-        first += 1
-    taps = tl.where(first < step, tl.maximum(kernel - first + step - 1, 0) // step, 0)
-    met = index + pad - tl.where(first < step, first * dil, 0)
-    # Exact where there are taps; floor division of a negative would be nothing to rely on either.
-    y = tl.where(met >= 0, met // stride, -((-met) // stride))
-    return tl.maximum(size - index + stride - 1, 0) // stride, first, step, taps, y
 
 
 @triton.jit
@@ -123,19 +81,19 @@ def _dgrad_kernel(
     tiles_n = tl.cdiv(group_channels, BLOCK_N)
     pid = tl.program_id(0)
     group = tl.program_id(1).to(tl.int64)
-    _, phase_d, phase_h, phase_w = _place(tl.program_id(2).to(tl.int64), stride_d, stride_h, stride_w)
-    size_d, first_t, step_t, taps_d, y_d = _phase(phase_d, depth, kernel_d, stride_d, pad_d, dil_d)
-    size_h, first_r, step_r, taps_h, y_h = _phase(phase_h, height, kernel_h, stride_h, pad_h, dil_h)
-    size_w, first_s, step_s, taps_w, y_w = _phase(phase_w, width, kernel_w, stride_w, pad_w, dil_w)
+    _, phase_d, phase_h, phase_w = place(tl.program_id(2).to(tl.int64), stride_d, stride_h, stride_w)
+    size_d, first_t, step_t, taps_d, y_d = phase(phase_d, depth, kernel_d, stride_d, pad_d, dil_d)
+    size_h, first_r, step_r, taps_h, y_h = phase(phase_h, height, kernel_h, stride_h, pad_h, dil_h)
+    size_w, first_s, step_s, taps_w, y_w = phase(phase_w, width, kernel_w, stride_w, pad_w, dil_w)
     pixels = batch * size_d * size_h * size_w
     m = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n, i, j, k = _place(m, tl.maximum(size_d, 1), tl.maximum(size_h, 1), tl.maximum(size_w, 1))
+    n, i, j, k = place(m, tl.maximum(size_d, 1), tl.maximum(size_h, 1), tl.maximum(size_w, 1))
     in_m, in_n = m < pixels, c < group_channels
     wide_c = group * group_channels + c
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for tap in range(taps_d * taps_h * taps_w):
-        _, t, r, s = _place(tl.cast(tap, tl.int64), taps_d, taps_h, taps_w)
+        _, t, r, s = place(tl.cast(tap, tl.int64), taps_d, taps_h, taps_w)
         e = y_d + i - t * (step_t * dil_d // stride_d)
         p = y_h + j - r * (step_r * dil_h // stride_h)
         q = y_w + k - s * (step_s * dil_w // stride_w)
@@ -155,7 +113,7 @@ def _dgrad_kernel(
             acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
     d, h, w = phase_d + i * stride_d, phase_h + j * stride_h, phase_w + k * stride_w
     at = n * xn + d * xd + h * xh + w * xw
-    _finish(
+    finish(
         acc, at, wide_c, in_m[:, None] & in_n[None, :], n, d, h, w, x_ptr, xc, res_ptr, rn, rc, rd, rh, rw,
         bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
     )  # fmt: skip
@@ -172,7 +130,7 @@ def _wgrad_kernel(
     tiles = tl.cdiv(group_filters, BLOCK_M) * tiles_n
     pid = tl.program_id(0)
     group = tl.program_id(1).to(tl.int64)
-    _, t, r, s = _place((pid // tiles).to(tl.int64), kernel_d, kernel_h, kernel_w)
+    _, t, r, s = place((pid // tiles).to(tl.int64), kernel_d, kernel_h, kernel_w)
     k = (pid % tiles // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = (pid % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_k, in_c = k < group_filters, c < group_channels
@@ -181,7 +139,7 @@ def _wgrad_kernel(
     pixels = tl.cast(batch, tl.int64) * out_d * out_h * out_w
     for start in range(0, pixels, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K).to(tl.int64)
-        n, e, p, q = _place(at, out_d, out_h, out_w)
+        n, e, p, q = place(at, out_d, out_h, out_w)
         d = e * stride_d - pad_d + t * dil_d
         h = p * stride_h - pad_h + r * dil_h
         w = q * stride_w - pad_w + s * dil_w
@@ -219,7 +177,7 @@ def _tunable(name: str, grows: str, summed: tuple[str, ...], block_n: int, block
     """As of a product of m x k and k x n for each tap and group; `grows` is the dimension that holds the pixels."""
     return Tunable(
         name,
-        files=("conv.py", "_activation.py", "_common.py"),
+        files=("conv.py", "_conv.py", "_activation.py", "_common.py"),
         buckets={size: power_of_two if size == grows else exact for size in ("m", "n", "k", "taps", "groups")},
         summed=summed,
         space={
@@ -247,102 +205,52 @@ def _tiles(m: int, n: int, config: Config) -> int:
 # ---- launches ----
 
 
-class _Relation:
-    """x, w and y of a convolution, of which a kernel writes one from the others: see csrc/kernels/conv.h."""
+def _fprop(r: Relation, epilogue: Epilogue) -> None:
+    if r.depthwise():
+        depthwise(r, epilogue, gradient=False)
+        return
+    m, n = r.y.shape[0] * prod(r.y_size), r.filters
 
-    def __init__(
-        self, x: Tensor, w: Tensor, y: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
-    ) -> None:
-        self.x, self.w, self.y, self.groups = x, w, y, groups
-        missing = [1] * (MOST_DIMS - len(stride))
-        self.x_size, self.y_size, self.kernel = ([*missing, *t.shape[2:]] for t in (x, y, w))
-        self.stride, self.dilation = [*missing, *stride], [*missing, *dilation]
-        self.channels, self.filters = w.shape[1], w.shape[0] // groups  # of a group
-        zeros = [0] * len(missing)
-        self.sizes = (
-            x.shape[0], *self.x_size, *self.y_size, self.channels, self.filters, *self.kernel, *self.stride,
-            *zeros, *padding[: len(stride)], *self.dilation,
-        )  # fmt: skip
-        self.tensors = (*_pointer(x), *_pointer(w), *_pointer(y))
-        self.common = {"ACC": tl_acc(x.dtype), "UPCAST": interpreted()}
+    def run(config: Config) -> None:
+        grid = (_tiles(m, n, config), r.groups)
+        sizes = r.sizes(r.channels, r.filters)
+        _fprop_kernel[grid](*r.tensors, *epilogue.tensors(r.y), *sizes, **epilogue.flags(), **r.common, **config)
 
-    def taps(self) -> int:
-        return prod(self.kernel)
-
-    def layout(self) -> str:
-        return "channels_last" if self.x.stride(1) == 1 else ""
-
-    def fprop(self, epilogue: _Epilogue) -> None:
-        m, n = self.y.shape[0] * prod(self.y_size), self.filters
-
-        def run(config: Config) -> None:
-            grid = (_tiles(m, n, config), self.groups)
-            _fprop_kernel[grid](
-                *self.tensors, *epilogue.tensors(self.y), *self.sizes, **epilogue.flags(), **self.common, **config
-            )
-
-        key = (m, n, self.channels, self.taps(), self.groups)
-        if self.y.numel() > 0:
-            FPROP.launch(run, self.x, key, (self.y, epilogue.preact), self.layout())
-
-    def dgrad(self, epilogue: _Epilogue) -> None:
-        # Of the first phase, which has the most pixels.
-        most = self.x.shape[0] * prod(triton.cdiv(size, s) for size, s in zip(self.x_size, self.stride, strict=True))
-
-        def run(config: Config) -> None:
-            grid = (_tiles(most, self.channels, config), self.groups, prod(self.stride))
-            _dgrad_kernel[grid](
-                *self.tensors, *epilogue.tensors(self.x), *self.sizes, **epilogue.flags(), **self.common, **config
-            )
-
-        m = self.x.shape[0] * prod(self.x_size)
-        key = (m, self.channels, self.filters, self.taps(), self.groups)
-        if self.x.numel() > 0:
-            DGRAD.launch(run, self.x, key, (self.x, epilogue.preact), self.layout())
-
-    def wgrad(self) -> None:
-        pixels = self.y.shape[0] * prod(self.y_size)
-
-        def run(config: Config) -> None:
-            grid = (self.taps() * _tiles(self.filters, self.channels, config), self.groups)
-            _wgrad_kernel[grid](*self.tensors, *self.sizes, **self.common, **config)
-
-        key = (self.filters, self.channels, pixels, self.taps(), self.groups)
-        if self.w.numel() > 0:
-            WGRAD.launch(run, self.x, key, (self.w,), self.layout())
+    key = (m, n, r.channels, r.taps(), r.groups)
+    if r.y.numel() > 0:
+        FPROP.launch(run, r.x, key, (r.y, epilogue.preact), r.layout())
 
 
-def _pointer(tensor: Tensor) -> tuple[Tensor | int, ...]:
-    """A tensor, and its strides as one of three dimensions."""
-    return (tensor, *tensor.stride()[:2], *[0] * (MOST_DIMS + 2 - tensor.dim()), *tensor.stride()[2:])
+def _dgrad(r: Relation, epilogue: Epilogue) -> None:
+    if r.depthwise():
+        depthwise(r, epilogue, gradient=True)
+        return
+    # Of the first phase, which has the most pixels.
+    most = r.x.shape[0] * prod(triton.cdiv(size, s) for size, s in zip(r.x_size, r.stride, strict=True))
+
+    def run(config: Config) -> None:
+        grid = (_tiles(most, r.channels, config), r.groups, prod(r.stride))
+        sizes = r.sizes(r.channels, r.filters)
+        _dgrad_kernel[grid](*r.tensors, *epilogue.tensors(r.x), *sizes, **epilogue.flags(), **r.common, **config)
+
+    key = (r.x.shape[0] * prod(r.x_size), r.channels, r.filters, r.taps(), r.groups)
+    if r.x.numel() > 0:
+        DGRAD.launch(run, r.x, key, (r.x, epilogue.preact), r.layout())
 
 
-class _Epilogue:
-    """What follows a product's sums; of nothing, for gradients."""
+def _wgrad(r: Relation) -> None:
+    if r.depthwise():
+        depthwise_wgrad(r)
+        return
+    pixels = r.y.shape[0] * prod(r.y_size)
 
-    def __init__(
-        self,
-        preact: Tensor,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        activation: str = "none",
-        keep: bool = False,
-    ) -> None:
-        self.preact, self.activation, self.keep = preact, activation, keep
-        self.bias, self.residual = None if bias is None else bias.contiguous(), residual
+    def run(config: Config) -> None:
+        grid = (r.taps() * _tiles(r.filters, r.channels, config), r.groups)
+        _wgrad_kernel[grid](*r.tensors, *r.sizes(r.channels, r.filters), **r.common, **config)
 
-    def tensors(self, output: Tensor) -> tuple[Tensor | int, ...]:
-        """`output` stands for what is not there."""
-        residual = output if self.residual is None else self.residual
-        return (*_pointer(residual), output if self.bias is None else self.bias, self.preact)
-
-    def flags(self) -> dict[str, bool | str]:
-        return {
-            "HAS_BIAS": self.bias is not None,
-            "HAS_RESIDUAL": self.residual is not None,
-            "SAVE_PREACT": self.keep,
-            "ACTIVATION": self.activation,
-        }
+    key = (r.filters, r.channels, pixels, r.taps(), r.groups)
+    if r.w.numel() > 0:
+        WGRAD.launch(run, r.x, key, (r.w,), r.layout())
 
 
 def convolution(
@@ -362,11 +270,11 @@ def convolution(
     sizes = output_sizes("convolution", input, weight, stride, padding, dilation, transposed, output_padding, groups)
     output = empty_in_format(input, sizes, channels_last(input, weight))
     keep = save_preact and needs_preact(activation)
-    epilogue = _Epilogue(torch.empty_like(output) if keep else input.new_empty(0), bias, residual, activation, keep)
+    epilogue = Epilogue(torch.empty_like(output) if keep else input.new_empty(0), bias, residual, activation, keep)
     if transposed:
-        _Relation(output, weight, input, stride, padding, dilation, groups).dgrad(epilogue)
+        _dgrad(Relation(output, weight, input, stride, padding, dilation, groups), epilogue)
     else:
-        _Relation(input, weight, output, stride, padding, dilation, groups).fprop(epilogue)
+        _fprop(Relation(input, weight, output, stride, padding, dilation, groups), epilogue)
     return output, epilogue.preact
 
 
@@ -412,13 +320,13 @@ def convolution_backward(
     if need_input:
         grads[0] = empty_in_format(input, input.shape, channels_last(input))
         if transposed:
-            _Relation(grad, weight, grads[0], *geometry).fprop(_Epilogue(grads[3]))
+            _fprop(Relation(grad, weight, grads[0], *geometry), Epilogue(grads[3]))
         else:
-            _Relation(grads[0], weight, grad, *geometry).dgrad(_Epilogue(grads[3]))
+            _dgrad(Relation(grads[0], weight, grad, *geometry), Epilogue(grads[3]))
     if need_weight:
         grads[1] = empty_in_format(weight, weight.shape, channels_last(weight))
         x, y = (grad, input) if transposed else (input, grad)
-        _Relation(x, grads[1], y, *geometry).wgrad()
+        _wgrad(Relation(x, grads[1], y, *geometry))
     if need_bias:
         grads[2] = grad_bias
     if need_residual:

@@ -7,9 +7,10 @@
 //   wgrad   m = filter               n = (channel, tap)  k = (n, position in y)  a = y,           b = x gathered
 //
 // Every sum runs over k in order in one thread: no atomics, the same bits every time. Any strides and sizes, and
-// float32 multiplied as float32; conv_mma.cuh has what the tensor cores take.
+// float32 multiplied as float32; conv_mma.cuh has what the tensor cores take, depthwise.h what has a filter a channel.
 
 #include "cuda/conv/conv_mma.cuh"
+#include "cuda/conv/depthwise.h"
 #include "cuda/conv/epilogue.cuh"
 #include "cuda/conv/geometry.cuh"
 #include "cuda/launch.h"
@@ -134,6 +135,7 @@ void launch_products(const char* name, void (*kernel)(ConvParams), const ConvPar
 
 void conv_fprop(const ConvParams& params, Stream stream) {
   if (conv_mma_takes(params)) return conv_fprop_mma(params, stream);
+  if (depthwise_takes(params)) return depthwise_fprop(params, stream);
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
     launch_products("conv_fprop", conv_fprop_kernel<T>, params, params.groups, params.y_pixels(),
@@ -143,6 +145,7 @@ void conv_fprop(const ConvParams& params, Stream stream) {
 
 void conv_dgrad(const ConvParams& params, Stream stream) {
   if (conv_mma_takes(params)) return conv_dgrad_mma(params, stream);
+  if (depthwise_takes(params)) return depthwise_dgrad(params, stream);
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
     launch_products("conv_dgrad", conv_dgrad_kernel<T>, params, params.groups * conv_phases(params),
@@ -150,8 +153,14 @@ void conv_dgrad(const ConvParams& params, Stream stream) {
   });
 }
 
+int conv_wgrad_splits(const ConvParams& params) {
+  if (conv_mma_takes(params)) return conv_wgrad_mma_splits(params);
+  return depthwise_takes(params) ? depthwise_wgrad_splits(params) : 1;
+}
+
 void conv_wgrad(const ConvParams& params, float* partials, int splits, Stream stream) {
   if (conv_mma_takes(params)) return conv_wgrad_mma(params, partials, splits, stream);
+  if (depthwise_takes(params)) return depthwise_wgrad(params, partials, splits, stream);
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
     const int64_t n = params.group_channels() * params.taps();

@@ -23,89 +23,12 @@ namespace {
 using Large = LargeMmaTile;
 using Middle = MmaTile<64, 64, 2, 2, 4>;
 
-// One product: the pixels of a phase (of all positions, for the forward product) by the rows of a group's filters.
-struct Product {
-  PixelSource pixels;
-  FilterSource filters;
-  int channels, taps[kConvDims];                        // of the inner dimension
-  int64_t rows;                                         // of pixels
-  int64_t size[kConvDims];                              // the rows' positions
-  int origin[kConvDims], origin_step[kConvDims];        // of a row in the source: origin + position * origin_step
-  int64_t written[kConvDims], written_step[kConvDims];  // the same in what is written
-};
-
-__device__ __forceinline__ Product fprop_product(const ConvParams& p, int64_t group) {
-  Product product{};
-  product.pixels.data = static_cast<const uint16_t*>(p.x.data) + group * p.group_channels() * p.x.stride[1];
-  product.pixels.image_stride = p.x.stride[0];
-  product.pixels.channel_stride = p.x.stride[1];
-  product.filters.data = static_cast<const uint16_t*>(p.w.data) + group * p.group_filters() * p.w.stride[0];
-  product.filters.row_stride = p.w.stride[0];
-  product.filters.channel_stride = p.w.stride[1];
-  product.filters.rows = static_cast<int>(p.group_filters());
-  product.channels = static_cast<int>(p.group_channels());
-  product.rows = p.y_pixels();
-#pragma unroll
-  for (int d = 0; d < kConvDims; ++d) {
-    product.pixels.stride[d] = p.x.stride[2 + d];
-    product.pixels.size[d] = static_cast<int>(p.x_size[d]);
-    product.pixels.step[d] = static_cast<int>(p.dilation[d]);
-    product.filters.tap_stride[d] = p.w.stride[2 + d];
-    product.taps[d] = static_cast<int>(p.kernel[d]);
-    product.size[d] = p.y_size[d];
-    product.origin[d] = static_cast<int>(-p.padding[d]);
-    product.origin_step[d] = static_cast<int>(p.stride[d]);
-    product.written[d] = 0;
-    product.written_step[d] = 1;
-  }
-  return product;
-}
-
-__device__ __forceinline__ Product dgrad_product(const ConvParams& p, int64_t group, const ConvPhase& phase) {
-  Product product{};
-  product.pixels.data = static_cast<const uint16_t*>(p.y.data) + group * p.group_filters() * p.y.stride[1];
-  product.pixels.image_stride = p.y.stride[0];
-  product.pixels.channel_stride = p.y.stride[1];
-  product.filters.data = static_cast<const uint16_t*>(p.w.data) + group * p.group_filters() * p.w.stride[0];
-  product.filters.row_stride = p.w.stride[1];
-  product.filters.channel_stride = p.w.stride[0];
-  product.filters.rows = static_cast<int>(p.group_channels());
-  product.channels = static_cast<int>(p.group_filters());
-  product.rows = phase.pixels(p.batch);
-#pragma unroll
-  for (int d = 0; d < kConvDims; ++d) {
-    product.pixels.stride[d] = p.y.stride[2 + d];
-    product.pixels.size[d] = static_cast<int>(p.y_size[d]);
-    product.pixels.step[d] = static_cast<int>(-phase.y_step[d]);
-    product.filters.data += phase.first_tap[d] * p.w.stride[2 + d];
-    product.filters.tap_stride[d] = phase.tap_step[d] * p.w.stride[2 + d];
-    product.taps[d] = static_cast<int>(phase.taps[d]);
-    product.size[d] = phase.size[d];
-    product.origin[d] = static_cast<int>(phase.first_y[d]);
-    product.origin_step[d] = 1;
-    product.written[d] = phase.origin[d];
-    product.written_step[d] = p.stride[d];
-  }
-  return product;
-}
-
-__device__ __forceinline__ PixelRow pixel_row(const Product& product, int64_t row) {
-  PixelRow result{0, {}, row < product.rows};
-  if (!result.there) return result;
-  const ConvPlace place = place_at(row, product.size);
-  result.base = place.line * product.pixels.image_stride;
-#pragma unroll
-  for (int d = 0; d < kConvDims; ++d) {
-    result.origin[d] = product.origin[d] + static_cast<int>(place.position[d]) * product.origin_step[d];
-  }
-  return result;
-}
-
 // Starts a step's copies of eight channels at a time; the filters lie along K, or (kFiltersAlongK false) along rows.
 template <class Tile, bool kFiltersAlongK>
 class VectorLoader {
  public:
-  __device__ __forceinline__ VectorLoader(const Product& product, int64_t m0, int64_t n0) : product_(product) {
+  __device__ __forceinline__ VectorLoader(const Product<uint16_t>& product, int64_t m0, int64_t n0)
+      : product_(product) {
     at_.advance(Pixels::k(), product.channels, product.taps);
 #pragma unroll
     for (int i = 0; i < Pixels::kCount; ++i) rows_[i] = pixel_row(product, m0 + Pixels::row(i));
@@ -149,7 +72,7 @@ class VectorLoader {
   using Pixels = VectorShare<Tile::kM, Tile::kThreads>;
   using Filters = VectorShare<Tile::kN, Tile::kThreads>;
   using Across = AcrossShare<Tile::kN, Tile::kThreads>;
-  const Product& product_;
+  const Product<uint16_t>& product_;
   TapWalk at_, across_[Across::kCount];
   PixelRow rows_[Pixels::kCount];
   int filter_;
@@ -159,7 +82,7 @@ class VectorLoader {
 template <class Tile>
 class RunLoader {
  public:
-  __device__ __forceinline__ RunLoader(const Product& product, int64_t m0, int64_t n0)
+  __device__ __forceinline__ RunLoader(const Product<uint16_t>& product, int64_t m0, int64_t n0)
       : product_(product), row_(pixel_row(product, m0 + Pixels::row())), filter_(n0 + Filters::row()) {
     pixel_.advance(Pixels::k(), product.channels, product.taps);
     weight_.advance(Filters::k(), product.channels, product.taps);
@@ -185,7 +108,7 @@ class RunLoader {
  private:
   using Pixels = RunShare<Tile::kM, Tile::kThreads>;
   using Filters = RunShare<Tile::kN, Tile::kThreads>;
-  const Product& product_;
+  const Product<uint16_t>& product_;
   TapWalk pixel_, weight_;
   PixelRow row_;
   int64_t filter_;
@@ -193,8 +116,9 @@ class RunLoader {
 
 // Finishes the sums of a tile. Neighbouring threads take neighbouring channels where those lie together, else pixels.
 template <class T, class Tile>
-__device__ __forceinline__ void store_tile(const ConvParams& p, const ConvTensor& output, const Product& product,
-                                           const float* staged, int64_t m0, int64_t n0, int64_t first_channel) {
+__device__ __forceinline__ void store_tile(const ConvParams& p, const ConvTensor& output,
+                                           const Product<uint16_t>& product, const float* staged, int64_t m0,
+                                           int64_t n0, int64_t first_channel) {
   const bool channels_together = output.stride[1] == 1;
   constexpr int kColumns = 8;  // of a thread at a time: a row's place is worked out once for them.
 #pragma unroll 1
@@ -214,8 +138,8 @@ __device__ __forceinline__ void store_tile(const ConvParams& p, const ConvTensor
 }
 
 template <class T, class Tile, bool kVectors, bool kFiltersAlongK>
-__device__ __forceinline__ void multiply(const ConvParams& p, const ConvTensor& output, const Product& product,
-                                         int64_t tile, int64_t first_channel) {
+__device__ __forceinline__ void multiply(const ConvParams& p, const ConvTensor& output,
+                                         const Product<uint16_t>& product, int64_t tile, int64_t first_channel) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
   const MatrixTile at = banded_tile<Tile::kM, Tile::kN>(tile, product.rows, product.filters.rows);
   const int64_t k = static_cast<int64_t>(product.channels) * product.taps[0] * product.taps[1] * product.taps[2];
@@ -231,7 +155,7 @@ template <class T, class Tile, bool kVectors>
 __global__ void __launch_bounds__(Tile::kThreads) conv_fprop_mma_kernel(const ConvParams p) {
   const int64_t tiles = tiles_of<Tile::kM, Tile::kN>(p.y_pixels(), p.group_filters());
   const int64_t group = blockIdx.x / tiles;
-  const Product product = fprop_product(p, group);
+  const Product<uint16_t> product = fprop_product<uint16_t>(p, group);
   multiply<T, Tile, kVectors, true>(p, p.y, product, blockIdx.x % tiles, group * p.group_filters());
 }
 
@@ -240,7 +164,7 @@ template <class T, class Tile, bool kVectors>
 __global__ void __launch_bounds__(Tile::kThreads) conv_dgrad_mma_kernel(const ConvParams p) {
   const int64_t most = tiles_of<Tile::kM, Tile::kN>(most_phase_pixels(p), p.group_channels());
   const int64_t phases = conv_phases(p), group = blockIdx.x / (most * phases), tile = blockIdx.x % most;
-  const Product product = dgrad_product(p, group, phase_at(p, blockIdx.x / most % phases));
+  const Product<uint16_t> product = dgrad_product<uint16_t>(p, group, phase_at(p, blockIdx.x / most % phases));
   if (tile >= tiles_of<Tile::kM, Tile::kN>(product.rows, product.filters.rows)) return;
   multiply<T, Tile, kVectors, false>(p, p.x, product, tile, group * p.group_channels());
 }

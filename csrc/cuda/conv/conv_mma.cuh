@@ -11,6 +11,7 @@ bool conv_mma_takes(const ConvParams& params);
 
 void conv_fprop_mma(const ConvParams& params, Stream stream);
 void conv_dgrad_mma(const ConvParams& params, Stream stream);
+int conv_wgrad_mma_splits(const ConvParams& params);
 // With splits `partials` holds what conv.h says.
 void conv_wgrad_mma(const ConvParams& params, float* partials, int splits, Stream stream);
 

@@ -47,4 +47,13 @@ __device__ __forceinline__ void store_element(const ConvParams& p, const ConvTen
   store_channels<T, 1>(p, output, place, channel, &value, 1);
 }
 
+// Element (filter, column) of the weight's gradient; the filter is counted over all groups.
+template <class T>
+__device__ __forceinline__ void store_weight(const ConvParams& p, int64_t filter, int64_t column, float value) {
+  const ConvPlace tap = place_at(column / p.group_channels(), p.kernel);
+  const int64_t channel = column % p.group_channels();
+  const int64_t to = filter * p.w.stride[0] + channel * p.w.stride[1] + offset_in(p.w, tap);
+  static_cast<T*>(p.w.data)[to] = from_float<T>(value);
+}
+
 }  // namespace warpwright::cuda

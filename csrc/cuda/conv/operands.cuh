@@ -8,67 +8,10 @@
 
 #pragma once
 
-#include "cuda/conv/geometry.cuh"
+#include "cuda/conv/product.cuh"
 #include "cuda/tile/mma_operand.cuh"
 
 namespace warpwright::cuda {
-
-// A position in a filter's (tap, channel), counted without divisions.
-struct TapWalk {
-  int channel = 0, tap[kConvDims] = {};
-
-  __device__ __forceinline__ void advance(int count, int channels, const int (&taps)[kConvDims]) {
-    channel += count;
-    while (channel >= channels && tap[0] < taps[0]) {
-      channel -= channels;
-      if (++tap[2] < taps[2]) continue;
-      tap[2] = 0;
-      if (++tap[1] < taps[1]) continue;
-      tap[1] = 0;
-      ++tap[0];
-    }
-  }
-  __device__ __forceinline__ bool inside(const int (&taps)[kConvDims]) const { return tap[0] < taps[0]; }
-};
-
-// What the rows of pixels read: position origin + tap * step of a tensor, nothing outside of it.
-struct PixelSource {
-  const uint16_t* data;  // of the group's first channel
-  int64_t image_stride, channel_stride, stride[kConvDims];
-  int size[kConvDims], step[kConvDims];
-};
-// One row of pixels.
-struct PixelRow {
-  int64_t base;  // offset of the image's first element of the channel
-  int origin[kConvDims];
-  bool there;
-};
-
-// The element that a row meets through a tap, or null outside the tensor.
-__device__ __forceinline__ const uint16_t* pixel_at(const PixelSource& source, const PixelRow& row, const TapWalk& at) {
-  int64_t offset = row.base + at.channel * source.channel_stride;
-  bool inside = row.there;
-#pragma unroll
-  for (int d = 0; d < kConvDims; ++d) {
-    const int i = row.origin[d] + at.tap[d] * source.step[d];
-    inside = inside && i >= 0 && i < source.size[d];
-    offset += i * source.stride[d];
-  }
-  return inside ? source.data + offset : nullptr;
-}
-
-// What the rows of filters read. A row is a filter, or for the gradient of the input a channel.
-struct FilterSource {
-  const uint16_t* data;  // of the group's first filter and channel, at the first tap
-  int64_t row_stride, channel_stride, tap_stride[kConvDims];
-  int rows;
-};
-__device__ __forceinline__ const uint16_t* filter_at(const FilterSource& source, int64_t row, const TapWalk& at) {
-  int64_t offset = row * source.row_stride + at.channel * source.channel_stride;
-#pragma unroll
-  for (int d = 0; d < kConvDims; ++d) offset += at.tap[d] * source.tap_stride[d];
-  return source.data + offset;
-}
 
 // Whether channels lie together, of each group in whole chunks that start at multiples of 16 bytes.
 inline bool in_chunks(const ConvTensor& tensor, int64_t channels) {

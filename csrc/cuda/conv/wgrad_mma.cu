@@ -1,13 +1,14 @@
 // The weight's gradient on the tensor cores: filters by (tap, channel), summed over the pixels of y.
 //
-// The pixels are cut into parts where the tiles alone are few; each part is summed by one block, into partial results
-// in float32 that a second kernel adds up in order. No atomics: the same bits every time.
+// The pixels are cut into parts where the tiles alone are few: wgrad_parts.h.
 
 #include <algorithm>
 #include <type_traits>
 
 #include "cuda/conv/conv_mma.cuh"
+#include "cuda/conv/epilogue.cuh"
 #include "cuda/conv/operands.cuh"
+#include "cuda/conv/wgrad_parts.h"
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
 #include "cuda/tile/mma_tile.cuh"
@@ -21,12 +22,6 @@ namespace {
 
 using Large = LargeMmaTile;
 using Middle = MmaTile<64, 64, 2, 2, 4>;
-
-struct WgradParams {
-  ConvParams conv;
-  float* partials;  // (splits, filters, channels / groups * taps), or null with one split
-  int splits;
-};
 
 // A pixel of y, moved on by additions: a step is given in digits, of which each carries at most once.
 struct PixelWalk {
@@ -178,15 +173,6 @@ class RunLoader {
   PixelWalk y_, x_;
 };
 
-// Element (filter, column) of the weight's gradient; the filter is counted over all groups.
-template <class T>
-__device__ __forceinline__ void store_weight(const ConvParams& p, int64_t filter, int64_t column, float value) {
-  const ConvPlace tap = place_at(column / p.group_channels(), p.kernel);
-  const int64_t channel = column % p.group_channels();
-  const int64_t to = filter * p.w.stride[0] + channel * p.w.stride[1] + offset_in(p.w, tap);
-  static_cast<T*>(p.w.data)[to] = from_float<T>(value);
-}
-
 // machine code: true>: HMMA.16816.F32, LDSM.4, LDGSTS.128; else: HMMA.16816.F32, LDSM.4
 template <class T, class Tile, bool kVectors>
 __global__ void __launch_bounds__(Tile::kThreads) conv_wgrad_mma_kernel(const WgradParams params) {
@@ -216,20 +202,6 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_wgrad_mma_kernel(const Wg
   }
 }
 
-constexpr int kReduceThreads = 256;
-
-// machine code: plain
-template <class T>
-__global__ void __launch_bounds__(kReduceThreads) conv_wgrad_reduce_kernel(const WgradParams params) {
-  const ConvParams& p = params.conv;
-  const int64_t columns = p.group_channels() * p.taps(), count = p.filters * columns;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  if (i >= count) return;
-  float sum = 0.0f;
-  for (int split = 0; split < params.splits; ++split) sum += params.partials[split * count + i];
-  store_weight<T>(p, i / columns, i % columns, sum);
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
@@ -246,10 +218,7 @@ void launch_wgrad(const WgradParams& params, bool large, bool vectors, Stream st
     launch("conv_wgrad_mma", kernel, config, params);
   };
   large ? with_tile(Large{}) : with_tile(Middle{});
-  if (params.splits == 1) return;
-  const int64_t count = p.filters * p.group_channels() * p.taps();
-  const dim3 blocks(static_cast<unsigned>((count + kReduceThreads - 1) / kReduceThreads));
-  launch("conv_wgrad_reduce", conv_wgrad_reduce_kernel<T>, {blocks, dim3(kReduceThreads), stream}, params);
+  if (params.splits > 1) reduce_wgrad(params, stream);
 }
 
 bool takes_large(const ConvParams& p) {
@@ -258,18 +227,15 @@ bool takes_large(const ConvParams& p) {
 
 }  // namespace
 
-int conv_wgrad_splits(const ConvParams& p) {
-  if (!conv_mma_takes(p)) return 1;
+int conv_wgrad_mma_splits(const ConvParams& p) {
   const int64_t columns = p.group_channels() * p.taps(), filters = p.group_filters();
   const int64_t tiles = p.groups * (takes_large(p) ? tiles_of<Large::kM, Large::kN>(filters, columns)
                                                    : tiles_of<Middle::kM, Middle::kN>(filters, columns));
   if (tiles == 0) return 1;
-  // By the sizes alone, so that the bits are the same on every device: some 256 blocks, and no part shorter than
-  // kLeastSteps, or the partials cost what the parts save.
-  constexpr int64_t kBlocks = 256, kLeastSteps = 16, kMostBytes = int64_t{64} << 20;
-  const int64_t wanted = kBlocks / tiles;
-  const int64_t allowed = kMostBytes / (4 * p.filters * columns), steps = (p.y_pixels() + kTileK - 1) / kTileK;
-  return static_cast<int>(std::max<int64_t>(1, std::min({wanted, allowed, steps / kLeastSteps})));
+  // Some 256 blocks, and no part shorter than kLeastSteps, or the partials cost what the parts save.
+  constexpr int64_t kBlocks = 256, kLeastSteps = 16;
+  const int64_t steps = (p.y_pixels() + kTileK - 1) / kTileK;
+  return allowed_splits(p, std::min(kBlocks / tiles, steps / kLeastSteps));
 }
 
 void conv_wgrad_mma(const ConvParams& p, float* partials, int splits, Stream stream) {

@@ -83,6 +83,13 @@ def _depthwise_samples(make: Make) -> Iterator[Sample]:
     last = {"residual": _last(make.tensor(1, 3, 5, 4)), "activation": "silu"}
     yield Sample("depthwise past the image, channels last", wide, last)
     yield Sample("depthwise past the image", (make.tensor(1, 3, 4, 3), make.tensor(3, 1, 9, 9), b[:3], 1, 4, 1, 3))
+    packs = (_last(make.tensor(1, 72, 19, 4)), make.tensor(72, 1, 3, 3), make.tensor(72), 1, 1, 1, 72)
+    yield Sample("depthwise, packs of channels", packs, {"activation": "relu"})
+    strided = (make.tensor(16, 1, 5, 3), None, (3, 2), (2, 1), (2, 1), 16)
+    yield Sample("depthwise, packs of channels, stride and dilation", (_last(make.tensor(2, 16, 21, 5)), *strided))
+    tall = (make.tensor(1, 2, 40, 3), make.tensor(2, 1, 31, 3), None, 1, (15, 1), 1, 2)
+    yield Sample("depthwise, tall kernel", tall)
+    yield Sample("depthwise, taller kernel", (make.tensor(1, 2, 66, 1), make.tensor(2, 1, 65, 2), None, 1, 1, 1, 2))
     yield Sample(
         "depthwise, same, even kernel", (make.tensor(1, 3, 6, 5), make.tensor(3, 1, 2, 4), None, 1, "same", 1, 3)
     )
