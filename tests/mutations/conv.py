@@ -24,7 +24,7 @@ MUTATIONS = [
          ("conv2d", "a window is not moved on", "window[(j + m) % kStrip][e], factor", "window[m][e], factor"),
          ("conv2d", "strips are neighbours", "return strip / spacing * spacing * length + strip % spacing;",
           "return strip * length;"),
-         ("conv1d", "the other dimension's padding", "&p.stride, &p.padding, &p.dilation", "&p.stride, &p.dilation")),
+         ("conv1d", "the other dimension's padding", "p.padding, p.dilation}) std", "p.dilation}) std")),
     *planted_in("csrc/cuda/conv/depthwise.cu",
          ("conv2d", "read past the lower edge", "if (row < 0 || row >= source.size[1]) return", "if (row < 0) return"),
          ("conv2d", "taps are not turned", "      turn_taps(product);\n", ""),

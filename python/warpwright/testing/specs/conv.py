@@ -87,6 +87,7 @@ def _depthwise_samples(make: Make) -> Iterator[Sample]:
     yield Sample("depthwise, packs of channels", packs, {"activation": "relu"})
     strided = (make.tensor(16, 1, 5, 3), None, (3, 2), (2, 1), (2, 1), 16)
     yield Sample("depthwise, packs of channels, stride and dilation", (_last(make.tensor(2, 16, 21, 5)), *strided))
+    yield Sample("depthwise, many pixels", (make.tensor(1, 1, 66, 66), make.tensor(1, 1, 2, 2), None))
     tall = (make.tensor(1, 2, 40, 3), make.tensor(2, 1, 31, 3), None, 1, (15, 1), 1, 2)
     yield Sample("depthwise, tall kernel", tall)
     yield Sample("depthwise, taller kernel", (make.tensor(1, 2, 66, 1), make.tensor(2, 1, 65, 2), None, 1, 1, 1, 2))
