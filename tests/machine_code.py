@@ -276,7 +276,7 @@ def _holds(condition: str, kernel: Kernel) -> bool:
 
 
 GLOBAL = re.compile(r"__global__\s+void\s+(?:__\w+__\([^()]*(?:\([^()]*\)[^()]*)*\)\s+)*(\w+)\(")
-LINE = re.compile(r"// machine code: (\S.*)")
+LINES = re.compile(r"// machine code: (\S.*(?:\n// .*)*)")
 
 
 def declarations(source: str) -> dict[str, Declaration | None]:
@@ -285,8 +285,9 @@ def declarations(source: str) -> dict[str, Declaration | None]:
     for match in GLOBAL.finditer(source):
         above = source[: match.start()].rstrip()
         above = re.sub(r"\n?template <[^\n]*>$", "", above)
-        line = LINE.fullmatch(above.rpartition("\n")[2].strip())
-        found[match.group(1)] = Declaration(line.group(1)) if line else None
+        start = above.rfind("// machine code: ")  # It may go on over more lines of comment.
+        lines = LINES.fullmatch(above, start) if start >= 0 else None
+        found[match.group(1)] = Declaration(lines.group(1).replace("\n// ", " ")) if lines else None
     return found
 
 

@@ -29,7 +29,8 @@ struct ConvParams {
   int64_t x_size[kConvDims], kernel[kConvDims], y_size[kConvDims];
   int64_t stride[kConvDims], padding[kConvDims], dilation[kConvDims];  // padding: before the first element
   Activation activation;
-  DType dtype;  // of every tensor here
+  DType dtype;          // of every tensor here
+  Precision precision;  // of float32's products on the tensor cores; by kIeee there are none.
 
   WARPWRIGHT_HOST_DEVICE int64_t group_channels() const { return channels / groups; }
   WARPWRIGHT_HOST_DEVICE int64_t group_filters() const { return filters / groups; }

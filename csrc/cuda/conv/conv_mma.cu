@@ -1,5 +1,5 @@
-// The forward product and the input's gradient on the tensor cores: cp.async or a gather through registers, ldmatrix,
-// mma.sync, in the pipeline of tile/mma_tile.cuh.
+// The forward product and the input's gradient on the tensor cores: cp.async or a gather through registers, then the
+// pipeline of tile/mma_tile.cuh, or for float32 of tile/tf32_tile.cuh.
 //
 // Both are one product of pixels with filters whose inner dimension is (tap, channel). What differs: where a tap leads
 // (forward along the dilation, back along a phase's outputs), and which of the weight's dimensions is summed over.
@@ -7,11 +7,10 @@
 #include <type_traits>
 
 #include "cuda/conv/conv_mma.cuh"
-#include "cuda/conv/epilogue.cuh"
-#include "cuda/conv/operands.cuh"
+#include "cuda/conv/product_loader.cuh"
+#include "cuda/conv/tiles.cuh"
 #include "cuda/device.h"
 #include "cuda/launch.h"
-#include "cuda/tile/mma_tile.cuh"
 #include "cuda/tile/scheduler.cuh"
 
 namespace warpwright::cuda {
@@ -20,151 +19,41 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
 
-using Large = LargeMmaTile;
-using Middle = MmaTile<64, 64, 2, 2, 4>;
-
-// Starts a step's copies of eight channels at a time; the filters lie along K, or (kFiltersAlongK false) along rows.
-template <class Tile, bool kFiltersAlongK>
-class VectorLoader {
- public:
-  __device__ __forceinline__ VectorLoader(const Product<uint16_t>& product, int64_t m0, int64_t n0)
-      : product_(product) {
-    at_.advance(Pixels::k(), product.channels, product.taps);
-#pragma unroll
-    for (int i = 0; i < Pixels::kCount; ++i) rows_[i] = pixel_row(product, m0 + Pixels::row(i));
-    if constexpr (kFiltersAlongK) {
-      filter_ = static_cast<int>(n0) + Filters::row(0);
-    } else {
-      filter_ = static_cast<int>(n0) + Across::row();
-#pragma unroll
-      for (int i = 0; i < Across::kCount; ++i) across_[i].advance(Across::k(i), product.channels, product.taps);
-    }
-  }
-
-  __device__ __forceinline__ void start(unsigned char* a_tile, unsigned char* b_tile) {
-    const bool inside = at_.inside(product_.taps);
-#pragma unroll
-    for (int i = 0; i < Pixels::kCount; ++i) {
-      const uint16_t* from = inside ? pixel_at(product_.pixels, rows_[i], at_) : nullptr;
-      start_chunk(a_tile + chunk_offset<true, Tile::kM>(Pixels::row(i), Pixels::k()), from, product_.pixels.data);
-    }
-    if constexpr (kFiltersAlongK) {
-#pragma unroll
-      for (int i = 0; i < Filters::kCount; ++i) {
-        const int row = filter_ + i * Filters::kRowsAtOnce;
-        const bool there = inside && row < product_.filters.rows;
-        start_chunk(b_tile + chunk_offset<true, Tile::kN>(Filters::row(i), Filters::k()),
-                    there ? filter_at(product_.filters, row, at_) : nullptr, product_.filters.data);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < Across::kCount; ++i) {
-        const bool there = across_[i].inside(product_.taps) && filter_ < product_.filters.rows;
-        start_chunk(b_tile + chunk_offset<false, Tile::kN>(Across::row(), Across::k(i)),
-                    there ? filter_at(product_.filters, filter_, across_[i]) : nullptr, product_.filters.data);
-        across_[i].advance(kTileK, product_.channels, product_.taps);
-      }
-    }
-    at_.advance(kTileK, product_.channels, product_.taps);
-  }
-
- private:
-  using Pixels = VectorShare<Tile::kM, Tile::kThreads>;
-  using Filters = VectorShare<Tile::kN, Tile::kThreads>;
-  using Across = AcrossShare<Tile::kN, Tile::kThreads>;
-  const Product<uint16_t>& product_;
-  TapWalk at_, across_[Across::kCount];
-  PixelRow rows_[Pixels::kCount];
-  int filter_;
-};
-
-// Reads element by element.
-template <class Tile>
-class RunLoader {
- public:
-  __device__ __forceinline__ RunLoader(const Product<uint16_t>& product, int64_t m0, int64_t n0)
-      : product_(product), row_(pixel_row(product, m0 + Pixels::row())), filter_(n0 + Filters::row()) {
-    pixel_.advance(Pixels::k(), product.channels, product.taps);
-    weight_.advance(Filters::k(), product.channels, product.taps);
-  }
-
-  __device__ __forceinline__ void start(unsigned char* a_tile, unsigned char* b_tile) {
-    write_run<Tile::kM, Pixels::kLength>(a_tile, Pixels::row(), Pixels::k(), [&] {
-      const bool inside = pixel_.inside(product_.taps);
-      const uint32_t bits = bits_or_zero(inside ? pixel_at(product_.pixels, row_, pixel_) : nullptr);
-      pixel_.advance(1, product_.channels, product_.taps);
-      return bits;
-    });
-    pixel_.advance(kTileK - Pixels::kLength, product_.channels, product_.taps);
-    write_run<Tile::kN, Filters::kLength>(b_tile, Filters::row(), Filters::k(), [&] {
-      const bool inside = weight_.inside(product_.taps) && filter_ < product_.filters.rows;
-      const uint32_t bits = bits_or_zero(inside ? filter_at(product_.filters, filter_, weight_) : nullptr);
-      weight_.advance(1, product_.channels, product_.taps);
-      return bits;
-    });
-    weight_.advance(kTileK - Filters::kLength, product_.channels, product_.taps);
-  }
-
- private:
-  using Pixels = RunShare<Tile::kM, Tile::kThreads>;
-  using Filters = RunShare<Tile::kN, Tile::kThreads>;
-  const Product<uint16_t>& product_;
-  TapWalk pixel_, weight_;
-  PixelRow row_;
-  int64_t filter_;
-};
-
-// Finishes the sums of a tile. Neighbouring threads take neighbouring channels where those lie together, else pixels.
-template <class T, class Tile>
-__device__ __forceinline__ void store_tile(const ConvParams& p, const ConvTensor& output,
-                                           const Product<uint16_t>& product, const float* staged, int64_t m0,
-                                           int64_t n0, int64_t first_channel) {
-  const bool channels_together = output.stride[1] == 1;
-  constexpr int kColumns = 8;  // of a thread at a time: a row's place is worked out once for them.
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::kM * Tile::kN / kColumns; i += Tile::kThreads) {
-    const int row = channels_together ? i / (Tile::kN / kColumns) : i % Tile::kM;
-    const int col = (channels_together ? i % (Tile::kN / kColumns) : i / Tile::kM) * kColumns;
-    if (m0 + row >= product.rows || n0 + col >= product.filters.rows) continue;
-    ConvPlace place = place_at(m0 + row, product.size);
-#pragma unroll
-    for (int d = 0; d < kConvDims; ++d) {
-      place.position[d] = product.written[d] + place.position[d] * product.written_step[d];
-    }
-    const int64_t left = product.filters.rows - n0 - col;
-    store_channels<T, kColumns>(p, output, place, first_channel + n0 + col, staged + row * Tile::kStagedColumns + col,
-                                left < kColumns ? static_cast<int>(left) : kColumns);
-  }
-}
+using Large = LargeConvTile;
+using Middle = MiddleConvTile;
 
 template <class T, class Tile, bool kVectors, bool kFiltersAlongK>
 __device__ __forceinline__ void multiply(const ConvParams& p, const ConvTensor& output,
-                                         const Product<uint16_t>& product, int64_t tile, int64_t first_channel) {
+                                         const Product<typename Tile::Element>& product, int64_t tile,
+                                         int64_t first_channel) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
   const MatrixTile at = banded_tile<Tile::kM, Tile::kN>(tile, product.rows, product.filters.rows);
   const int64_t k = static_cast<int64_t>(product.channels) * product.taps[0] * product.taps[1] * product.taps[2];
-  using Loader = std::conditional_t<kVectors, VectorLoader<Tile, kFiltersAlongK>, RunLoader<Tile>>;
+  using Loader = std::conditional_t<kVectors, ProductLoader<Tile, kFiltersAlongK>, ProductRunLoader<Tile>>;
   Loader loader(product, at.m0, at.n0);
   const auto start = [&](unsigned char* a_tile, unsigned char* b_tile, int64_t) { loader.start(a_tile, b_tile); };
-  const float *const staged = mma_sums < T, Tile, true, kFiltersAlongK || !kVectors > (shared, 0, mma_steps(k), start);
+  constexpr bool kAAlongK = kVectors || Tile::kRunsAlongK, kBAlongK = kVectors ? kFiltersAlongK : Tile::kRunsAlongK;
+  const float* const staged = conv_sums<T, Tile, kAAlongK, kBAlongK>(p, shared, 0, mma_steps(k), start);
   store_tile<T, Tile>(p, output, product, staged, at.m0, at.n0, first_channel);
 }
 
-// machine code: true>: HMMA.16816.F32, LDSM.4, LDGSTS.128, STG.128; else: HMMA.16816.F32, LDSM.4, STG.128
+// machine code: Tf32Tile, true>: HMMA.1688.F32.TF32, LDGSTS.128, STG.128; Tf32Tile, false>: HMMA.1688.F32.TF32, LDGSTS;
+// true>: HMMA.16816.F32, LDSM.4, LDGSTS.128, STG.128; else: HMMA.16816.F32, LDSM.4, STG.128
 template <class T, class Tile, bool kVectors>
 __global__ void __launch_bounds__(Tile::kThreads) conv_fprop_mma_kernel(const ConvParams p) {
   const int64_t tiles = tiles_of<Tile::kM, Tile::kN>(p.y_pixels(), p.group_filters());
   const int64_t group = blockIdx.x / tiles;
-  const Product<uint16_t> product = fprop_product<uint16_t>(p, group);
+  const auto product = fprop_product<typename Tile::Element>(p, group);
   multiply<T, Tile, kVectors, true>(p, p.y, product, blockIdx.x % tiles, group * p.group_filters());
 }
 
-// machine code: true>: HMMA.16816.F32, LDSM.4, LDGSTS.128, STG.128; else: HMMA.16816.F32, LDSM.4, STG.128
+// machine code: Tf32Tile, true>: HMMA.1688.F32.TF32, LDGSTS.128, STG.128; Tf32Tile, false>: HMMA.1688.F32.TF32, LDGSTS;
+// true>: HMMA.16816.F32, LDSM.4, LDGSTS.128, STG.128; else: HMMA.16816.F32, LDSM.4, STG.128
 template <class T, class Tile, bool kVectors>
 __global__ void __launch_bounds__(Tile::kThreads) conv_dgrad_mma_kernel(const ConvParams p) {
   const int64_t most = tiles_of<Tile::kM, Tile::kN>(most_phase_pixels(p), p.group_channels());
   const int64_t phases = conv_phases(p), group = blockIdx.x / (most * phases), tile = blockIdx.x % most;
-  const Product<uint16_t> product = dgrad_product<uint16_t>(p, group, phase_at(p, blockIdx.x / most % phases));
+  const auto product = dgrad_product<typename Tile::Element>(p, group, phase_at(p, blockIdx.x / most % phases));
   if (tile >= tiles_of<Tile::kM, Tile::kN>(product.rows, product.filters.rows)) return;
   multiply<T, Tile, kVectors, false>(p, p.x, product, tile, group * p.group_channels());
 }
@@ -175,19 +64,30 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_dgrad_mma_kernel(const Co
 // Half of the multiprocessors or more get a large tile, or the middle one is taken.
 bool fills_device(int64_t tiles) { return 2 * tiles >= current_device().multiprocessors; }
 
-template <template <class, class, bool> class Kernel, class T>
-void launch_product(const char* name, const ConvParams& params, bool vectors, int64_t products, int64_t m, int64_t n,
-                    Stream stream) {
-  const auto with_tile = [&](auto tile) {
-    using Tile = decltype(tile);
-    const int64_t blocks = products * tiles_of<Tile::kM, Tile::kN>(m, n);
-    if (blocks == 0) return;
-    const auto kernel = vectors ? Kernel<T, Tile, true>::function : Kernel<T, Tile, false>::function;
-    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads), stream, Tile::kSharedBytes};
-    launch(name, kernel, config, params);
-  };
+template <template <class, class, bool> class Kernel, class T, class Tile>
+void launch_tile(const char* name, const ConvParams& params, bool vectors, int64_t products, int64_t m, int64_t n,
+                 Stream stream) {
+  const int64_t blocks = products * tiles_of<Tile::kM, Tile::kN>(m, n);
+  if (blocks == 0) return;
+  const auto kernel = vectors ? Kernel<T, Tile, true>::function : Kernel<T, Tile, false>::function;
+  constexpr int kBytes = kConvSharedBytes<Tile>;
+  launch(name, kernel, {dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads), stream, kBytes}, params);
+}
+
+// `vectors(count)`: whether both operands can be read in vectors of as many elements.
+template <template <class, class, bool> class Kernel, class Vectors>
+void launch_product(const char* name, const ConvParams& params, const Vectors& vectors, int64_t products, int64_t m,
+                    int64_t n, Stream stream) {
+  if (params.dtype == DType::kFloat32) {
+    return launch_tile<Kernel, float, Tf32Tile>(name, params, vectors(Tf32Tile::kVector), products, m, n, stream);
+  }
   const bool large = n > Middle::kN && fills_device(products * tiles_of<Large::kM, Large::kN>(m, n));
-  large ? with_tile(Large{}) : with_tile(Middle{});
+  const auto with = [&](auto tag) {
+    using T = decltype(tag);
+    const auto launch_one = large ? launch_tile<Kernel, T, Large> : launch_tile<Kernel, T, Middle>;
+    launch_one(name, params, vectors(kChunk), products, m, n, stream);
+  };
+  params.dtype == DType::kFloat16 ? with(__half{}) : with(__nv_bfloat16{});
 }
 
 template <class T, class Tile, bool kVectors>
@@ -202,24 +102,23 @@ struct Dgrad {
 }  // namespace
 
 bool conv_mma_takes(const ConvParams& p) {
-  const bool half = p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16;
-  return half && p.group_channels() * p.group_filters() >= 2 * kChunk;
+  const bool exact = p.dtype == DType::kFloat32 && p.precision == Precision::kIeee;
+  return !exact && p.group_channels() * p.group_filters() >= 2 * kChunk;
 }
 
 void conv_fprop_mma(const ConvParams& p, Stream stream) {
-  const bool vectors = in_chunks(p.x, p.group_channels()) && in_chunks(p.w, p.group_channels());
-  const int64_t m = p.y_pixels(), n = p.group_filters();
-  if (p.dtype == DType::kFloat16)
-    return launch_product<Fprop, __half>("conv_fprop_mma", p, vectors, p.groups, m, n, stream);
-  launch_product<Fprop, __nv_bfloat16>("conv_fprop_mma", p, vectors, p.groups, m, n, stream);
+  const auto vectors = [&](int count) {
+    return in_vectors(p.x, p.group_channels(), count) && in_vectors(p.w, p.group_channels(), count);
+  };
+  launch_product<Fprop>("conv_fprop_mma", p, vectors, p.groups, p.y_pixels(), p.group_filters(), stream);
 }
 
 void conv_dgrad_mma(const ConvParams& p, Stream stream) {
-  const bool vectors = in_chunks(p.y, p.group_filters()) && in_chunks(p.w, p.group_channels());
+  const auto vectors = [&](int count) {
+    return in_vectors(p.y, p.group_filters(), count) && in_vectors(p.w, p.group_channels(), count);
+  };
   const int64_t products = p.groups * conv_phases(p), m = most_phase_pixels(p), n = p.group_channels();
-  if (p.dtype == DType::kFloat16)
-    return launch_product<Dgrad, __half>("conv_dgrad_mma", p, vectors, products, m, n, stream);
-  launch_product<Dgrad, __nv_bfloat16>("conv_dgrad_mma", p, vectors, products, m, n, stream);
+  launch_product<Dgrad>("conv_dgrad_mma", p, vectors, products, m, n, stream);
 }
 
 }  // namespace warpwright::cuda

@@ -1,4 +1,5 @@
-// Convolutions of 16-bit tensors on the tensor cores (sm_80 and later). conv.cu sends everything else elsewhere.
+// Convolutions on the tensor cores (sm_80 and later): of 16-bit tensors, and of float32 ones as TF32. conv.cu sends
+// everything else elsewhere.
 
 #pragma once
 
@@ -6,7 +7,8 @@
 
 namespace warpwright::cuda {
 
-// Whether a convolution is one for the tensor cores: float16 or bfloat16, and groups of more than a few channels.
+// Whether a convolution is one for the tensor cores: not float32 in IEEE arithmetic, and groups of more than a few
+// channels.
 bool conv_mma_takes(const ConvParams& params);
 
 void conv_fprop_mma(const ConvParams& params, Stream stream);

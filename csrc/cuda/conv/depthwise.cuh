@@ -150,23 +150,12 @@ inline ConvParams strips_along_height(ConvParams p) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Whether T's packs of channels are whole and lie together.
-template <class T>
-bool in_channel_packs(const ConvTensor& tensor, int64_t channels) {
-  if (tensor.stride[1] != 1 || channels % kPackSize<T> != 0) return false;
-  if (reinterpret_cast<uintptr_t>(tensor.data) % kPackBytes != 0) return false;
-  for (int d = 0; d < 2 + kConvDims; ++d) {
-    if (d != 1 && tensor.stride[d] % kPackSize<T> != 0) return false;
-  }
-  return true;
-}
-
 // Calls f with integral_constants, the channels of a pack and whether they lie together, for tensors that are read.
 template <class T, class F>
 void visit_layout(std::initializer_list<const ConvTensor*> tensors, int64_t channels, const F& f) {
   bool packs = true, last = channels > 1;
   for (const ConvTensor* tensor : tensors) {
-    packs = packs && in_channel_packs<T>(*tensor, channels);
+    packs = packs && in_vectors(*tensor, channels, kPackSize<T>);
     last = last && tensor->stride[1] == 1;
   }
   if (last && packs) return f(std::integral_constant<int, kPackSize<T>>{}, std::true_type{});

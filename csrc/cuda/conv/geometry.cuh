@@ -39,6 +39,17 @@ __device__ __forceinline__ int64_t offset_in(const ConvTensor& tensor, const Con
   return offset;
 }
 
+// Whether a tensor can be read in vectors of 16 bytes, `elements` channels each: channels lie together, of
+// each group in whole vectors that start at multiples of 16 bytes.
+inline bool in_vectors(const ConvTensor& tensor, int64_t channels, int elements) {
+  if (tensor.stride[1] != 1 || channels % elements != 0) return false;
+  if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0) return false;
+  for (int d = 0; d < 2 + kConvDims; ++d) {
+    if (d != 1 && tensor.stride[d] % elements != 0) return false;
+  }
+  return true;
+}
+
 // The positions of x that lie a stride apart in each dimension, and the taps through which they meet an element of y:
 // the same for all of them, so a gradient's sum runs over these alone.
 struct ConvPhase {

@@ -19,6 +19,9 @@ inline constexpr int kMmaM = 16, kMmaN = 8, kMmaInner = 16;
 // A block's part of the output, and how its warps share it.
 template <int M, int N, int kWarpsDown, int kWarpsAcross, int kDepth>
 struct MmaTile {
+  using Element = uint16_t;
+  static constexpr int kVector = kChunk, kInner = kTileK;
+  static constexpr bool kRunsAlongK = true;  // How elements lie that are read one by one.
   static constexpr int kM = M, kN = N, kStages = kDepth;
   static constexpr int kWarpsN = kWarpsAcross, kThreads = kWarpsDown * kWarpsAcross * 32;
   static constexpr int kWarpM = M / kWarpsDown, kWarpN = N / kWarpsAcross;
@@ -26,6 +29,11 @@ struct MmaTile {
   // The sums on their way out: eight more columns put the rows that half a warp writes at once in different banks.
   static constexpr int kStagedColumns = N + 8;
   static constexpr int kSharedBytes = std::max(kStages * kStageBytes, M * kStagedColumns * 4);
+  // The place of a chunk, in bytes.
+  template <bool kAlongK, int kRows>
+  static __device__ __forceinline__ int place(int row, int k) {
+    return chunk_offset<kAlongK, kRows>(row, k);
+  }
   static_assert(kWarpM % kMmaM == 0 && kWarpN % (2 * kMmaN) == 0 && kTileK % kMmaInner == 0);
   static_assert(kSharedBytes <= 99 * 1024, "a block's shared memory on sm_86 and sm_89");
 };
