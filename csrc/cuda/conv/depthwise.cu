@@ -86,7 +86,9 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks)
     origin[d] = product.origin[d] + static_cast<int>(place.position[d]) * product.origin_step[d];
   }
   const PixelSource<T>& source = product.pixels;
-  const T* image = source.data + place.line * source.image_stride + channel * source.channel_stride;
+  // Not product's pointer: of one that was in shared memory the compiler does not know that it is to global memory.
+  const T* image = static_cast<const T*>(kGradient ? p.y.data : p.x.data) + place.line * source.image_stride +
+                   channel * source.channel_stride;
   const int height = product.taps[1], columns = product.taps[0] * product.taps[2];
   const int at_once = kMostTaps / (lanes.channels() * (height > 0 ? height : 1));
   StripSums<T, kPack, kStrip> sums;

@@ -97,9 +97,13 @@ void conv_wgrad_mma(const ConvParams& p, float* partials, int splits, Stream str
   const WgradParams params{p, splits > 1 ? partials : nullptr, splits};
   with_tile(p, [&](auto tile) {
     using Tile = decltype(tile);
-    if constexpr (sizeof(typename Tile::Element) == sizeof(float)) return launch_wgrad<float, Tile>(params, stream);
-    if (p.dtype == DType::kFloat16) return launch_wgrad<__half, Tile>(params, stream);
-    return launch_wgrad<__nv_bfloat16, Tile>(params, stream);
+    if constexpr (sizeof(typename Tile::Element) == sizeof(float)) {
+      launch_wgrad<float, Tile>(params, stream);
+    } else if (p.dtype == DType::kFloat16) {
+      launch_wgrad<__half, Tile>(params, stream);
+    } else {
+      launch_wgrad<__nv_bfloat16, Tile>(params, stream);
+    }
   });
   if (splits > 1) reduce_wgrad(params, stream);
 }
