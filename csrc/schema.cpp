@@ -116,6 +116,14 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " bool need_input, bool need_weight, bool need_bias, bool need_residual)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
+  // conv_batch_norm: output = activation(batch_norm(product) + residual), product = convolution + bias. The statistics
+  // are batch_norm's, of the product as it is stored.
+  m.def(
+      "convolution_batch_norm(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? running_mean,"
+      " Tensor? running_var, Tensor? bn_weight, Tensor? bn_bias, int[] stride, int[] padding, int[] dilation,"
+      " int groups, bool training, float momentum, float eps, str activation)"
+      " -> (Tensor output, Tensor product, Tensor mean, Tensor rstd, Tensor new_running_mean, Tensor new_running_var)");
+
   // norm: over the last `normalized_ndim` dimensions of sum = dropout(input) + residual. `sum` has zero elements where
   // it is the input; the statistics have one element a row, in float32 (float64 for float64 input). The weight is
   // weight_offset + weight. Dropout takes its bits from `seed`, one int64, and `offset`: csrc/kernels/philox.h.

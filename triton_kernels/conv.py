@@ -19,7 +19,8 @@ from torch import Tensor
 from warpwright._check import needs_preact
 from warpwright._conv import MOST_DIMS, channels_last, empty_in_format, output_sizes
 from warpwright.triton_kernels._activation import activate
-from warpwright.triton_kernels._common import interpreted, tl_acc
+from warpwright.triton_kernels._channel_call import Partials
+from warpwright.triton_kernels._common import interpreted, rounded, tl_acc
 from warpwright.triton_kernels._epilogue import epilogue_grads
 from warpwright.triton_kernels._gemm import tile_fits
 from warpwright.tuning import Config, Tunable, exact, power_of_two
@@ -36,9 +37,9 @@ def _place(flat, size_d, size_h, size_w):
 def _finish(
     acc, at, wide_n, mask, n, d, h, w, y_ptr, yc, res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, in_n,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
-    ACC: tl.constexpr,
+    ACC: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Bias, residual and activation of a tile whose rows lie at offsets `at` of the output."""
+    """Bias, residual and activation of a tile whose rows lie at offsets `at` of the output. Returns what is stored."""
     if HAS_BIAS:
         acc += tl.load(bias_ptr + wide_n, in_n, 0.0).to(ACC)[None, :]
     if HAS_RESIDUAL:
@@ -46,17 +47,33 @@ def _finish(
         acc += tl.load(res_ptr + from_row[:, None] + wide_n[None, :] * rc, mask, 0.0).to(ACC)
     to = at[:, None] + wide_n[None, :] * yc
     if SAVE_PREACT:
-        tl.store(preact_ptr + to, acc.to(preact_ptr.dtype.element_ty), mask)
-    tl.store(y_ptr + to, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask)
+        tl.store(preact_ptr + to, rounded(acc, preact_ptr.dtype.element_ty, INTERPRETED), mask)
+    result = rounded(activate(acc, ACTIVATION), y_ptr.dtype.element_ty, INTERPRETED)
+    tl.store(y_ptr + to, result, mask)
+    return result
+
+
+@triton.jit
+def _store_statistics(values, in_m, rows, to, means_ptr, squares_ptr, in_n):
+    """Each column's mean over the first `rows` rows, and the squared differences to it."""
+    # Differences to the first value: a sum of large numbers would cost the mean some digits.
+    first = tl.arange(0, values.shape[0])[:, None] == 0
+    origin = tl.sum(tl.where(first, values, 0.0), 0)
+    shifted = tl.where(in_m[:, None], values - origin[None, :], 0.0)
+    offset = tl.sum(shifted, 0) / rows
+    difference = tl.where(in_m[:, None], shifted - offset[None, :], 0.0)
+    tl.store(means_ptr + to, origin + offset, in_n)
+    tl.store(squares_ptr + to, tl.sum(difference * difference, 0), in_n)
 
 
 @triton.jit
 def _fprop_kernel(
     x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
-    res_ptr, rn, rk, rd, rh, rw, bias_ptr, preact_ptr,
+    res_ptr, rn, rk, rd, rh, rw, bias_ptr, preact_ptr, means_ptr, squares_ptr,
     batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
+    HAS_STATISTICS: tl.constexpr,
     ACC: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_n = tl.cdiv(group_filters, BLOCK_N)
@@ -87,10 +104,17 @@ def _fprop_kernel(
                 b = b.to(ACC)
             acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
     at = n * yn + e * yd + p * yh + q * yw
-    _finish(
+    result = _finish(
         acc, at, wide_filter, in_m[:, None] & in_n[None, :], n, e, p, q, y_ptr, yk, res_ptr, rn, rk, rd, rh, rw,
-        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
+        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC, UPCAST,
     )  # fmt: skip
+    if HAS_STATISTICS:
+        slab = (pid // tiles_n).to(tl.int64)
+        left = tl.cast(batch, tl.int64) * out_d * out_h * out_w - slab * BLOCK_M
+        to = slab * tl.num_programs(1) * group_filters + wide_filter
+        _store_statistics(
+            result.to(ACC), in_m, tl.minimum(left, BLOCK_M).to(ACC), to, means_ptr, squares_ptr, in_n
+        )  # fmt: skip
 
 
 @triton.jit
@@ -157,7 +181,7 @@ def _dgrad_kernel(
     at = n * xn + d * xd + h * xh + w * xw
     _finish(
         acc, at, wide_c, in_m[:, None] & in_n[None, :], n, d, h, w, x_ptr, xc, res_ptr, rn, rc, rd, rh, rw,
-        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
+        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC, UPCAST,
     )  # fmt: skip
 
 
@@ -277,9 +301,15 @@ class _Relation:
 
         def run(config: Config) -> None:
             grid = (_tiles(m, n, config), self.groups)
+            found = None
+            if epilogue.measure:
+                found = Partials.empty(m, self.y.shape[1], config["BLOCK_M"], self.y)
+            partials = (self.y, self.y) if found is None else (found.means, found.squares)
             _fprop_kernel[grid](
-                *self.tensors, *epilogue.tensors(self.y), *self.sizes, **epilogue.flags(), **self.common, **config
-            )
+                *self.tensors, *epilogue.tensors(self.y), *partials, *self.sizes, **epilogue.flags(),
+                HAS_STATISTICS=epilogue.measure, **self.common, **config,
+            )  # fmt: skip
+            epilogue.found = found
 
         key = (m, n, self.channels, self.taps(), self.groups)
         if self.y.numel() > 0:
@@ -327,8 +357,11 @@ class _Epilogue:
         residual: Tensor | None = None,
         activation: str = "none",
         keep: bool = False,
+        measure: bool = False,
     ) -> None:
         self.preact, self.activation, self.keep = preact, activation, keep
+        self.measure = measure
+        self.found: Partials | None = None  # The statistics of a forward product's tiles, if it is to `measure` them.
         self.bias, self.residual = None if bias is None else bias.contiguous(), residual
 
     def tensors(self, output: Tensor) -> tuple[Tensor | int, ...]:
@@ -368,6 +401,23 @@ def convolution(
     else:
         _Relation(input, weight, output, stride, padding, dilation, groups).fprop(epilogue)
     return output, epilogue.preact
+
+
+def measured(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> tuple[Tensor, Partials | None]:
+    """convolution + bias, and the statistics of its tiles; none of no elements."""
+    sizes = output_sizes("convolution", input, weight, stride, padding, dilation, False, [], groups)
+    output = empty_in_format(input, sizes, channels_last(input, weight))
+    epilogue = _Epilogue(input.new_empty(0), bias, measure=True)
+    _Relation(input, weight, output, stride, padding, dilation, groups).fprop(epilogue)
+    return output, epilogue.found
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

@@ -132,6 +132,12 @@ void launch_products(const char* name, void (*kernel)(ConvParams), const ConvPar
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
+// The tiles of FFMA leave their sums in registers, each thread those of its own places: a pass over what was stored
+// finds the statistics there. These are float32 tensors and groups of few channels.
+int64_t conv_statistics_slab(const ConvParams& params) {
+  return conv_mma_takes(params) ? conv_fprop_mma_rows(params) : 0;
+}
+
 void conv_fprop(const ConvParams& params, Stream stream) {
   if (conv_mma_takes(params)) return conv_fprop_mma(params, stream);
   visit_float(params.dtype, [&](auto tag) {

@@ -9,6 +9,7 @@
 #include "cuda/conv/conv_mma.cuh"
 #include "cuda/conv/epilogue.cuh"
 #include "cuda/conv/operands.cuh"
+#include "cuda/conv/statistics.cuh"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/tile/mma_tile.cuh"
@@ -213,26 +214,32 @@ __device__ __forceinline__ void store_tile(const ConvParams& p, const ConvTensor
   }
 }
 
+// The sums of a tile, as mma_sums has them.
 template <class T, class Tile, bool kVectors, bool kFiltersAlongK>
-__device__ __forceinline__ void multiply(const ConvParams& p, const ConvTensor& output, const Product& product,
-                                         int64_t tile, int64_t first_channel) {
+__device__ __forceinline__ const float* multiply(const Product& product, const MatrixTile& at) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  const MatrixTile at = banded_tile<Tile::kM, Tile::kN>(tile, product.rows, product.filters.rows);
   const int64_t k = static_cast<int64_t>(product.channels) * product.taps[0] * product.taps[1] * product.taps[2];
   using Loader = std::conditional_t<kVectors, VectorLoader<Tile, kFiltersAlongK>, RunLoader<Tile>>;
   Loader loader(product, at.m0, at.n0);
   const auto start = [&](unsigned char* a_tile, unsigned char* b_tile, int64_t) { loader.start(a_tile, b_tile); };
-  const float *const staged = mma_sums < T, Tile, true, kFiltersAlongK || !kVectors > (shared, 0, mma_steps(k), start);
-  store_tile<T, Tile>(p, output, product, staged, at.m0, at.n0, first_channel);
+  return mma_sums < T, Tile, true, kFiltersAlongK || !kVectors > (shared, 0, mma_steps(k), start);
 }
 
+// A variant of its own finds the statistics: a branch would cost the others registers.
 // machine code: true>: HMMA.16816.F32, LDSM.4, LDGSTS.128, STG.128; else: HMMA.16816.F32, LDSM.4, STG.128
-template <class T, class Tile, bool kVectors>
+template <class T, class Tile, bool kMeasures, bool kVectors>
 __global__ void __launch_bounds__(Tile::kThreads) conv_fprop_mma_kernel(const ConvParams p) {
   const int64_t tiles = tiles_of<Tile::kM, Tile::kN>(p.y_pixels(), p.group_filters());
-  const int64_t group = blockIdx.x / tiles;
+  const int64_t group = blockIdx.x / tiles, first_filter = group * p.group_filters();
   const Product product = fprop_product(p, group);
-  multiply<T, Tile, kVectors, true>(p, p.y, product, blockIdx.x % tiles, group * p.group_filters());
+  const MatrixTile at = banded_tile<Tile::kM, Tile::kN>(blockIdx.x % tiles, product.rows, product.filters.rows);
+  const float* const staged = multiply<T, Tile, kVectors, true>(product, at);
+  store_tile<T, Tile>(p, p.y, product, staged, at.m0, at.n0, first_filter);
+  if constexpr (kMeasures) {
+    const int64_t left = product.rows - at.m0;
+    store_statistics<T, Tile>(p, staged, left < Tile::kM ? static_cast<int>(left) : Tile::kM, at.m0 / Tile::kM,
+                              first_filter + at.n0, product.filters.rows - at.n0);
+  }
 }
 
 // machine code: true>: HMMA.16816.F32, LDSM.4, LDGSTS.128, STG.128; else: HMMA.16816.F32, LDSM.4, STG.128
@@ -242,14 +249,18 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_dgrad_mma_kernel(const Co
   const int64_t phases = conv_phases(p), group = blockIdx.x / (most * phases), tile = blockIdx.x % most;
   const Product product = dgrad_product(p, group, phase_at(p, blockIdx.x / most % phases));
   if (tile >= tiles_of<Tile::kM, Tile::kN>(product.rows, product.filters.rows)) return;
-  multiply<T, Tile, kVectors, false>(p, p.x, product, tile, group * p.group_channels());
+  const MatrixTile at = banded_tile<Tile::kM, Tile::kN>(tile, product.rows, product.filters.rows);
+  const float* const staged = multiply<T, Tile, kVectors, false>(product, at);
+  store_tile<T, Tile>(p, p.x, product, staged, at.m0, at.n0, group * p.group_channels());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
-// Half of the multiprocessors or more get a large tile, or the middle one is taken.
-bool fills_device(int64_t tiles) { return 2 * tiles >= current_device().multiprocessors; }
+// A large tile where half of the multiprocessors or more get one, else the middle one.
+bool takes_large(int64_t products, int64_t m, int64_t n) {
+  return n > Middle::kN && 2 * products * tiles_of<Large::kM, Large::kN>(m, n) >= current_device().multiprocessors;
+}
 
 template <template <class, class, bool> class Kernel, class T>
 void launch_product(const char* name, const ConvParams& params, bool vectors, int64_t products, int64_t m, int64_t n,
@@ -262,13 +273,16 @@ void launch_product(const char* name, const ConvParams& params, bool vectors, in
     const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads), stream, Tile::kSharedBytes};
     launch(name, kernel, config, params);
   };
-  const bool large = n > Middle::kN && fills_device(products * tiles_of<Large::kM, Large::kN>(m, n));
-  large ? with_tile(Large{}) : with_tile(Middle{});
+  takes_large(products, m, n) ? with_tile(Large{}) : with_tile(Middle{});
 }
 
 template <class T, class Tile, bool kVectors>
 struct Fprop {
-  static constexpr auto function = conv_fprop_mma_kernel<T, Tile, kVectors>;
+  static constexpr auto function = conv_fprop_mma_kernel<T, Tile, false, kVectors>;
+};
+template <class T, class Tile, bool kVectors>
+struct MeasuredFprop {
+  static constexpr auto function = conv_fprop_mma_kernel<T, Tile, true, kVectors>;
 };
 template <class T, class Tile, bool kVectors>
 struct Dgrad {
@@ -282,12 +296,22 @@ bool conv_mma_takes(const ConvParams& p) {
   return half && p.group_channels() * p.group_filters() >= 2 * kChunk;
 }
 
+int64_t conv_fprop_mma_rows(const ConvParams& p) {
+  return takes_large(p.groups, p.y_pixels(), p.group_filters()) ? Large::kM : Middle::kM;
+}
+
 void conv_fprop_mma(const ConvParams& p, Stream stream) {
   const bool vectors = in_chunks(p.x, p.group_channels()) && in_chunks(p.w, p.group_channels());
   const int64_t m = p.y_pixels(), n = p.group_filters();
-  if (p.dtype == DType::kFloat16)
-    return launch_product<Fprop, __half>("conv_fprop_mma", p, vectors, p.groups, m, n, stream);
-  launch_product<Fprop, __nv_bfloat16>("conv_fprop_mma", p, vectors, p.groups, m, n, stream);
+  const auto launch_for = [&](auto tag) {
+    using T = decltype(tag);
+    if (p.mean_partials == nullptr) {
+      launch_product<Fprop, T>("conv_fprop_mma", p, vectors, p.groups, m, n, stream);
+    } else {
+      launch_product<MeasuredFprop, T>("conv_fprop_measured_mma", p, vectors, p.groups, m, n, stream);
+    }
+  };
+  p.dtype == DType::kFloat16 ? launch_for(__half{}) : launch_for(__nv_bfloat16{});
 }
 
 void conv_dgrad_mma(const ConvParams& p, Stream stream) {

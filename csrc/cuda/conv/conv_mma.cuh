@@ -9,6 +9,8 @@ namespace warpwright::cuda {
 // Whether a convolution is one for the tensor cores: float16 or bfloat16, and groups of more than a few channels.
 bool conv_mma_takes(const ConvParams& params);
 
+// Rows of the tile that conv_fprop_mma takes.
+int64_t conv_fprop_mma_rows(const ConvParams& params);
 void conv_fprop_mma(const ConvParams& params, Stream stream);
 void conv_dgrad_mma(const ConvParams& params, Stream stream);
 // With splits `partials` holds what conv.h says.

@@ -11,14 +11,20 @@ from warpwright import _registry
 from warpwright._backend import call
 from warpwright._check import (
     check_activation,
-    check_same_device,
-    check_same_dtype,
     fail,
     needs_preact,
     require,
     shape_text,
 )
-from warpwright._conv import channels_last, check_operands, empty_in_format, op_name, output_sizes, same_padding
+from warpwright._conv import (
+    channels_last,
+    check_operands,
+    check_output_like,
+    empty_in_format,
+    op_name,
+    output_sizes,
+    same_padding,
+)
 from warpwright.ops._epilogue import check_bias, check_saved, saved_of, wants_grad
 
 Numbers = int | Sequence[int]
@@ -246,6 +252,14 @@ def _conv(
     residual: Tensor | None,
 ) -> Tensor:
     op = f"conv{dims}d"
+    geometry = conv_geometry(op, dims, weight, stride, padding, dilation)
+    return _convolution(op, dims, input, weight, bias, residual, (*geometry, False, [], groups), activation)
+
+
+def conv_geometry(
+    op: str, dims: int, weight: Tensor, stride: Numbers, padding: Numbers | str, dilation: Numbers
+) -> tuple[list[int], list[int], list[int]]:
+    """The operator's stride, padding and dilation."""
     strides, dilations = _each(stride, dims), _each(dilation, dims)
     if not isinstance(padding, str):
         paddings = _each(padding, dims)
@@ -254,13 +268,11 @@ def _conv(
     elif padding == "valid":
         paddings = [0] * dims
     elif padding == "same":
-        _check_rank(op, dims, weight)
+        check_rank(op, dims, weight)
         paddings = same_padding(op, weight, strides, dilations)
     else:
         fail(op, f"padding must be numbers, 'same' or 'valid', got {padding!r}")
-    return _convolution(
-        op, dims, input, weight, bias, residual, (strides, paddings, dilations, False, [], groups), activation
-    )
+    return strides, paddings, dilations
 
 
 def _conv_transpose(
@@ -281,7 +293,7 @@ def _conv_transpose(
     return _convolution(f"conv_transpose{dims}d", dims, input, weight, bias, residual, geometry, activation)
 
 
-def _check_rank(op: str, dims: int, weight: Tensor) -> None:
+def check_rank(op: str, dims: int, weight: Tensor) -> None:
     require(weight.dim() == dims + 2, op, f"weight must have {dims + 2} dimensions, got {weight.dim()}")
 
 
@@ -295,7 +307,7 @@ def _convolution(
     geometry: tuple[Any, ...],
     activation: str | None,
 ) -> Tensor:
-    _check_rank(op, dims, weight)
+    check_rank(op, dims, weight)
     name = activation or "none"
     unbatched = input.dim() == dims + 1
     if unbatched:
@@ -306,13 +318,6 @@ def _convolution(
 
 
 # ---- the operator ----
-
-
-def _check_output_like(op: str, name: str, tensor: Tensor, input: Tensor, sizes: Sequence[int]) -> None:
-    check_same_device(op, name, tensor, "input", input)
-    check_same_dtype(op, name, tensor, "input", input)
-    message = f"{name} must have the shape of the output {shape_text(sizes)}, got {shape_text(tensor.shape)}"
-    require(tuple(tensor.shape) == tuple(sizes), op, message)
 
 
 def _check_convolution(
@@ -329,7 +334,7 @@ def _check_convolution(
     check_activation(op, activation)
     check_bias(op, "bias", bias, input, sizes[1])
     if residual is not None:
-        _check_output_like(op, "residual", residual, input, sizes)
+        check_output_like(op, "residual", residual, input, sizes)
 
 
 def _fake_convolution(
@@ -370,7 +375,7 @@ def _check_convolution_backward(
     check_operands(op, input, weight, *geometry)
     sizes = output_sizes(op, input, weight, *geometry)
     check_activation(op, activation)
-    _check_output_like(op, "grad_output", grad_output, input, sizes)
+    check_output_like(op, "grad_output", grad_output, input, sizes)
     check_saved(op, saved, activation, grad_output)
 
 
