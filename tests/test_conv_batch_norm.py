@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import emulated
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import warpwright
-from warpwright import ops
+from warpwright import nn, ops
 from warpwright._backend import call
 from warpwright.testing import Make
 
@@ -213,6 +214,73 @@ def test_what_is_written_lies_as_the_convolutions_output(matrix, layout):
     y = ops.conv2d_batch_norm(x, w, None, None, training=True, activation="relu")
     for tensor in (y, *torch.autograd.grad(y.float().square().sum(), (x, w))):
         assert tensor.is_contiguous(memory_format=FORMATS[layout])
+
+
+# ---- the layer ----
+
+
+def _layers(activation: str | None = None, **kwargs: Any) -> tuple[torch.nn.Sequential, nn.ConvBnAct2d]:
+    """torch's layers and ours, of the same state."""
+    names = ("eps", "momentum", "affine", "track_running_stats")
+    norm = {name: value for name, value in kwargs.items() if name in names}
+    conv = {"bias": False} | {name: value for name, value in kwargs.items() if name not in names}
+    theirs = torch.nn.Sequential(OrderedDict(conv=torch.nn.Conv2d(3, 6, 3, **conv), bn=torch.nn.BatchNorm2d(6, **norm)))
+    ours = nn.ConvBnAct2d(3, 6, 3, activation=activation, **kwargs)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"stride": 2, "padding": 1, "bias": True, "eps": 1e-3, "momentum": 0.3},
+        {"padding": 1, "padding_mode": "reflect", "affine": False},
+        {"momentum": None},
+        {"track_running_stats": False, "groups": 3},
+    ],
+)
+def test_the_layer_trains_and_infers_as_torchs_two(matrix, kwargs):
+    theirs, ours = (layer.to(matrix) for layer in _layers("relu", **kwargs))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for seed in range(3):
+        x = Make(torch.float32, matrix, seed).tensor(2, 3, 7, 6)
+        residual = torch.zeros_like(theirs(x)).uniform_(-1, 1)
+        theirs, ours = (layer.train(seed < 2) for layer in (theirs, ours))
+        theirs.load_state_dict(ours.state_dict())
+        results = []
+        for y, layer in ((ours(x, residual), ours), (torch.relu(theirs(x) + residual), theirs)):
+            leaves = [x, *(p for name, p in layer.named_parameters() if name != "conv.bias")]
+            results.append([y, *torch.autograd.grad(y.square().sum(), leaves), *layer.buffers()])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+    assert not warpwright.fallbacks()
+
+
+def test_a_norm_that_is_frozen_keeps_its_statistics():
+    theirs, ours = _layers()
+    for layer in (theirs, ours):
+        layer.bn.eval()
+    x = Make(torch.float32).tensor(2, 3, 7, 6)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert torch.equal(ours.bn.running_mean, torch.zeros(6))
+
+
+def test_what_the_layer_cannot_run_goes_through_torchs_layers():
+    theirs, ours = _layers("silu")
+    x = Make(torch.float32).tensor(2, 3, 7, 6, grad=False)
+    jvp = torch.func.jvp(lambda x: ours.eval()(x), (x,), (torch.ones_like(x),))
+    expected = torch.func.jvp(lambda x: F.silu(theirs.eval()(x)), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(jvp, expected)
+    assert warpwright.fallbacks()
+    warpwright.fallbacks().clear()
+
+
+def test_the_layer_names_its_activation():
+    _, ours = _layers("relu")
+    assert "activation='relu'" in repr(ours)
+    with pytest.raises(RuntimeError, match=r"nn\.ConvBnAct2d: activation must be one of none, relu, silu, got 'gelu'"):
+        nn.ConvBnAct2d(3, 6, 3, activation="gelu")
 
 
 # ---- numbers that are none, compiling, autocast ----
