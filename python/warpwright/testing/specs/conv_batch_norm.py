@@ -54,35 +54,21 @@ def _torch_function(
 
 
 def _with_running(function: Callable[..., Tensor]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    """In training the running statistics as they are afterwards are outputs, too."""
+    """The running statistics as they are afterwards are outputs, too; unless training they are what they were."""
 
     def call(
         input: Tensor,
         weight: Tensor,
         running_mean: Tensor | None,
         running_var: Tensor | None,
-        bn_weight: Tensor | None = None,
-        bn_bias: Tensor | None = None,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-        *,
-        residual: Tensor | None = None,
-        activation: str | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor | tuple[Tensor, ...]:
         def run(input: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
-            return function(
-                input, weight, mean, var, bn_weight, bn_bias, bias, stride, padding, dilation, groups, training,
-                momentum, eps, residual=residual, activation=activation,
-            )  # fmt: skip
+            return function(input, weight, mean, var, *args, **kwargs)
 
-        if not training or (running_mean is None and running_var is None):
-            return run(input, running_mean, running_var)
+        if running_mean is None and running_var is None:
+            return run(input, None, None)
         return keeping_running(run, input, running_mean, running_var)
 
     return call
