@@ -26,6 +26,7 @@ _BACKENDS = {
 _ALSO = {
     "matmul": ("epilogue",),
     "conv": ("epilogue",),
+    "conv_batch_norm": ("channel_norm", "conv", "epilogue"),
     **dict.fromkeys(("gated", "grouped", "packed", "sparse"), ("epilogue", "matmul")),
     "linear_loss": ("epilogue", "loss", "matmul"),
     "distillation": ("epilogue", "linear_loss", "loss", "matmul"),

@@ -108,13 +108,21 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   // those before the input and then those after it; output_padding is empty unless transposed.
   m.def(
       "convolution(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding,"
-      " int[] dilation, bool transposed, int[] output_padding, int groups, str activation, bool save_preact)"
-      " -> (Tensor output, Tensor preact)");
+      " int[] dilation, bool transposed, int[] output_padding, int groups, str activation, str precision,"
+      " bool save_preact) -> (Tensor output, Tensor preact)");
   m.def(
       "convolution_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? saved, int[] stride,"
       " int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups, str activation,"
-      " bool need_input, bool need_weight, bool need_bias, bool need_residual)"
+      " str precision, bool need_input, bool need_weight, bool need_bias, bool need_residual)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+
+  // conv_batch_norm: output = activation(batch_norm(product) + residual), product = convolution + bias. The statistics
+  // are batch_norm's, of the product as it is stored.
+  m.def(
+      "convolution_batch_norm(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? running_mean,"
+      " Tensor? running_var, Tensor? bn_weight, Tensor? bn_bias, int[] stride, int[] padding, int[] dilation,"
+      " int groups, bool training, float momentum, float eps, str activation, str precision)"
+      " -> (Tensor output, Tensor product, Tensor mean, Tensor rstd, Tensor new_running_mean, Tensor new_running_var)");
 
   // norm: over the last `normalized_ndim` dimensions of sum = dropout(input) + residual. `sum` has zero elements where
   // it is the input; the statistics have one element a row, in float32 (float64 for float64 input). The weight is

@@ -45,6 +45,11 @@ def python_operators(package: str, family: str) -> set[str]:
     return set(re.findall(r"^def (\w+)\(", (folder / f"{family}.py").read_text(), re.MULTILINE))
 
 
+def in_python(package: str, spec: OpSpec) -> bool:
+    """Whether the package has all operators of an op, of which some may be another family's."""
+    return all(kernel in python_operators(package, _registry.OPS[kernel].family) for kernel in spec.kernels)
+
+
 def support_row(spec: OpSpec) -> str:
     dtypes = " ".join(SHORT[d] for d in spec.dtypes)
     native = all(
@@ -53,8 +58,8 @@ def support_row(spec: OpSpec) -> str:
     cells = [
         f"{dtypes} fp64" if native else "-",
         dtypes if set(spec.kernels) <= cuda_operators() else "-",
-        dtypes if set(spec.kernels) <= python_operators("triton", spec.family) else "-",
-        f"{dtypes} fp64" if set(spec.kernels) <= python_operators("reference", spec.family) else "-",
+        dtypes if in_python("triton", spec) else "-",
+        f"{dtypes} fp64" if in_python("reference", spec) else "-",
         "yes" if spec.gradcheck else "not differentiable",
         "yes" if _registry.OPS[spec.kernels[0]].autocast is not None else "-",
     ]

@@ -260,8 +260,10 @@ def test_hashes_do_not_depend_on_where_the_checkout_lies(checkout):
 
 #: Families that end in, or fall back to, the same products.
 PROJECT = {"distillation", "gated", "grouped", "linear_loss", "matmul", "packed", "sparse"}
+#: Convolutions.
+CONVS = {"conv", "conv_batch_norm"}
 #: Those whose CPU kernels sum columns in two stages.
-PARTIALS = {"activation", "causal_conv", "channel_norm", "conv", "norm", "qk_norm", *PROJECT}
+PARTIALS = {"activation", "causal_conv", "channel_norm", "norm", "qk_norm", *CONVS, *PROJECT}
 NATIVE_CPU = {"warpwright-cpu", "warpwright"}
 NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
 
@@ -272,17 +274,18 @@ NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
         ("csrc/cpu/norm.cpp", {"norm"}, NATIVE_CPU),
         ("csrc/kernels/norm.h", {"norm"}, NATIVE_CPU | NATIVE_CUDA),
         ("csrc/bindings/norm.cpp", {"norm"}, NATIVE_CPU | NATIVE_CUDA),
-        ("csrc/bindings/onednn/conv.cpp", {"conv"}, NATIVE_CPU),
+        ("csrc/bindings/onednn/conv.cpp", CONVS, NATIVE_CPU),
         ("csrc/bindings/onednn/matmul.cpp", PROJECT, NATIVE_CPU),
         ("csrc/cuda/grouped/epilogue.cuh", {"grouped"}, NATIVE_CUDA),
-        ("csrc/bindings/gemm.h", {"conv", *PROJECT}, NATIVE_CPU | NATIVE_CUDA),
-        ("csrc/cpu/epilogue.cpp", {"conv", *PROJECT}, NATIVE_CPU),
+        ("csrc/bindings/gemm.h", {*CONVS, *PROJECT}, NATIVE_CPU | NATIVE_CUDA),
+        ("csrc/cpu/epilogue.cpp", {*CONVS, *PROJECT}, NATIVE_CPU),
         ("csrc/cpu/partials.h", PARTIALS, NATIVE_CPU),
+        ("csrc/cuda/channel_norm/units.cuh", {"channel_norm", "conv_batch_norm"}, NATIVE_CUDA),
         ("csrc/cuda/rotary/rotary.cu", {"rotary"}, NATIVE_CUDA),
-        ("csrc/cuda/ptx/mma.cuh", {"conv", "scaled", *PROJECT}, NATIVE_CUDA),
+        ("csrc/cuda/ptx/mma.cuh", {"scaled", *CONVS, *PROJECT}, NATIVE_CUDA),
         ("csrc/cuda/tile/float8.cuh", {"norm_quantize", "quantize", "scaled", *PROJECT}, NATIVE_CUDA),
         ("csrc/cpu/quantize_matrix.cpp", {"quantize"}, NATIVE_CPU),
-        ("triton_kernels/_gemm.py", {"conv", *PROJECT} - {"grouped"}, {"warpwright-triton", "warpwright"}),
+        ("triton_kernels/_gemm.py", {*CONVS, *PROJECT} - {"grouped"}, {"warpwright-triton", "warpwright"}),
         ("triton_kernels/loss.py", {"linear_loss", "loss"}, {"warpwright-triton", "warpwright"}),
         ("csrc/bindings/linear_loss.h", {"distillation", "linear_loss"}, NATIVE_CPU | NATIVE_CUDA),
         ("csrc/emulator/memory.cpp", set(), set()),

@@ -38,6 +38,11 @@ TINY = {
         {"batch": 1, "channels": 4, "size": [5, 8], "kernel": [1, 3], "stride": [1, 2], "groups": 2, "residual": True},
         {"batch": 1, "channels": 4, "size": 9, "kernel": 3, "dilation": 2, "depthwise": True, "activation": "relu"},
     ],
+    "conv2d_batch_norm": [
+        {"batch": 2, "channels": 3, "filters": 4, "size": 6, "kernel": 3, "channels_last": True, "bias": True},
+        {"batch": 1, "channels": 4, "size": 7, "kernel": 1, "stride": 2, "groups": 2, "residual": True,
+         "activation": "relu"},
+    ],
     "conv1d": [
         {"batch": 2, "channels": 3, "filters": 4, "size": 9, "kernel": 3, "stride": 2, "bias": True},
         {"batch": 1, "channels": 4, "size": 9, "kernel": 2, "padding": 0, "depthwise": True, "activation": "gelu"},
@@ -313,6 +318,9 @@ def test_pytorch_s_own_step_in_place_is_the_step(name, kind):
          2 * 10 * 8 * 16, 2 * (10 * 16 + 3 * 8 * 16 + 10 * 8) + 4 * 4),
         ("conv2d", {"batch": 2, "channels": 8, "filters": 4, "size": 6, "kernel": 3, "stride": 2, "groups": 4},
          2 * (2 * 4 * 3 * 3) * (2 * 9), 2 * (2 * 8 * 36 + 4 * 2 * 9 + 2 * 4 * 9)),
+        ("conv2d_batch_norm",
+         {"batch": 2, "channels": 8, "filters": 4, "size": 6, "kernel": 3, "residual": True, "activation": "relu"},
+         2 * (2 * 4 * 36) * (8 * 9) + 9 * (2 * 4 * 36), 2 * (2 * 8 * 36 + 4 * 8 * 9 + 2 * 2 * 4 * 36 + 2 * 4)),
         ("conv3d", {"batch": 1, "channels": 2, "filters": 5, "size": 6, "kernel": 3, "padding": 0, "bias": True},
          2 * (5 * 4**3) * (2 * 27), 2 * (2 * 6**3 + 5 * 2 * 27 + 5 + 5 * 4**3)),
         # 4 -> (4 - 1) * 2 - 2 + 4 = 8.

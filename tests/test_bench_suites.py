@@ -114,6 +114,17 @@ def test_batch_norms_are_those_behind_resnet50_s_convolutions():
     assert distinct("batch-norm", "channels", "size") == outputs
 
 
+def test_convolutions_with_batch_norm_are_resnet50_s():
+    """All but the last of a block and those beside the blocks have a ReLU alone; the last has the residual, too."""
+    numbers = ("batch", "size", "channels", "filters", "kernel", "stride", "channels_last")
+    assert distinct("conv-batch-norm", *numbers) == distinct("conv-resnet50", *numbers)
+    for c in load_suite("conv-batch-norm", "cuda"):
+        p = c.parameters
+        beside = p["kernel"] == 1 and p.get("stride") == 2
+        assert (p.get("activation") == "relu") != beside
+        assert p.get("residual", False) == (p["filters"] == 4 * p["channels"] and not beside)
+
+
 # ---- select ----
 
 

@@ -152,7 +152,7 @@ def test_padding_that_differs_is_torchs_padding_of_the_input(matrix):
     """The operator takes both sides; the public functions meet it by "same"."""
     make = Make(torch.float32, matrix)
     x, w = make.tensor(1, 3, 6, 7, grad=False), make.tensor(4, 3, 3, 2, grad=False)
-    args = ([2, 1], [0, 2, 3, 1], [1, 1], False, [], 1, "none", False)
+    args = ([2, 1], [0, 2, 3, 1], [1, 1], False, [], 1, "none", "ieee", False)
     found = call("convolution", x, w, None, None, *args)[0]
     torch.testing.assert_close(found, F.conv2d(F.pad(x, (2, 1, 0, 3)), w, None, (2, 1)))
 

@@ -33,6 +33,7 @@ MORE: dict[tuple[str, str], str] = {
     ("group_norm", "backward"): _TWICE,
     ("batch_norm", "forward"): _TWICE,
     ("batch_norm", "backward"): _TWICE,
+    ("conv2d_batch_norm", "backward"): f"{_TWICE}, and each of the convolution's two gradients reads the product's",
 }
 
 _ROWS = {"rows": 64, "width": 1024}
@@ -46,6 +47,15 @@ CASES: dict[str, dict[str, Any]] = {
     "qk_norm_rotary": {"batch": 2, "sequence": 16, "heads": 8, "key_heads": 4, "head_dim": 64},
     "group_norm": {"batch": 2, "channels": 64, "size": 16, "activation": "silu", "channels_last": True},
     "batch_norm": {"batch": 4, "channels": 64, "size": 8, "residual": True, "activation": "relu"},
+    "conv2d_batch_norm": {
+        "batch": 8,
+        "channels": 64,
+        "size": 8,
+        "kernel": 1,
+        "residual": True,
+        "activation": "relu",
+        "channels_last": True,
+    },
     "causal_conv1d": {"batch": 2, "channels": 16, "length": 512, "kernel": 4, "activation": "silu"},
     "gelu": _ROWS,
     "swiglu": _ROWS,

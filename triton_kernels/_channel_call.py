@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,21 @@ CELL_BLOCK = 256
 def _planes(tensor: Tensor) -> Tensor:
     """(batch, channels, positions): a view where one stride walks through the positions."""
     return tensor.reshape(*tensor.shape[:2], tensor.shape[2:].numel())
+
+
+@dataclass
+class Partials:
+    """(slabs, channels), of each `slab` positions in any order over all samples: their means, and the squared
+    differences to those."""
+
+    means: Tensor
+    squares: Tensor
+    slab: int
+
+    @staticmethod
+    def empty(positions: int, channels: int, slab: int, like: Tensor) -> Partials:
+        means = like.new_empty((triton.cdiv(positions, slab), channels), dtype=acc_dtype(like.dtype))
+        return Partials(means, torch.empty_like(means), slab)
 
 
 @dataclass
@@ -62,6 +77,11 @@ class Call:
 
     def units(self) -> tuple[int]:
         return (self.slabs * triton.cdiv(self.channels, self.block_c),)
+
+    def in_slabs(self, slab: int) -> Call:
+        """All samples as one, cut into the slabs of `Partials`. The planes stay what they are."""
+        positions = self.samples * self.positions
+        return replace(self, samples=1, positions=positions, slab=slab, per_sample=-(-positions // slab))
 
     def partials(self, like: Tensor) -> Tensor:
         return like.new_empty((self.slabs, self.channels), dtype=acc_dtype(like.dtype))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from warpwright._conv import MOST_DIMS
 from warpwright.triton_kernels._activation import activate
-from warpwright.triton_kernels._common import interpreted, tl_acc
+from warpwright.triton_kernels._channel_call import Partials
+from warpwright.triton_kernels._common import interpreted, rounded, tl_acc
 
 
 @triton.jit
@@ -24,9 +25,9 @@ def place(flat, size_d, size_h, size_w):
 def finish(
     acc, at, wide_n, mask, n, d, h, w, y_ptr, yc, res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, in_n,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
-    ACC: tl.constexpr,
+    ACC: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Bias, residual and activation of a tile whose rows lie at offsets `at` of the output."""
+    """Bias, residual and activation of a tile whose rows lie at offsets `at` of the output. Returns what is stored."""
     if HAS_BIAS:
         acc += tl.load(bias_ptr + wide_n, in_n, 0.0).to(ACC)[None, :]
     if HAS_RESIDUAL:
@@ -34,8 +35,10 @@ def finish(
         acc += tl.load(res_ptr + from_row[:, None] + wide_n[None, :] * rc, mask, 0.0).to(ACC)
     to = at[:, None] + wide_n[None, :] * yc
     if SAVE_PREACT:
-        tl.store(preact_ptr + to, acc.to(preact_ptr.dtype.element_ty), mask)
-    tl.store(y_ptr + to, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask)
+        tl.store(preact_ptr + to, rounded(acc, preact_ptr.dtype.element_ty, INTERPRETED), mask)
+    result = rounded(activate(acc, ACTIVATION), y_ptr.dtype.element_ty, INTERPRETED)
+    tl.store(y_ptr + to, result, mask)
+    return result
 
 
 @triton.jit
@@ -63,7 +66,15 @@ class Relation:
     """x, w and y of a convolution, of which a kernel writes one from the others: see csrc/kernels/conv.h."""
 
     def __init__(
-        self, x: Tensor, w: Tensor, y: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+        self,
+        x: Tensor,
+        w: Tensor,
+        y: Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        precision: str,
     ) -> None:
         self.x, self.w, self.y, self.groups = x, w, y, groups
         missing = [1] * (MOST_DIMS - len(stride))
@@ -72,7 +83,7 @@ class Relation:
         self.channels, self.filters = w.shape[1], w.shape[0] // groups  # of a group
         self.padding = [*[0] * len(missing), *padding[: len(stride)]]
         self.tensors = (*pointer(x), *pointer(w), *pointer(y))
-        self.common = {"ACC": tl_acc(x.dtype), "UPCAST": interpreted()}
+        self.common = {"ACC": tl_acc(x.dtype), "PRECISION": precision, "UPCAST": interpreted()}
 
     def sizes(self, *channels: int) -> tuple[int, ...]:
         """What kernels know of the geometry; `channels` are those that they count."""
@@ -106,8 +117,11 @@ class Epilogue:
         residual: Tensor | None = None,
         activation: str = "none",
         keep: bool = False,
+        measure: bool = False,
     ) -> None:
         self.preact, self.activation, self.keep = preact, activation, keep
+        self.measure = measure
+        self.found: Partials | None = None  # The statistics of a forward product's tiles, if it is to `measure` them.
         self.bias, self.residual = None if bias is None else bias.contiguous(), residual
 
     def tensors(self, output: Tensor) -> tuple[Tensor | int, ...]:

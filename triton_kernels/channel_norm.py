@@ -15,7 +15,7 @@ from torch import Tensor
 
 from warpwright._channels import empty_like
 from warpwright.triton_kernels._activation import activate, activation_grad
-from warpwright.triton_kernels._channel_call import Call, strided
+from warpwright.triton_kernels._channel_call import Call, Partials, strided
 from warpwright.triton_kernels._common import acc_dtype, interpreted, rounded
 from warpwright.triton_kernels._partials import sum_partials
 
@@ -287,7 +287,9 @@ def _forward(
     momentum: float,
     eps: float,
     activation: str,
+    found: Partials | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`found` are partial results of the input that came with it."""
     output = empty_like(input)
     mean = input.new_empty(cells, dtype=acc_dtype(input.dtype))
     rstd = torch.empty_like(mean)
@@ -298,13 +300,19 @@ def _forward(
     if mean.numel() == 0:
         return output, mean, rstd, new[0], new[1]
     x, addend, y = call.planes
-    means, squares = (mean, mean) if constant else (call.partials(input), call.partials(input))
-    if not constant and call.slabs:
-        _slab_statistics_kernel[call.units()](
-            *strided(x, None), means, squares, *call.slab_sizes(), **call.tile(input.dtype)
-        )
+    joined = call
+    if constant:
+        means = squares = mean
+    elif found is not None:
+        means, squares, joined = found.means, found.squares, call.in_slabs(found.slab)
+    else:
+        means, squares = call.partials(input), call.partials(input)
+        if call.slabs:
+            _slab_statistics_kernel[call.units()](
+                *strided(x, None), means, squares, *call.slab_sizes(), **call.tile(input.dtype)
+            )
     _cell_statistics_kernel[(call.cells,)](
-        means, squares, *old, *new, mean, rstd, momentum, eps, *call.cell_sizes(), *call.parts(),
+        means, squares, *old, *new, mean, rstd, momentum, eps, *joined.cell_sizes(), *joined.parts(),
         CONSTANT=constant, MOVE_MEAN=moves[0], MOVE_VAR=moves[1], INTERPRETED=interpreted(),
         **call.cell_block(input.dtype),
     )  # fmt: skip
@@ -420,11 +428,12 @@ def batch_norm(
     momentum: float,
     eps: float,
     activation: str,
+    found: Partials | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     channels = input.shape[1]
     return _forward(
         input, max(channels, 1), True, (channels,), weight, bias, (running_mean, running_var), residual,
-        not training, momentum, eps, activation,
+        not training, momentum, eps, activation, found,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from warpwright._check import needs_preact
 from warpwright._conv import channels_last, empty_in_format, output_sizes
+from warpwright.triton_kernels._channel_call import Partials
 from warpwright.triton_kernels._common import interpreted
 from warpwright.triton_kernels._conv import Epilogue, Relation, finish, phase, place
 from warpwright.triton_kernels._epilogue import epilogue_grads
@@ -27,13 +28,27 @@ from warpwright.tuning import Config, Tunable, exact, power_of_two
 
 
 @triton.jit
+def _store_statistics(values, in_m, rows, to, means_ptr, squares_ptr, in_n):
+    """Each column's mean over the first `rows` rows, and the squared differences to it."""
+    # Differences to the first value: a sum of large numbers would cost the mean some digits.
+    first = tl.arange(0, values.shape[0])[:, None] == 0
+    origin = tl.sum(tl.where(first, values, 0.0), 0)
+    shifted = tl.where(in_m[:, None], values - origin[None, :], 0.0)
+    offset = tl.sum(shifted, 0) / rows
+    difference = tl.where(in_m[:, None], shifted - offset[None, :], 0.0)
+    tl.store(means_ptr + to, origin + offset, in_n)
+    tl.store(squares_ptr + to, tl.sum(difference * difference, 0), in_n)
+
+
+@triton.jit
 def _fprop_kernel(
     x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
-    res_ptr, rn, rk, rd, rh, rw, bias_ptr, preact_ptr,
+    res_ptr, rn, rk, rd, rh, rw, bias_ptr, preact_ptr, means_ptr, squares_ptr,
     batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
-    ACC: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    HAS_STATISTICS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_n = tl.cdiv(group_filters, BLOCK_N)
     pid = tl.program_id(0)
@@ -61,12 +76,19 @@ def _fprop_kernel(
             if UPCAST:
                 a = a.to(ACC)
                 b = b.to(ACC)
-            acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
+            acc += tl.dot(a, b, input_precision=PRECISION, out_dtype=ACC)
     at = n * yn + e * yd + p * yh + q * yw
-    finish(
+    result = finish(
         acc, at, wide_filter, in_m[:, None] & in_n[None, :], n, e, p, q, y_ptr, yk, res_ptr, rn, rk, rd, rh, rw,
-        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
+        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC, UPCAST,
     )  # fmt: skip
+    if HAS_STATISTICS:
+        slab = (pid // tiles_n).to(tl.int64)
+        left = tl.cast(batch, tl.int64) * out_d * out_h * out_w - slab * BLOCK_M
+        to = slab * tl.num_programs(1) * group_filters + wide_filter
+        _store_statistics(
+            result.to(ACC), in_m, tl.minimum(left, BLOCK_M).to(ACC), to, means_ptr, squares_ptr, in_n
+        )  # fmt: skip
 
 
 @triton.jit
@@ -76,7 +98,8 @@ def _dgrad_kernel(
     batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
-    ACC: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_n = tl.cdiv(group_channels, BLOCK_N)
     pid = tl.program_id(0)
@@ -110,12 +133,12 @@ def _dgrad_kernel(
             if UPCAST:
                 a = a.to(ACC)
                 b = b.to(ACC)
-            acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
+            acc += tl.dot(a, b, input_precision=PRECISION, out_dtype=ACC)
     d, h, w = phase_d + i * stride_d, phase_h + j * stride_h, phase_w + k * stride_w
     at = n * xn + d * xd + h * xh + w * xw
     finish(
         acc, at, wide_c, in_m[:, None] & in_n[None, :], n, d, h, w, x_ptr, xc, res_ptr, rn, rc, rd, rh, rw,
-        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
+        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC, UPCAST,
     )  # fmt: skip
 
 
@@ -124,7 +147,8 @@ def _wgrad_kernel(
     x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
     batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
-    ACC: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_n = tl.cdiv(group_channels, BLOCK_N)
     tiles = tl.cdiv(group_filters, BLOCK_M) * tiles_n
@@ -152,7 +176,7 @@ def _wgrad_kernel(
         if UPCAST:
             a = a.to(ACC)
             b = b.to(ACC)
-        acc += tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
+        acc += tl.dot(a, b, input_precision=PRECISION, out_dtype=ACC)
     to = wide_k[:, None] * wk + c[None, :] * wc + t * wt + r * wr + s * ws
     tl.store(w_ptr + to, acc.to(w_ptr.dtype.element_ty), in_k[:, None] & in_c[None, :])
 
@@ -213,8 +237,15 @@ def _fprop(r: Relation, epilogue: Epilogue) -> None:
 
     def run(config: Config) -> None:
         grid = (_tiles(m, n, config), r.groups)
-        sizes = r.sizes(r.channels, r.filters)
-        _fprop_kernel[grid](*r.tensors, *epilogue.tensors(r.y), *sizes, **epilogue.flags(), **r.common, **config)
+        found = None
+        if epilogue.measure:
+            found = Partials.empty(m, r.y.shape[1], config["BLOCK_M"], r.y)
+        partials = (r.y, r.y) if found is None else (found.means, found.squares)
+        _fprop_kernel[grid](
+            *r.tensors, *epilogue.tensors(r.y), *partials, *r.sizes(r.channels, r.filters), **epilogue.flags(),
+            HAS_STATISTICS=epilogue.measure, **r.common, **config,
+        )  # fmt: skip
+        epilogue.found = found
 
     key = (m, n, r.channels, r.taps(), r.groups)
     if r.y.numel() > 0:
@@ -265,6 +296,7 @@ def convolution(
     output_padding: list[int],
     groups: int,
     activation: str,
+    precision: str,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     sizes = output_sizes("convolution", input, weight, stride, padding, dilation, transposed, output_padding, groups)
@@ -272,10 +304,28 @@ def convolution(
     keep = save_preact and needs_preact(activation)
     epilogue = Epilogue(torch.empty_like(output) if keep else input.new_empty(0), bias, residual, activation, keep)
     if transposed:
-        _dgrad(Relation(output, weight, input, stride, padding, dilation, groups), epilogue)
+        _dgrad(Relation(output, weight, input, stride, padding, dilation, groups, precision), epilogue)
     else:
-        _fprop(Relation(input, weight, output, stride, padding, dilation, groups), epilogue)
+        _fprop(Relation(input, weight, output, stride, padding, dilation, groups, precision), epilogue)
     return output, epilogue.preact
+
+
+def measured(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    precision: str,
+) -> tuple[Tensor, Partials | None]:
+    """convolution + bias, and the statistics of its tiles; none of no elements, or of depthwise ones."""
+    sizes = output_sizes("convolution", input, weight, stride, padding, dilation, False, [], groups)
+    output = empty_in_format(input, sizes, channels_last(input, weight))
+    epilogue = Epilogue(input.new_empty(0), bias, measure=True)
+    _fprop(Relation(input, weight, output, stride, padding, dilation, groups, precision), epilogue)
+    return output, epilogue.found
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
@@ -308,6 +358,7 @@ def convolution_backward(
     output_padding: list[int],
     groups: int,
     activation: str,
+    precision: str,
     need_input: bool,
     need_weight: bool,
     need_bias: bool,
@@ -316,7 +367,7 @@ def convolution_backward(
     grads = [input.new_empty(0) for _ in range(4)]
     need_preact = need_input or need_weight or need_residual
     grad, grad_bias = _grad_preact(grad_output, saved, activation, need_preact, need_bias)
-    geometry = (stride, padding, dilation, groups)
+    geometry = (stride, padding, dilation, groups, precision)
     if need_input:
         grads[0] = empty_in_format(input, input.shape, channels_last(input))
         if transposed:

@@ -43,7 +43,8 @@ def _depthwise_kernel(
     batch, depth, height, width, out_d, out_h, out_w, channels, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
     GRADIENT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr,
-    ACTIVATION: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACTIVATION: tl.constexpr, ACC: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Writes y from x, or with GRADIENT x from y."""
     _, phase_d, phase_h, phase_w = place(tl.program_id(2).to(tl.int64), stride_d, stride_h, stride_w)
@@ -86,6 +87,7 @@ def _depthwise_kernel(
     finish(
         acc, n * tn + d * td + h * th + w * tw, c, in_m[:, None] & in_c[None, :], n, d, h, w, to_ptr, tc,
         res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, in_c, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
+        INTERPRETED,
     )  # fmt: skip
 
 
@@ -140,7 +142,7 @@ def depthwise(relation: Relation, epilogue: Epilogue, gradient: bool) -> None:
     grid = (triton.cdiv(positions, tile["BLOCK_M"]), triton.cdiv(r.groups, tile["BLOCK_C"]), phases)
     _depthwise_kernel[grid](
         *r.tensors, *epilogue.tensors(written), *r.sizes(r.groups), GRADIENT=gradient, ACC=r.common["ACC"],
-        **epilogue.flags(), **tile,
+        INTERPRETED=interpreted(), **epilogue.flags(), **tile,
     )  # fmt: skip
 
 

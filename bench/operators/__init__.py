@@ -4,6 +4,7 @@ from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     activation,
     causal_conv,
     conv,
+    conv_batch_norm,
     dropout,
     embedding,
     gated,

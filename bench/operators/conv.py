@@ -49,7 +49,7 @@ def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
     return tensor.detach().contiguous(memory_format=layout).requires_grad_(tensor.requires_grad)
 
 
-def _smaller(parameters: dict[str, Any]) -> dict[str, Any] | None:
+def smaller_conv(parameters: dict[str, Any]) -> dict[str, Any] | None:
     """Fewer images, then smaller ones, which stay twice as large as what the kernel reaches over."""
     fewer = halve("batch")(parameters)
     if fewer is not None:
@@ -67,7 +67,7 @@ def _smaller(parameters: dict[str, Any]) -> dict[str, Any] | None:
 # ---- conv1d, conv2d and conv3d ----
 
 
-def _draw_conv(
+def draw_conv(
     draw: Draw,
     dims: int,
     *,
@@ -113,7 +113,7 @@ def _draw_conv(
     return Sample(label, (*args, _short(strides), _short(paddings), _short(dilations), groups), kwargs)
 
 
-@operator("conv1d", smaller=_smaller)
+@operator("conv1d", smaller=smaller_conv)
 def conv1d(
     draw: Draw,
     *,
@@ -130,14 +130,14 @@ def conv1d(
     bias: bool = False,
     activation: Activation | None = None,
 ) -> Sample:
-    return _draw_conv(
+    return draw_conv(
         draw, 1, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
         padding=padding, dilation=dilation, groups=groups, depthwise=depthwise, bias=bias, activation=activation,
         residual=False, channels_last=False,
     )  # fmt: skip
 
 
-@operator("conv2d", smaller=_smaller)
+@operator("conv2d", smaller=smaller_conv)
 def conv2d(
     draw: Draw,
     *,
@@ -157,14 +157,14 @@ def conv2d(
     channels_last: bool = False,
 ) -> Sample:
     """As many filters as channels, and the padding that keeps the size at stride 1, unless they are given."""
-    return _draw_conv(
+    return draw_conv(
         draw, 2, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
         padding=padding, dilation=dilation, groups=groups, depthwise=depthwise, bias=bias, activation=activation,
         residual=residual, channels_last=channels_last,
     )  # fmt: skip
 
 
-@operator("conv3d", smaller=_smaller)
+@operator("conv3d", smaller=smaller_conv)
 def conv3d(
     draw: Draw,
     *,
@@ -182,7 +182,7 @@ def conv3d(
     channels_last: bool = False,
 ) -> Sample:
     """Sizes are (depth, height, width)."""
-    return _draw_conv(
+    return draw_conv(
         draw, 3, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
         padding=padding, dilation=dilation, groups=groups, depthwise=depthwise, bias=bias, activation=None,
         residual=False, channels_last=channels_last,
@@ -219,7 +219,7 @@ def _draw_transpose(
     return Sample(label, (*args, _short(strides), _short(paddings), _short(ends)))
 
 
-@operator("conv_transpose1d", smaller=_smaller)
+@operator("conv_transpose1d", smaller=smaller_conv)
 def conv_transpose1d(
     draw: Draw,
     *,
@@ -239,7 +239,7 @@ def conv_transpose1d(
     )  # fmt: skip
 
 
-@operator("conv_transpose2d", smaller=_smaller)
+@operator("conv_transpose2d", smaller=smaller_conv)
 def conv_transpose2d(
     draw: Draw,
     *,
@@ -260,7 +260,7 @@ def conv_transpose2d(
     )  # fmt: skip
 
 
-@operator("conv_transpose3d", smaller=_smaller)
+@operator("conv_transpose3d", smaller=smaller_conv)
 def conv_transpose3d(
     draw: Draw,
     *,

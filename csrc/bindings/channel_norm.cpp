@@ -1,13 +1,37 @@
 // Bindings of the channel norms: group_norm and batch_norm are one call of the kernels with other cells.
 
+#include "bindings/channel_norm.h"
+
 #include "kernels/channel_norm.h"
 
-#include "bindings/common.h"
-
 namespace warpwright {
-namespace {
 
 // ---- arguments ----
+
+Activation norm_activation(const char* op, const std::string& name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "silu") return Activation::kSilu;
+  fail(op, "activation must be one of none, relu, silu, got '", name, "'");
+}
+
+void check_channels(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& input,
+                    int64_t channels) {
+  if (!tensor.has_value()) return;
+  check_same_device(op, name, *tensor, "input", input);
+  const ScalarType narrow = input.scalar_type(), wide = acc_dtype(narrow), found = tensor->scalar_type();
+  const std::string either = narrow == wide ? "" : " or " + dtype_name(wide);
+  WARPWRIGHT_CHECK(found == narrow || found == wide, op, name, " must be ", dtype_name(narrow), either, ", got ",
+                   dtype_name(found));
+  WARPWRIGHT_CHECK(tensor->dim() == 1 && tensor->size(0) == channels, op, name, " must have shape (", channels,
+                   ",), got ", shape_text(tensor->sizes()));
+}
+
+namespace {
+
+void check_channels(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& input) {
+  warpwright::check_channels(op, name, tensor, input, input.size(1));
+}
 
 void check_input(const char* op, const Tensor& input) {
   check_float(op, "input", input);
@@ -17,25 +41,6 @@ void check_input(const char* op, const Tensor& input) {
 void check_groups(const char* op, const Tensor& input, int64_t groups) {
   WARPWRIGHT_CHECK(groups >= 1 && input.size(1) % groups == 0, op, "num_groups must divide the ", input.size(1),
                    " channels of input, got ", groups);
-}
-
-Activation norm_activation(const char* op, const std::string& name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "silu") return Activation::kSilu;
-  fail(op, "activation must be one of none, relu, silu, got '", name, "'");
-}
-
-// One value a channel, of the input's dtype or of the one that it is computed in.
-void check_channels(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& input) {
-  if (!tensor.has_value()) return;
-  check_same_device(op, name, *tensor, "input", input);
-  const ScalarType narrow = input.scalar_type(), wide = acc_dtype(narrow), found = tensor->scalar_type();
-  const std::string either = narrow == wide ? "" : " or " + dtype_name(wide);
-  WARPWRIGHT_CHECK(found == narrow || found == wide, op, name, " must be ", dtype_name(narrow), either, ", got ",
-                   dtype_name(found));
-  WARPWRIGHT_CHECK(tensor->dim() == 1 && tensor->size(0) == input.size(1), op, name, " must have shape (",
-                   input.size(1), ",), got ", shape_text(tensor->sizes()));
 }
 
 void check_statistics(const char* op, const char* name, const Tensor& tensor, const Tensor& input, int64_t cells) {
@@ -122,6 +127,18 @@ void cut_slabs(ChannelShape& shape, std::initializer_list<Planes*> tensors) {
   shape.per_sample = (shape.positions + shape.slab - 1) / shape.slab;
 }
 
+#if !defined(WARPWRIGHT_BACKEND_CPU)
+// All samples as one, cut into the slabs that partial results came in.
+ChannelShape shape_in_slabs(const Tensor& input, const SlabStatistics& found) {
+  ChannelShape shape = shape_of(input, input.size(1), true);
+  shape.positions *= shape.samples;
+  shape.samples = 1;
+  shape.slab = found.slab;
+  shape.per_sample = (shape.positions + shape.slab - 1) / shape.slab;
+  return shape;
+}
+#endif
+
 // `tensor` as it is where it lies as `like`, else a copy that does: the order of sums must not depend on how a gradient
 // came to lie.
 Tensor lying_as(const Tensor& tensor, const Tensor& like) {
@@ -149,22 +166,9 @@ Tensor empty_partials(const ChannelShape& shape, bool needed, const Tensor& like
 
 // ---- calls ----
 
-struct Affine {
-  OptionalTensor weight, bias;
-};
-
-struct Running {
-  OptionalTensor mean, var;
-  bool constant = false;
-  double momentum = 0;
-};
-
-struct NormOutput {
-  Tensor output, mean, rstd, new_mean, new_var;
-};
-
 NormOutput forward(const Tensor& input, ChannelShape shape, const std::vector<int64_t>& cells, const Affine& affine,
-                   const Running& running, const OptionalTensor& residual, double eps, Activation activation) {
+                   const Running& running, const OptionalTensor& residual, double eps, Activation activation,
+                   const SlabStatistics* found = nullptr) {
   const ScalarType dtype = input.scalar_type(), statistics = acc_dtype(dtype);
   NormOutput result{empty_output(input), empty(cells, statistics, input), empty(cells, statistics, input),
                     empty_new(running.mean, !running.constant, input),
@@ -178,8 +182,9 @@ NormOutput forward(const Tensor& input, ChannelShape shape, const std::vector<in
   params.residual = planes_of(residual, residual_holder);
   params.output = planes_of_output(result.output);
   cut_slabs(shape, {&params.input, &params.residual, &params.output});
-  Tensor means = empty_partials(shape, !running.constant, input);
-  Tensor squares = empty_partials(shape, !running.constant, input);
+  const bool given = found != nullptr && found->slab > 0, own = !running.constant && !given;
+  Tensor means = given ? found->means : empty_partials(shape, own, input);
+  Tensor squares = given ? found->squares : empty_partials(shape, own, input);
   params.shape = shape;
   params.weight = per_channel(weight, input);
   params.bias = per_channel(bias, input);
@@ -197,6 +202,15 @@ NormOutput forward(const Tensor& input, ChannelShape shape, const std::vector<in
   params.activation = activation;
   params.dtype = to_dtype(dtype);
   Launch launch(input);
+#if !defined(WARPWRIGHT_BACKEND_CPU)
+  if (given) {
+    ChannelNormParams joined = params;
+    joined.shape = shape_in_slabs(input, *found);
+    backend::channel_norm_cells(joined, launch.stream());
+    backend::channel_norm_output(params, launch.stream());
+    return result;
+  }
+#endif
   backend::channel_norm_forward(params, launch.stream());
   return result;
 }
@@ -308,8 +322,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(Tensor input, Opti
   WARPWRIGHT_CHECK(!training || input.numel() != channels || channels == 0, op,
                    "input must have more than one value per channel in training, got shape ",
                    shape_text(input.sizes()));
-  NormOutput r = forward(input, shape_of(input, channels < 1 ? 1 : channels, true), {channels}, {weight, bias},
-                         {running_mean, running_var, !training, momentum}, residual, eps, activation);
+  NormOutput r = batch_norm_forward(input, {weight, bias}, {running_mean, running_var, !training, momentum}, residual,
+                                    eps, activation);
   return {r.output, r.mean, r.rstd, r.new_mean, r.new_var};
 }
 
@@ -335,6 +349,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_outpu
 }
 
 }  // namespace
+
+NormOutput batch_norm_forward(const Tensor& input, const Affine& affine, const Running& running,
+                              const OptionalTensor& residual, double eps, Activation activation,
+                              const SlabStatistics* found) {
+  const int64_t channels = input.size(1);
+  return forward(input, shape_of(input, channels < 1 ? 1 : channels, true), {channels}, affine, running, residual, eps,
+                 activation, found);
+}
 
 WARPWRIGHT_LIBRARY_IMPL(m) {
   m.impl("group_norm", TORCH_BOX(&group_norm));

@@ -86,13 +86,25 @@ ConvParams params_of(const ConvCall& call, const Tensor& input, const Tensor& we
     params.dilation[d] = at < 0 ? 1 : call.dilation[at];
   }
   params.dtype = to_dtype(x.scalar_type());
+  params.precision = call.precision;
   return params;
+}
+
+// Has the kernel write partial results, if it is one that does.
+void leave_statistics(ConvParams& params, SlabStatistics& found, const Tensor& like) {
+  found.slab = backend::conv_statistics_slab(params);
+  if (found.slab == 0) return;
+  const int64_t slabs = (params.y_pixels() + found.slab - 1) / found.slab;
+  found.means = empty({slabs, params.filters}, ScalarType::Float, like);
+  found.squares = empty({slabs, params.filters}, ScalarType::Float, like);
+  params.mean_partials = static_cast<float*>(found.means.mutable_data_ptr());
+  params.square_partials = static_cast<float*>(found.squares.mutable_data_ptr());
 }
 
 }  // namespace
 
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
-                           Activation activation, bool keep) {
+                           Activation activation, bool keep, SlabStatistics* found) {
   const ScalarType dtype = call.input.scalar_type();
   const auto make = [&] { return empty_in_format(call.output_sizes, call.channels_last, dtype, call.input); };
   ProductOutput result{make(), keep ? make() : nothing(dtype, call.input)};
@@ -102,6 +114,7 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
   params.bias = data_or_null(bias_row);
   params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
   params.activation = activation;
+  if (found != nullptr) leave_statistics(params, *found, call.input);
   Launch launch(call.input);
   call.transposed ? backend::conv_dgrad(params, launch.stream()) : backend::conv_fprop(params, launch.stream());
   return result;
@@ -127,14 +140,13 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
 }
 #endif
 
-namespace {
-
-// "conv2d_backward", "conv_transpose1d": what the user called, as far as the arguments tell.
-std::string op_name(const Tensor& weight, bool transposed, bool backward) {
+std::string conv_name(const Tensor& weight, bool transposed, const char* suffix) {
   const int64_t dims = weight.dim() - 2;
-  if (dims < 1 || dims > kConvDims) return backward ? "convolution_backward" : "convolution";
-  return std::string(transposed ? "conv_transpose" : "conv") + std::to_string(dims) + (backward ? "d_backward" : "d");
+  if (dims < 1 || dims > kConvDims) return std::string("convolution") + suffix;
+  return std::string(transposed ? "conv_transpose" : "conv") + std::to_string(dims) + "d" + suffix;
 }
+
+namespace {
 
 void check_list(const char* op, const char* name, const std::vector<int64_t>& values, size_t count, int64_t least) {
   const IntHeaderOnlyArrayRef list(values);
@@ -145,15 +157,7 @@ void check_list(const char* op, const char* name, const std::vector<int64_t>& va
   }
 }
 
-// What the schema of both ops has between the tensors and the activation.
-struct Geometry {
-  std::vector<int64_t> stride, padding, dilation;
-  bool transposed;
-  std::vector<int64_t> output_padding;
-  int64_t groups;
-};
-
-void check_operands(const char* op, const Tensor& input, const Tensor& weight, const Geometry& geometry) {
+void check_operands(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry) {
   check_float(op, "input", input);
   const int64_t rank = weight.dim();
   WARPWRIGHT_CHECK(rank >= 3 && rank <= kConvDims + 2, op, "weight must have 3, 4 or 5 dimensions, got ", rank);
@@ -201,7 +205,10 @@ int64_t output_size(const char* op, const ConvCall& call, size_t d) {
   return result;
 }
 
-ConvCall check_call(const char* op, const Tensor& input, const Tensor& weight, const Geometry& geometry) {
+}  // namespace
+
+ConvCall check_conv(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry,
+                    const std::string& precision) {
   check_operands(op, input, weight, geometry);
   const size_t dims = geometry.stride.size();
   const auto middle = geometry.padding.begin() + static_cast<std::ptrdiff_t>(dims);
@@ -216,29 +223,33 @@ ConvCall check_call(const char* op, const Tensor& input, const Tensor& weight, c
       geometry.transposed,
       geometry.groups,
       {input.size(0), geometry.transposed ? weight.size(1) * geometry.groups : weight.size(0)},
-      is_channels_last(input) || is_channels_last(weight)};
+      is_channels_last(input) || is_channels_last(weight),
+      to_arithmetic(op, precision, false).precision};
   for (size_t d = 0; d < dims; ++d) call.output_sizes.push_back(output_size(op, call, d));
   return call;
 }
 
-void check_output_like(const char* op, const char* name, const Tensor& tensor, const ConvCall& call) {
+void check_conv_output(const char* op, const char* name, const Tensor& tensor, const ConvCall& call) {
   check_same_device(op, name, tensor, "input", call.input);
   check_same_dtype(op, name, tensor, "input", call.input);
   WARPWRIGHT_CHECK(sizes_of(tensor) == call.output_sizes, op, name, " must have the shape of the output ",
                    shape_text(IntHeaderOnlyArrayRef(call.output_sizes)), ", got ", shape_text(tensor.sizes()));
 }
 
+namespace {
+
 std::tuple<Tensor, Tensor> convolution(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor residual,
                                        std::vector<int64_t> stride, std::vector<int64_t> padding,
                                        std::vector<int64_t> dilation, bool transposed,
                                        std::vector<int64_t> output_padding, int64_t groups, std::string activation_name,
-                                       bool save_preact) {
-  const std::string name = op_name(weight, transposed, false);
+                                       std::string precision, bool save_preact) {
+  const std::string name = conv_name(weight, transposed, "");
   const char* op = name.c_str();
-  const ConvCall call = check_call(op, input, weight, {stride, padding, dilation, transposed, output_padding, groups});
+  const ConvGeometry geometry{stride, padding, dilation, transposed, output_padding, groups};
+  const ConvCall call = check_conv(op, input, weight, geometry, precision);
   const Activation activation = to_activation(op, activation_name);
   check_bias(op, "bias", bias, input, call.output_sizes[1]);
-  if (residual.has_value()) check_output_like(op, "residual", *residual, call);
+  if (residual.has_value()) check_conv_output(op, "residual", *residual, call);
   ProductOutput result = conv_product(call, bias, residual, activation, save_preact && needs_preact(activation));
   return {result.output, result.preact};
 }
@@ -264,18 +275,17 @@ Tensor from_rows(const Tensor& rows, const ConvCall& call) {
   return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_backward(Tensor grad_output, Tensor input, Tensor weight,
-                                                                OptionalTensor saved, std::vector<int64_t> stride,
-                                                                std::vector<int64_t> padding,
-                                                                std::vector<int64_t> dilation, bool transposed,
-                                                                std::vector<int64_t> output_padding, int64_t groups,
-                                                                std::string activation_name, bool need_input,
-                                                                bool need_weight, bool need_bias, bool need_residual) {
-  const std::string name = op_name(weight, transposed, true);
+std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_backward(
+    Tensor grad_output, Tensor input, Tensor weight, OptionalTensor saved, std::vector<int64_t> stride,
+    std::vector<int64_t> padding, std::vector<int64_t> dilation, bool transposed, std::vector<int64_t> output_padding,
+    int64_t groups, std::string activation_name, std::string precision, bool need_input, bool need_weight,
+    bool need_bias, bool need_residual) {
+  const std::string name = conv_name(weight, transposed, "_backward");
   const char* op = name.c_str();
-  const ConvCall call = check_call(op, input, weight, {stride, padding, dilation, transposed, output_padding, groups});
+  const ConvGeometry geometry{stride, padding, dilation, transposed, output_padding, groups};
+  const ConvCall call = check_conv(op, input, weight, geometry, precision);
   const Activation activation = to_activation(op, activation_name);
-  check_output_like(op, "grad_output", grad_output, call);
+  check_conv_output(op, "grad_output", grad_output, call);
   check_saved(op, saved, activation, grad_output);
 
   const ScalarType dtype = input.scalar_type();

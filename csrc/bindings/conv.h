@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "bindings/channel_norm.h"
 #include "bindings/gemm.h"
 
 namespace warpwright {
@@ -15,15 +16,30 @@ struct ConvCall {
   int64_t groups;
   std::vector<int64_t> output_sizes;
   bool channels_last;  // The memory format of the output.
+  Precision precision = Precision::kIeee;
 
   size_t dims() const { return stride.size(); }
   // Elements of a channel of the output.
   int64_t output_pixels() const;
 };
 
-// activation(convolution + bias + residual), and the pre-activation if `keep`.
+// What the schemas have between the tensors and the activation.
+struct ConvGeometry {
+  std::vector<int64_t> stride, padding, dilation;
+  bool transposed;
+  std::vector<int64_t> output_padding;
+  int64_t groups;
+};
+// "conv2d_backward", "conv_transpose1d": what the user called, as far as the arguments tell.
+std::string conv_name(const Tensor& weight, bool transposed, const char* suffix);
+ConvCall check_conv(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry,
+                    const std::string& precision);
+void check_conv_output(const char* op, const char* name, const Tensor& tensor, const ConvCall& call);
+
+// activation(convolution + bias + residual), and the pre-activation if `keep`. Where the kernel of a plain convolution
+// finds the statistics of its output on the way, as it does on the tensor cores, they are left in `found`.
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
-                           Activation activation, bool keep);
+                           Activation activation, bool keep, SlabStatistics* found = nullptr);
 
 struct ConvGrads {
   Tensor grad_input, grad_weight;

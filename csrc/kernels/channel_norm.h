@@ -105,3 +105,11 @@ struct ChannelNormBackwardParams {
 
 WARPWRIGHT_DECLARE_LAUNCHER(channel_norm_forward, ChannelNormParams)
 WARPWRIGHT_DECLARE_LAUNCHER(channel_norm_backward, ChannelNormBackwardParams)
+
+namespace warpwright::cuda {
+// The stages of channel_norm_forward, for ops that have one of them elsewhere: a convolution leaves the partial results
+// of its output, cut into other slabs than the output's own.
+void channel_norm_slabs(const ChannelNormParams& params, Stream stream);
+void channel_norm_cells(const ChannelNormParams& params, Stream stream);
+void channel_norm_output(const ChannelNormParams& params, Stream stream);
+}  // namespace warpwright::cuda

@@ -25,6 +25,9 @@ struct ConvParams {
   ConvTensor residual;  // like what is written, data null without one
   void* preact;         // the strides of what is written, or null
   const void* bias;     // of the written tensor's channels, or null
+  // (slabs, filters), or null: of each conv_statistics_slab pixels of y their mean, and the squared differences to it.
+  // Where there is neither residual nor activation.
+  float *mean_partials, *square_partials;
   int64_t batch, channels, filters, groups;
   int64_t x_size[kConvDims], kernel[kConvDims], y_size[kConvDims];
   int64_t stride[kConvDims], padding[kConvDims], dilation[kConvDims];  // padding: before the first element
@@ -41,6 +44,8 @@ struct ConvParams {
 }  // namespace warpwright
 
 namespace warpwright::cuda {
+// How many pixels, in the order of (batch, *y_size), one partial result of conv_fprop holds; 0 where it makes none.
+int64_t conv_statistics_slab(const ConvParams& params);
 // Writes y: a convolution, or the input's gradient of a transposed one.
 void conv_fprop(const ConvParams& params, Stream stream);
 // Writes x: the input's gradient of a convolution, or a transposed one.

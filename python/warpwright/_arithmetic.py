@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -30,11 +31,13 @@ class _Scope:
 
 
 def float32_precision(mode: str | None) -> _Scope:
-    """Chooses how float32 matrices are multiplied on a GPU's tensor cores, for the whole process.
+    """Chooses how float32 matrices and convolutions are multiplied on a GPU's tensor cores, for the whole process.
 
     Args:
         mode: None (the default) follows PyTorch: "tf32" where `torch.backends.cuda.matmul.fp32_precision` (or the older
-            `allow_tf32`, `torch.set_float32_matmul_precision`) asks for it, else "ieee".
+            `allow_tf32`, `torch.set_float32_matmul_precision`) asks for it, for convolutions
+            `torch.backends.cudnn.conv.fp32_precision` (or `torch.backends.cudnn.allow_tf32`, which is True unless it is
+            set), else "ieee".
             "ieee" multiplies and adds in float32, without tensor cores.
             "tf32" rounds the operands to TF32, 10 bits of mantissa, to nearest, and adds in float32.
             "tf32x3" takes three products of TF32 parts: float32's own error, at a third of TF32's speed. Where an
@@ -85,9 +88,17 @@ def batch_invariant(mode: bool = True) -> _Scope:
 
 def arithmetic_of(tensor: torch.Tensor) -> tuple[str, bool]:
     """(precision, batch_invariant): what an op passes to its kernels for operands like `tensor`."""
+    return _precision_of(tensor, lambda: torch.backends.cuda.matmul.allow_tf32), _batch_invariant
+
+
+def convolution_precision_of(tensor: torch.Tensor) -> str:
+    """The same of a convolution's operands: the precision alone."""
+    return _precision_of(tensor, lambda: torch.backends.cudnn.allow_tf32)
+
+
+def _precision_of(tensor: torch.Tensor, torch_allows: Callable[[], bool]) -> str:
     if tensor.dtype != torch.float32:
-        return "ieee", _batch_invariant
+        return "ieee"
     if _precision is not None:
-        return _precision, _batch_invariant
-    cuda_tf32 = tensor.is_cuda and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if cuda_tf32 else "ieee", _batch_invariant
+        return _precision
+    return "tf32" if tensor.is_cuda and torch_allows() else "ieee"

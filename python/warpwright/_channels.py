@@ -1,12 +1,14 @@
-"""Tensors (batch, channels, ...) of the channel norms: how they lie, and how sums over them are cut.
+"""Tensors (batch, channels, ...) of the channel norms: how they lie, how sums over them are cut, what goes with them.
 
-As csrc/kernels/channel_norm.h does it.
+As csrc/kernels/channel_norm.h and csrc/bindings/channel_norm.cpp do it.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from warpwright._check import acc_dtype, check_same_device, require, shape_text
 
 #: What may follow a channel norm, of an epilogue's activations.
 NORM_ACTIVATIONS = ("none", "relu", "silu")
@@ -37,3 +39,19 @@ def slab_size(positions: int, channels_last: bool) -> int:
     wanted = -(-(positions // _WANTED_SLABS) // _LEAST_SLAB) * _LEAST_SLAB
     slabs = max(1, -(-positions // min(max(wanted, _LEAST_SLAB), _MOST_SLAB)))
     return max(1, -(-positions // (slabs * _SLAB_STEP))) * _SLAB_STEP
+
+
+def check_norm_activation(op: str, activation: str) -> None:
+    message = f"activation must be one of {', '.join(NORM_ACTIVATIONS)}, got '{activation}'"
+    require(activation in NORM_ACTIVATIONS, op, message)
+
+
+def check_channels(op: str, name: str, tensor: Tensor | None, input: Tensor, channels: int) -> None:
+    """One value a channel, of input's dtype or of the one that it is computed in."""
+    if tensor is None:
+        return
+    check_same_device(op, name, tensor, "input", input)
+    known = dict.fromkeys((input.dtype, acc_dtype(input.dtype)))
+    require(tensor.dtype in known, op, f"{name} must be {' or '.join(map(str, known))}, got {tensor.dtype}")
+    message = f"{name} must have shape {shape_text((channels,))}, got {shape_text(tensor.shape)}"
+    require(tuple(tensor.shape) == (channels,), op, message)

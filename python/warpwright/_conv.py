@@ -145,3 +145,10 @@ def same_padding(op: str, weight: Tensor, stride: Sequence[int], dilation: Seque
     before = [t // 2 for t in total]
     after = [t - b for t, b in zip(total, before, strict=True)]
     return before if before == after else before + after
+
+
+def check_output_like(op: str, name: str, tensor: Tensor, input: Tensor, sizes: Sequence[int]) -> None:
+    check_same_device(op, name, tensor, "input", input)
+    check_same_dtype(op, name, tensor, "input", input)
+    message = f"{name} must have the shape of the output {shape_text(sizes)}, got {shape_text(tensor.shape)}"
+    require(tuple(tensor.shape) == tuple(sizes), op, message)

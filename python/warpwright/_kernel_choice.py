@@ -43,7 +43,8 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
     if op == "linear":
         return f"{op} ({_cpu_linear(bound)})"
     if op.startswith("conv") and ("transpose" in op or not _own_convolution(bound)):
-        return f"{op} (aten's convolution, which is oneDNN's where that has one)"
+        norm = f", then C++ CPU, {_library.cpu_isa()}" if op.endswith("batch_norm") else ""
+        return f"{op} (aten's convolution, which is oneDNN's where that has one{norm})"
     return f"{op} (C++ CPU, {_library.cpu_isa()})"
 
 

@@ -253,7 +253,7 @@ ConvGrads depthwise_grads(const ConvCall& call, const Tensor& grad, bool need_in
 }  // namespace
 
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
-                           Activation activation, bool keep) {
+                           Activation activation, bool keep, SlabStatistics*) {
   if (call.dims() == 1) {
     const OptionalTensor addend = residual.has_value() ? OptionalTensor(with_height(*residual)) : std::nullopt;
     const ProductOutput flat = conv_product(with_height(call), bias, addend, activation, keep);

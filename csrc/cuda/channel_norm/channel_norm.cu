@@ -182,28 +182,46 @@ __global__ void __launch_bounds__(kUnitThreads) channel_norm_kernel(const Channe
   });
 }
 
+// f(a value of the dtype, the kernels' variant, the launch of the units), if there are any.
+template <class F>
+void visit_forward_units(const ChannelNormParams& params, Stream stream, const F& f) {
+  visit_float(params.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    if (params.shape.slabs() == 0) return;
+    const bool packs = planes_fit_packs<T>(params.shape, {&params.input, &params.residual, &params.output});
+    visit_units<T>(params.shape, packs, stream,
+                   [&](auto count, auto last, const LaunchConfig& config) { f(tag, count, last, config); });
+  });
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
-void channel_norm_forward(const ChannelNormParams& params, Stream stream) {
-  visit_float(params.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    const ChannelShape& shape = params.shape;
-    const bool packs = planes_fit_packs<T>(shape, {&params.input, &params.residual, &params.output});
-    const bool any = shape.slabs() > 0;
-    if (any && !params.constant) {
-      visit_units<T>(shape, packs, stream, [&](auto count, auto last, const LaunchConfig& config) {
-        launch("channel_norm_slabs", slab_statistics_kernel<T, count(), last()>, config, params);
-      });
-    }
-    launch("channel_norm_cells", cell_statistics_kernel<T>, cell_config(shape, stream), params);
-    if (!any) return;
-    visit_units<T>(shape, packs, stream, [&](auto count, auto last, const LaunchConfig& config) {
-      launch("channel_norm", channel_norm_kernel<T, count(), last()>, config, params);
-    });
+void channel_norm_slabs(const ChannelNormParams& params, Stream stream) {
+  visit_forward_units(params, stream, [&](auto tag, auto count, auto last, const LaunchConfig& config) {
+    launch("channel_norm_slabs", slab_statistics_kernel<decltype(tag), count(), last()>, config, params);
   });
+}
+
+void channel_norm_cells(const ChannelNormParams& params, Stream stream) {
+  visit_float(params.dtype, [&](auto tag) {
+    const LaunchConfig config = cell_config(params.shape, stream);
+    launch("channel_norm_cells", cell_statistics_kernel<decltype(tag)>, config, params);
+  });
+}
+
+void channel_norm_output(const ChannelNormParams& params, Stream stream) {
+  visit_forward_units(params, stream, [&](auto tag, auto count, auto last, const LaunchConfig& config) {
+    launch("channel_norm", channel_norm_kernel<decltype(tag), count(), last()>, config, params);
+  });
+}
+
+void channel_norm_forward(const ChannelNormParams& params, Stream stream) {
+  if (!params.constant) channel_norm_slabs(params, stream);
+  channel_norm_cells(params, stream);
+  channel_norm_output(params, stream);
 }
 
 }  // namespace warpwright::cuda

@@ -133,6 +133,13 @@ void launch_products(const char* name, void (*kernel)(ConvParams), const ConvPar
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
+// Of 16-bit tensors on the tensor cores. The tiles of FFMA leave their sums in registers, each thread those of its own
+// places, and so do strips: a pass over what was stored finds the statistics there. TF32's do too: what they cost
+// beside their products is little.
+int64_t conv_statistics_slab(const ConvParams& params) {
+  return conv_mma_takes(params) && params.dtype != DType::kFloat32 ? conv_fprop_mma_rows(params) : 0;
+}
+
 void conv_fprop(const ConvParams& params, Stream stream) {
   if (conv_mma_takes(params)) return conv_fprop_mma(params, stream);
   if (depthwise_takes(params)) return depthwise_fprop(params, stream);

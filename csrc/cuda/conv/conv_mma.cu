@@ -8,6 +8,7 @@
 
 #include "cuda/conv/conv_mma.cuh"
 #include "cuda/conv/product_loader.cuh"
+#include "cuda/conv/statistics.cuh"
 #include "cuda/conv/tiles.cuh"
 #include "cuda/device.h"
 #include "cuda/launch.h"
@@ -22,29 +23,35 @@ namespace {
 using Large = LargeConvTile;
 using Middle = MiddleConvTile;
 
+// The sums of a tile, in shared memory.
 template <class T, class Tile, bool kVectors, bool kFiltersAlongK>
-__device__ __forceinline__ void multiply(const ConvParams& p, const ConvTensor& output,
-                                         const Product<typename Tile::Element>& product, int64_t tile,
-                                         int64_t first_channel) {
+__device__ __forceinline__ const float* multiply(const ConvParams& p, const Product<typename Tile::Element>& product,
+                                                 const MatrixTile& at) {
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  const MatrixTile at = banded_tile<Tile::kM, Tile::kN>(tile, product.rows, product.filters.rows);
   const int64_t k = static_cast<int64_t>(product.channels) * product.taps[0] * product.taps[1] * product.taps[2];
   using Loader = std::conditional_t<kVectors, ProductLoader<Tile, kFiltersAlongK>, ProductRunLoader<Tile>>;
   Loader loader(product, at.m0, at.n0);
   const auto start = [&](unsigned char* a_tile, unsigned char* b_tile, int64_t) { loader.start(a_tile, b_tile); };
   constexpr bool kAAlongK = kVectors || Tile::kRunsAlongK, kBAlongK = kVectors ? kFiltersAlongK : Tile::kRunsAlongK;
-  const float* const staged = conv_sums<T, Tile, kAAlongK, kBAlongK>(p, shared, 0, mma_steps(k), start);
-  store_tile<T, Tile>(p, output, product, staged, at.m0, at.n0, first_channel);
+  return conv_sums<T, Tile, kAAlongK, kBAlongK>(p, shared, 0, mma_steps(k), start);
 }
 
+// A variant of its own finds the statistics: a branch would cost the others registers.
 // machine code: Tf32Tile, true>: HMMA.1688.F32.TF32, LDGSTS.128, STG.128; Tf32Tile, false>: HMMA.1688.F32.TF32, LDGSTS;
 // true>: HMMA.16816.F32, LDSM.4, LDGSTS.128, STG.128; else: HMMA.16816.F32, LDSM.4, STG.128
-template <class T, class Tile, bool kVectors>
+template <class T, bool kMeasures, class Tile, bool kVectors>
 __global__ void __launch_bounds__(Tile::kThreads) conv_fprop_mma_kernel(const ConvParams p) {
   const int64_t tiles = tiles_of<Tile::kM, Tile::kN>(p.y_pixels(), p.group_filters());
-  const int64_t group = blockIdx.x / tiles;
+  const int64_t group = blockIdx.x / tiles, first_filter = group * p.group_filters();
   const auto product = fprop_product<typename Tile::Element>(p, group);
-  multiply<T, Tile, kVectors, true>(p, p.y, product, blockIdx.x % tiles, group * p.group_filters());
+  const MatrixTile at = banded_tile<Tile::kM, Tile::kN>(blockIdx.x % tiles, product.rows, product.filters.rows);
+  const float* const staged = multiply<T, Tile, kVectors, true>(p, product, at);
+  store_tile<T, Tile>(p, p.y, product, staged, at.m0, at.n0, first_filter);
+  if constexpr (kMeasures) {
+    const int64_t left = product.rows - at.m0;
+    store_statistics<T, Tile>(p, staged, left < Tile::kM ? static_cast<int>(left) : Tile::kM, at.m0 / Tile::kM,
+                              first_filter + at.n0, product.filters.rows - at.n0);
+  }
 }
 
 // machine code: Tf32Tile, true>: HMMA.1688.F32.TF32, LDGSTS.128, STG.128; Tf32Tile, false>: HMMA.1688.F32.TF32, LDGSTS;
@@ -55,14 +62,18 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_dgrad_mma_kernel(const Co
   const int64_t phases = conv_phases(p), group = blockIdx.x / (most * phases), tile = blockIdx.x % most;
   const auto product = dgrad_product<typename Tile::Element>(p, group, phase_at(p, blockIdx.x / most % phases));
   if (tile >= tiles_of<Tile::kM, Tile::kN>(product.rows, product.filters.rows)) return;
-  multiply<T, Tile, kVectors, false>(p, p.x, product, tile, group * p.group_channels());
+  const MatrixTile at = banded_tile<Tile::kM, Tile::kN>(tile, product.rows, product.filters.rows);
+  const float* const staged = multiply<T, Tile, kVectors, false>(p, product, at);
+  store_tile<T, Tile>(p, p.x, product, staged, at.m0, at.n0, group * p.group_channels());
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
-// Half of the multiprocessors or more get a large tile, or the middle one is taken.
-bool fills_device(int64_t tiles) { return 2 * tiles >= current_device().multiprocessors; }
+// A large tile where half of the multiprocessors or more get one, else the middle one.
+bool takes_large(int64_t products, int64_t m, int64_t n) {
+  return n > Middle::kN && 2 * products * tiles_of<Large::kM, Large::kN>(m, n) >= current_device().multiprocessors;
+}
 
 template <template <class, class, bool> class Kernel, class T, class Tile>
 void launch_tile(const char* name, const ConvParams& params, bool vectors, int64_t products, int64_t m, int64_t n,
@@ -74,25 +85,33 @@ void launch_tile(const char* name, const ConvParams& params, bool vectors, int64
   launch(name, kernel, {dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads), stream, kBytes}, params);
 }
 
-// `vectors(count)`: whether both operands can be read in vectors of as many elements.
+// Of 16-bit elements. `vectors(count)`: whether both operands can be read in vectors of as many elements.
 template <template <class, class, bool> class Kernel, class Vectors>
-void launch_product(const char* name, const ConvParams& params, const Vectors& vectors, int64_t products, int64_t m,
-                    int64_t n, Stream stream) {
-  if (params.dtype == DType::kFloat32) {
-    return launch_tile<Kernel, float, Tf32Tile>(name, params, vectors(Tf32Tile::kVector), products, m, n, stream);
-  }
-  const bool large = n > Middle::kN && fills_device(products * tiles_of<Large::kM, Large::kN>(m, n));
+void launch_half(const char* name, const ConvParams& params, const Vectors& vectors, int64_t products, int64_t m,
+                 int64_t n, Stream stream) {
   const auto with = [&](auto tag) {
     using T = decltype(tag);
-    const auto launch_one = large ? launch_tile<Kernel, T, Large> : launch_tile<Kernel, T, Middle>;
+    const auto launch_one =
+        takes_large(products, m, n) ? launch_tile<Kernel, T, Large> : launch_tile<Kernel, T, Middle>;
     launch_one(name, params, vectors(kChunk), products, m, n, stream);
   };
   params.dtype == DType::kFloat16 ? with(__half{}) : with(__nv_bfloat16{});
 }
 
+template <template <class, class, bool> class Kernel, class Vectors>
+void launch_product(const char* name, const ConvParams& params, const Vectors& vectors, int64_t products, int64_t m,
+                    int64_t n, Stream stream) {
+  if (params.dtype != DType::kFloat32) return launch_half<Kernel>(name, params, vectors, products, m, n, stream);
+  launch_tile<Kernel, float, Tf32Tile>(name, params, vectors(Tf32Tile::kVector), products, m, n, stream);
+}
+
 template <class T, class Tile, bool kVectors>
 struct Fprop {
-  static constexpr auto function = conv_fprop_mma_kernel<T, Tile, kVectors>;
+  static constexpr auto function = conv_fprop_mma_kernel<T, false, Tile, kVectors>;
+};
+template <class T, class Tile, bool kVectors>
+struct MeasuredFprop {
+  static constexpr auto function = conv_fprop_mma_kernel<T, true, Tile, kVectors>;
 };
 template <class T, class Tile, bool kVectors>
 struct Dgrad {
@@ -106,11 +125,19 @@ bool conv_mma_takes(const ConvParams& p) {
   return !exact && p.group_channels() * p.group_filters() >= 2 * kChunk;
 }
 
+int64_t conv_fprop_mma_rows(const ConvParams& p) {
+  return takes_large(p.groups, p.y_pixels(), p.group_filters()) ? Large::kM : Middle::kM;
+}
+
 void conv_fprop_mma(const ConvParams& p, Stream stream) {
   const auto vectors = [&](int count) {
     return in_vectors(p.x, p.group_channels(), count) && in_vectors(p.w, p.group_channels(), count);
   };
-  launch_product<Fprop>("conv_fprop_mma", p, vectors, p.groups, p.y_pixels(), p.group_filters(), stream);
+  const int64_t m = p.y_pixels(), n = p.group_filters();
+  if (p.mean_partials != nullptr) {
+    return launch_half<MeasuredFprop>("conv_fprop_measured_mma", p, vectors, p.groups, m, n, stream);
+  }
+  launch_product<Fprop>("conv_fprop_mma", p, vectors, p.groups, m, n, stream);
 }
 
 void conv_dgrad_mma(const ConvParams& p, Stream stream) {

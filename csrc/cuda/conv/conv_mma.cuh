@@ -11,6 +11,8 @@ namespace warpwright::cuda {
 // channels.
 bool conv_mma_takes(const ConvParams& params);
 
+// Rows of the tile that conv_fprop_mma takes.
+int64_t conv_fprop_mma_rows(const ConvParams& params);
 void conv_fprop_mma(const ConvParams& params, Stream stream);
 void conv_dgrad_mma(const ConvParams& params, Stream stream);
 int conv_wgrad_mma_splits(const ConvParams& params);

@@ -16,6 +16,7 @@ from warpwright.nn.channel_norm import (
     InstanceNorm3d,
 )
 from warpwright.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from warpwright.nn.conv_batch_norm import ConvBnAct2d
 from warpwright.nn.embedding import Embedding
 from warpwright.nn.loss import (
     BCEWithLogitsLoss,
@@ -38,6 +39,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvBnAct2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from warpwright._fallbacks import count_fallback
 from warpwright.nn._activation import apply_activation
 from warpwright.nn._reasons import common_reason
 
+#: A norm as a function of (running_mean, running_var, training, momentum).
+Norm = Callable[[Tensor | None, Tensor | None, bool, float], Tensor]
 
-def _checked_activation(layer: str, activation: str) -> str:
+
+def checked_norm_activation(layer: str, activation: str) -> str:
     message = f"activation must be one of {', '.join(NORM_ACTIVATIONS)}, got '{activation}'"
     require(activation in NORM_ACTIVATIONS, f"nn.{layer}", message)
     return activation
@@ -53,7 +57,7 @@ class GroupNorm(torch.nn.GroupNorm):
     ):
         super().__init__(num_groups, num_channels, eps, affine, device, dtype)
         if activation is not None:
-            self.activation = _checked_activation("GroupNorm", activation)
+            self.activation = checked_norm_activation("GroupNorm", activation)
 
     def forward(self, input: Tensor) -> Tensor:
         reason = common_reason(input, self.weight, self.bias, wide=True)
@@ -85,7 +89,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     ):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if activation is not None:
-            self.activation = _checked_activation(type(self).__name__, activation)
+            self.activation = checked_norm_activation(type(self).__name__, activation)
 
     def forward(self, input: Tensor) -> Tensor:
         parameters = (self.weight, self.bias, self.running_mean, self.running_var)
@@ -94,6 +98,23 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             count_fallback(type(self).__name__, reason)
             return apply_activation(super().forward(input), self.activation)
         self._check_input_dim(input)
+
+        def norm(mean: Tensor | None, var: Tensor | None, training: bool, momentum: float) -> Tensor:
+            return ops.batch_norm(
+                input, mean, var, self.weight, self.bias, training, momentum, self.eps, activation=self.activation
+            )
+
+        return self.step(norm)
+
+    def step(self, norm: Norm) -> Tensor:
+        """Calls `norm` as the layer's state has it, and moves that on: counts the batch, averages without a momentum.
+
+        Args:
+            norm: norm(running_mean, running_var, training, momentum); in training it writes to the running statistics.
+
+        Returns:
+            What it returns.
+        """
         running = (self.running_mean, self.running_var)
         training = self.training or running == (None, None)
         if self.training and not self.track_running_stats:
@@ -101,19 +122,16 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
-                return self._average(input)
-        momentum = 0.0 if self.momentum is None else self.momentum
-        return ops.batch_norm(
-            input, *running, self.weight, self.bias, training, momentum, self.eps, activation=self.activation
-        )
+                return self._average(norm)
+        return norm(*running, training, 0.0 if self.momentum is None else self.momentum)
 
-    def _average(self, input: Tensor) -> Tensor:
+    def _average(self, norm: Norm) -> Tensor:
         """A training step without a momentum: the running statistics are the average of all batches."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         found = self.running_mean.clone(), self.running_var.clone()
-        output = ops.batch_norm(input, *found, self.weight, self.bias, True, 1.0, self.eps, activation=self.activation)
+        output = norm(*found, True, 1.0)
         for running, own in zip((self.running_mean, self.running_var), found, strict=True):
             running.lerp_(own, self.num_batches_tracked.reciprocal().to(own.dtype))
         return output

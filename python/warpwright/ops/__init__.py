@@ -4,6 +4,7 @@ from warpwright.ops.activation import geglu, gelu, glu, reglu, relu, relu_square
 from warpwright.ops.causal_conv import causal_conv1d, causal_conv1d_update_
 from warpwright.ops.channel_norm import batch_norm, group_norm, instance_norm
 from warpwright.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from warpwright.ops.conv_batch_norm import conv2d_batch_norm
 from warpwright.ops.distillation import linear_kl_div
 from warpwright.ops.dropout import dropout, dropout_add
 from warpwright.ops.embedding import embedding
@@ -42,6 +43,7 @@ __all__ = [
     "causal_conv1d_update_",
     "conv1d",
     "conv2d",
+    "conv2d_batch_norm",
     "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from warpwright import _registry
 from warpwright._backend import call
-from warpwright._channels import NORM_ACTIVATIONS, empty_like
+from warpwright._channels import check_channels, check_norm_activation, empty_like
 from warpwright._check import (
     acc_dtype,
     check_float,
@@ -101,10 +101,7 @@ def batch_norm(
     running = (running_mean, running_var)
     output, _, _, *moved = call("batch_norm", input, *running, weight, bias, residual, training, momentum, eps, name)
     if training and input.numel() > 0:
-        with torch.no_grad():
-            for old, new in zip(running, moved, strict=True):
-                if old is not None:
-                    old.copy_(new)
+        move_running(running, moved)
     return output
 
 
@@ -165,6 +162,14 @@ def instance_norm(
 
 
 @torch.no_grad()
+def move_running(running: Sequence[Tensor | None], moved: Sequence[Tensor]) -> None:
+    """Running statistics, where there are any, become what an operator found for them."""
+    for old, new in zip(running, moved, strict=True):
+        if old is not None:
+            old.copy_(new)
+
+
+@torch.no_grad()
 def _move(name: str, running: Tensor | None, found: Tensor, momentum: float) -> None:
     if running is None:
         return
@@ -186,20 +191,8 @@ def _check_groups(op: str, input: Tensor, groups: int) -> None:
     require(groups >= 1 and input.shape[1] % groups == 0, op, message)
 
 
-def _check_activation(op: str, activation: str) -> None:
-    message = f"activation must be one of {', '.join(NORM_ACTIVATIONS)}, got '{activation}'"
-    require(activation in NORM_ACTIVATIONS, op, message)
-
-
 def _check_channels(op: str, name: str, tensor: Tensor | None, input: Tensor) -> None:
-    if tensor is None:
-        return
-    check_same_device(op, name, tensor, "input", input)
-    known = dict.fromkeys((input.dtype, acc_dtype(input.dtype)))
-    require(tensor.dtype in known, op, f"{name} must be {' or '.join(map(str, known))}, got {tensor.dtype}")
-    expected = (input.shape[1],)
-    message = f"{name} must have shape {shape_text(expected)}, got {shape_text(tensor.shape)}"
-    require(tuple(tensor.shape) == expected, op, message)
+    check_channels(op, name, tensor, input, input.shape[1])
 
 
 def _check_statistics(op: str, name: str, tensor: Tensor, input: Tensor, cells: int) -> None:
@@ -217,7 +210,7 @@ def _check_group_norm(
     _check_groups(op, input, num_groups)
     _check_channels(op, "weight", weight, input)
     _check_channels(op, "bias", bias, input)
-    _check_activation(op, activation)
+    check_norm_activation(op, activation)
 
 
 def _check_group_norm_backward(
@@ -239,7 +232,7 @@ def _check_group_norm_backward(
     _check_channels(op, "bias", bias, input)
     _check_statistics(op, "mean", mean, input, input.shape[0] * num_groups)
     _check_statistics(op, "rstd", rstd, input, input.shape[0] * num_groups)
-    _check_activation(op, activation)
+    check_norm_activation(op, activation)
 
 
 def _check_batch_norm(
@@ -263,7 +256,7 @@ def _check_batch_norm(
         _check_channels(op, name, tensor, input)
     if residual is not None:
         check_like(op, "residual", residual, "input", input)
-    _check_activation(op, activation)
+    check_norm_activation(op, activation)
     single = training and input.numel() == input.shape[1] and input.shape[1] > 0
     message = f"input must have more than one value per channel in training, got shape {shape_text(input.shape)}"
     require(not single, op, message)
@@ -290,7 +283,7 @@ def _check_batch_norm_backward(
         check_like(op, "residual", residual, "input", input)
     _check_statistics(op, "mean", mean, input, input.shape[1])
     _check_statistics(op, "rstd", rstd, input, input.shape[1])
-    _check_activation(op, activation)
+    check_norm_activation(op, activation)
 
 
 # ---- fake outputs ----
@@ -308,7 +301,7 @@ def _fake_channels(input: Tensor, like: Tensor | None, needed: bool) -> Tensor:
     return (input if like is None else like).new_empty(input.shape[1] if needed else 0)
 
 
-def _fake_batch_norm(
+def fake_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -354,23 +347,41 @@ def _setup_batch_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     ctx.save_for_backward(input, weight, bias, added, mean, rstd)
 
 
-def _backward_batch_norm(ops: Any, ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    input, weight, bias, residual, mean, rstd = ctx.saved_tensors
-    need = [ctx.needs_input_grad[i] for i in (0, 3, 4, 5)]
-    plain = ctx.activation == "none"
+def batch_norm_grads(
+    ops: Any,
+    grad: Tensor,
+    input: Tensor,
+    affine: tuple[Tensor | None, Tensor | None],
+    residual: Tensor | None,
+    statistics: tuple[Tensor, Tensor],
+    training: bool,
+    activation: str,
+    need: Sequence[bool],
+) -> list[Tensor | None]:
+    """Of input, weight, bias and residual, as far as each is needed. `residual` is given with an activation."""
+    plain = activation == "none"
     grads = ops.batch_norm_backward(
-        grad, input, weight, bias, residual, mean, rstd, ctx.training, ctx.activation, *need[:3], need[3] and not plain
+        grad, input, *affine, residual, *statistics, training, activation, *need[:3], need[3] and not plain
     )
     found = [g if n else None for g, n in zip(grads, need, strict=True)]
     if need[3] and plain:
         found[3] = grad
+    return found
+
+
+def _backward_batch_norm(ops: Any, ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    input, weight, bias, residual, mean, rstd = ctx.saved_tensors
+    need = [ctx.needs_input_grad[i] for i in (0, 3, 4, 5)]
+    found = batch_norm_grads(
+        ops, grad, input, (weight, bias), residual, (mean, rstd), ctx.training, ctx.activation, need
+    )
     return found[0], None, None, *found[1:], None, None, None, None
 
 
 # ---- autocast ----
 
 
-def _cast_tensors(*places: int) -> Callable[[tuple[Any, ...], torch.dtype], tuple[Any, ...]]:
+def cast_tensors(*places: int) -> Callable[[tuple[Any, ...], torch.dtype], tuple[Any, ...]]:
     """The arguments at `places` take the ambient dtype; those of one value a channel may stay in float32."""
 
     def rule(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
@@ -398,7 +409,7 @@ _registry.define(
     ),
     setup_context=_setup_group_norm,
     backward=_backward_group_norm,
-    autocast=_cast_tensors(0),
+    autocast=cast_tensors(0),
 )
 _registry.define(
     "group_norm_backward",
@@ -414,10 +425,10 @@ _registry.define(
     "batch_norm",
     family="channel_norm",
     check=_check_batch_norm,
-    fake=_fake_batch_norm,
+    fake=fake_batch_norm,
     setup_context=_setup_batch_norm,
     backward=_backward_batch_norm,
-    autocast=_cast_tensors(0, 5),
+    autocast=cast_tensors(0, 5),
 )
 _registry.define(
     "batch_norm_backward",

@@ -8,17 +8,25 @@ from typing import Any
 from torch import Tensor
 
 from warpwright import _registry
+from warpwright._arithmetic import convolution_precision_of
 from warpwright._backend import call
 from warpwright._check import (
     check_activation,
-    check_same_device,
-    check_same_dtype,
+    check_precision,
     fail,
     needs_preact,
     require,
     shape_text,
 )
-from warpwright._conv import channels_last, check_operands, empty_in_format, op_name, output_sizes, same_padding
+from warpwright._conv import (
+    channels_last,
+    check_operands,
+    check_output_like,
+    empty_in_format,
+    op_name,
+    output_sizes,
+    same_padding,
+)
 from warpwright.ops._epilogue import check_bias, check_saved, saved_of, wants_grad
 
 Numbers = int | Sequence[int]
@@ -246,6 +254,14 @@ def _conv(
     residual: Tensor | None,
 ) -> Tensor:
     op = f"conv{dims}d"
+    geometry = conv_geometry(op, dims, weight, stride, padding, dilation)
+    return _convolution(op, dims, input, weight, bias, residual, (*geometry, False, [], groups), activation)
+
+
+def conv_geometry(
+    op: str, dims: int, weight: Tensor, stride: Numbers, padding: Numbers | str, dilation: Numbers
+) -> tuple[list[int], list[int], list[int]]:
+    """The operator's stride, padding and dilation."""
     strides, dilations = _each(stride, dims), _each(dilation, dims)
     if not isinstance(padding, str):
         paddings = _each(padding, dims)
@@ -254,13 +270,11 @@ def _conv(
     elif padding == "valid":
         paddings = [0] * dims
     elif padding == "same":
-        _check_rank(op, dims, weight)
+        check_rank(op, dims, weight)
         paddings = same_padding(op, weight, strides, dilations)
     else:
         fail(op, f"padding must be numbers, 'same' or 'valid', got {padding!r}")
-    return _convolution(
-        op, dims, input, weight, bias, residual, (strides, paddings, dilations, False, [], groups), activation
-    )
+    return strides, paddings, dilations
 
 
 def _conv_transpose(
@@ -281,7 +295,7 @@ def _conv_transpose(
     return _convolution(f"conv_transpose{dims}d", dims, input, weight, bias, residual, geometry, activation)
 
 
-def _check_rank(op: str, dims: int, weight: Tensor) -> None:
+def check_rank(op: str, dims: int, weight: Tensor) -> None:
     require(weight.dim() == dims + 2, op, f"weight must have {dims + 2} dimensions, got {weight.dim()}")
 
 
@@ -295,24 +309,18 @@ def _convolution(
     geometry: tuple[Any, ...],
     activation: str | None,
 ) -> Tensor:
-    _check_rank(op, dims, weight)
+    check_rank(op, dims, weight)
     name = activation or "none"
     unbatched = input.dim() == dims + 1
     if unbatched:
         input, residual = input.unsqueeze(0), residual if residual is None else residual.unsqueeze(0)
     save_preact = needs_preact(name) and wants_grad(input, weight, bias, residual)
-    output: Tensor = call("convolution", input, weight, bias, residual, *geometry, name, save_preact)[0]
+    settings = (name, convolution_precision_of(input), save_preact)
+    output: Tensor = call("convolution", input, weight, bias, residual, *geometry, *settings)[0]
     return output.squeeze(0) if unbatched else output
 
 
 # ---- the operator ----
-
-
-def _check_output_like(op: str, name: str, tensor: Tensor, input: Tensor, sizes: Sequence[int]) -> None:
-    check_same_device(op, name, tensor, "input", input)
-    check_same_dtype(op, name, tensor, "input", input)
-    message = f"{name} must have the shape of the output {shape_text(sizes)}, got {shape_text(tensor.shape)}"
-    require(tuple(tensor.shape) == tuple(sizes), op, message)
 
 
 def _check_convolution(
@@ -322,30 +330,31 @@ def _check_convolution(
     residual: Tensor | None,
     *rest: Any,
 ) -> None:
-    *geometry, activation, _ = rest
+    *geometry, activation, precision, _ = rest
     op = op_name(weight, geometry[3])
     check_operands(op, input, weight, *geometry)
     sizes = output_sizes(op, input, weight, *geometry)
     check_activation(op, activation)
+    check_precision(op, precision)
     check_bias(op, "bias", bias, input, sizes[1])
     if residual is not None:
-        _check_output_like(op, "residual", residual, input, sizes)
+        check_output_like(op, "residual", residual, input, sizes)
 
 
 def _fake_convolution(
     input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    *geometry, activation, save_preact = rest
+    *geometry, activation, _, save_preact = rest
     sizes, last = output_sizes("convolution", input, weight, *geometry), channels_last(input, weight)
     keep = save_preact and needs_preact(activation)
     return empty_in_format(input, sizes, last), empty_in_format(input, sizes, last) if keep else input.new_empty(0)
 
 
 def _setup_convolution(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, weight, bias, residual, *geometry, activation, _ = inputs
+    input, weight, bias, residual, *geometry, activation, precision, _ = inputs
     result, preact = output
     ctx.mark_non_differentiable(preact)
-    ctx.activation, ctx.geometry = activation, geometry
+    ctx.activation, ctx.precision, ctx.geometry = activation, precision, geometry
     saved = saved_of(activation, result, preact)
     # Without a saved pre-activation it is computed again in the backward pass, from the forward's own arguments.
     ctx.recompute = activation != "none" and saved is None
@@ -356,21 +365,23 @@ def _backward_convolution(ops: Any, ctx: Any, grad: Tensor, _: Any) -> tuple[Any
     input, weight, saved, *rest = ctx.saved_tensors
     if ctx.recompute:
         bias, residual = rest
-        saved, _ = ops.convolution(input, weight, bias, residual, *ctx.geometry, "none", False)
+        saved, _ = ops.convolution(input, weight, bias, residual, *ctx.geometry, "none", ctx.precision, False)
     needs = ctx.needs_input_grad[:4]
-    grads = ops.convolution_backward(grad, input, weight, saved, *ctx.geometry, ctx.activation, *needs)
-    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 8)
+    settings = (ctx.activation, ctx.precision)
+    grads = ops.convolution_backward(grad, input, weight, saved, *ctx.geometry, *settings, *needs)
+    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 9)
 
 
 def _check_convolution_backward(
     grad_output: Tensor, input: Tensor, weight: Tensor, saved: Tensor | None, *rest: Any
 ) -> None:
-    *geometry, activation, _, _, _, _ = rest
+    *geometry, activation, precision, _, _, _, _ = rest
     op = op_name(weight, geometry[3], "_backward")
     check_operands(op, input, weight, *geometry)
     sizes = output_sizes(op, input, weight, *geometry)
     check_activation(op, activation)
-    _check_output_like(op, "grad_output", grad_output, input, sizes)
+    check_precision(op, precision)
+    check_output_like(op, "grad_output", grad_output, input, sizes)
     check_saved(op, saved, activation, grad_output)
 
 

@@ -103,6 +103,7 @@ def convolution(
     output_padding: list[int],
     groups: int,
     activation: str,
+    precision: str,
     save_preact: bool,
 ) -> tuple[Tensor, Tensor]:
     acc, last = acc_dtype(input.dtype), channels_last(input, weight)
@@ -133,6 +134,7 @@ def convolution_backward(
     output_padding: list[int],
     groups: int,
     activation: str,
+    precision: str,
     need_input: bool,
     need_weight: bool,
     need_bias: bool,

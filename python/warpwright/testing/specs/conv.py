@@ -273,7 +273,7 @@ def _transpose_bad_inputs(dims: int) -> Callable[[Make], Iterator[BadInput]]:
     return bad_inputs
 
 
-def _conv_cost(function: Callable[..., Tensor]) -> Callable[..., Cost]:
+def conv_cost(function: Callable[..., Tensor]) -> Callable[..., Cost]:
     def cost(
         input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, residual: Tensor | None = None, **_: Any
     ) -> Cost:
@@ -314,7 +314,7 @@ def _add(
             samples=samples,
             draw=(_draw_conv_transpose if transposed else _draw_conv)(dims, function),
             bad_inputs=bad_inputs or (_transpose_bad_inputs if transposed else _few_bad_inputs)(dims),
-            cost=(_conv_transpose_cost if transposed else _conv_cost)(function),
+            cost=(_conv_transpose_cost if transposed else conv_cost)(function),
             kernels=("convolution", "convolution_backward"),
         )
     )

@@ -1,0 +1,40 @@
+// What the bindings of the channel norms share with ops that make what they normalise. bindings/channel_norm.cpp
+// defines it, for every backend.
+
+#pragma once
+
+#include "bindings/common.h"
+
+namespace warpwright {
+
+Activation norm_activation(const char* op, const std::string& name);
+// One value a channel, of the input's dtype or of the one that it is computed in.
+void check_channels(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& input,
+                    int64_t channels);
+
+struct Affine {
+  OptionalTensor weight, bias;
+};
+
+struct Running {
+  OptionalTensor mean, var;
+  bool constant = false;  // They take the place of the input's own statistics.
+  double momentum = 0;
+};
+
+// Partial results (slabs, channels) that came with the input of a batch norm: of each `slab` positions, in any order
+// over all samples, their mean and the squared differences to it. With a slab of 0 there are none.
+struct SlabStatistics {
+  Tensor means, squares;
+  int64_t slab = 0;
+};
+
+struct NormOutput {
+  Tensor output, mean, rstd, new_mean, new_var;
+};
+
+NormOutput batch_norm_forward(const Tensor& input, const Affine& affine, const Running& running,
+                              const OptionalTensor& residual, double eps, Activation activation,
+                              const SlabStatistics* found = nullptr);
+
+}  // namespace warpwright

@@ -1,0 +1,181 @@
+"""A convolution with its batch norm behind, as networks train them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from warpwright import _registry
+from warpwright._arithmetic import convolution_precision_of
+from warpwright._backend import call
+from warpwright._channels import check_channels, check_norm_activation
+from warpwright._check import check_precision, require, shape_text
+from warpwright._conv import channels_last, check_operands, check_output_like, empty_in_format, op_name, output_sizes
+from warpwright.ops._epilogue import check_bias
+from warpwright.ops.channel_norm import batch_norm_grads, cast_tensors, fake_batch_norm, move_running
+from warpwright.ops.conv import Numbers, check_rank, conv_geometry
+
+
+def conv2d_batch_norm(
+    input: Tensor,
+    weight: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None = None,
+    bn_bias: Tensor | None = None,
+    bias: Tensor | None = None,
+    stride: Numbers = 1,
+    padding: Numbers | str = 0,
+    dilation: Numbers = 1,
+    groups: int = 1,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """`activation(batch_norm(conv2d(input, weight) + bias) + residual)`, mean and variance of each filter's results.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as in `conv2d`.
+        running_mean, running_var: (filters,), input's dtype or float32. In training None, or written to: they move
+            towards the batch's mean and unbiased variance by `momentum`. Else what is normalised with.
+        bn_weight: (filters,), input's dtype or float32, or None for ones.
+        bn_bias: (filters,), input's dtype or float32, or None for zeros.
+        training: take the batch's mean and variance.
+        momentum: the share of the batch in the running statistics.
+        eps: added to the variance.
+        residual: like the output, added before the activation.
+        activation: None, "relu" or "silu", by the norm's kernel.
+
+    Returns:
+        (batch, filters, out height, out width) in input's dtype, channels_last when input or weight lies so.
+
+    Raises:
+        RuntimeError: naming the argument whose dtype, device, rank, shape or value does not fit; in training, one value
+            a channel.
+
+    The convolution's result is rounded to input's dtype, and kept for the backward pass. In training the kernels of the
+    tensor cores and of Triton find the statistics of what they store while they have it, so that it is read once more,
+    for the norm, and not twice; float32 on CUDA, groups of few channels there, and the CPU take batch_norm's own pass
+    over it. Unless training it is `conv2d` and then `batch_norm`: nothing is folded.
+
+    Accumulates in float32 (float64 for float64), the variance from the differences to the mean, so a large mean costs
+    no digits. Differentiable in input, weight, bias, bn_weight, bn_bias and residual, by batch_norm's two passes and
+    then the convolution's; bitwise the same from run to run. In training the mean takes a bias out again: its gradient
+    is zero, where PyTorch sums what rounding left.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", 2015.
+    """
+    op = "conv2d_batch_norm"
+    check_rank(op, 2, weight)
+    geometry = conv_geometry(op, 2, weight, stride, padding, dilation)
+    unbatched = input.dim() == 3
+    if unbatched:
+        input, residual = input.unsqueeze(0), residual if residual is None else residual.unsqueeze(0)
+    running = (running_mean, running_var)
+    output, _, _, _, *moved = call(
+        "convolution_batch_norm", input, weight, bias, residual, *running, bn_weight, bn_bias, *geometry, groups,
+        training, momentum, eps, activation or "none", convolution_precision_of(input),
+    )  # fmt: skip
+    if training and output.numel() > 0:
+        move_running(running, moved)
+    return output.squeeze(0) if unbatched else output
+
+
+def _geometry(stride: list[int], padding: list[int], dilation: list[int], groups: int) -> tuple[Any, ...]:
+    """The same as a convolution has it that may be transposed."""
+    return stride, padding, dilation, False, [], groups
+
+
+def _check(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    *rest: Any,
+) -> None:
+    """In the words of csrc/bindings/conv_batch_norm.cpp."""
+    *numbers, training, _, _, activation, precision = rest
+    op, geometry = op_name(weight, False, "_batch_norm"), _geometry(*numbers)
+    check_operands(op, input, weight, *geometry)
+    sizes = output_sizes(op, input, weight, *geometry)
+    batch, filters, *positions = sizes
+    check_bias(op, "bias", bias, input, filters)
+    if residual is not None:
+        check_output_like(op, "residual", residual, input, sizes)
+    given = training or (running_mean is not None and running_var is not None)
+    require(given, op, "running_mean and running_var must be given unless training")
+    channels = {"running_mean": running_mean, "running_var": running_var, "bn_weight": bn_weight, "bn_bias": bn_bias}
+    for name, tensor in channels.items():
+        check_channels(op, name, tensor, input, filters)
+    check_norm_activation(op, activation)
+    check_precision(op, precision)
+    single = training and [batch, *positions] == [1] * (len(sizes) - 1) and filters > 0
+    message = f"the output must have more than one value per channel in training, got shape {shape_text(sizes)}"
+    require(not single, op, message)
+
+
+def _fake(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    *numbers, training, _, _, _, _ = rest
+    sizes = output_sizes("convolution_batch_norm", input, weight, *_geometry(*numbers))
+    product = empty_in_format(input, sizes, channels_last(input, weight))
+    output, *others = fake_batch_norm(product, running_mean, running_var, bn_weight, bn_bias, residual, training)
+    return output, product, *others
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, weight, _, residual, _, _, bn_weight, bn_bias, *ctx.numbers, ctx.training, _, _ = inputs[:-2]
+    ctx.activation, ctx.precision = inputs[-2:]
+    _, product, mean, rstd, *moved = output
+    ctx.mark_non_differentiable(product, mean, rstd, *moved)
+    # Without an activation the gradients do not depend on what was added.
+    added = None if ctx.activation == "none" else residual
+    ctx.save_for_backward(input, weight, product, bn_weight, bn_bias, added, mean, rstd)
+
+
+def _backward(ops: Any, ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    input, weight, product, *affine, residual, mean, rstd = ctx.saved_tensors
+    need_input, need_weight, need_bias, need_residual, _, _, *need_affine = ctx.needs_input_grad[:8]
+    # What a bias adds to all of a channel's values, the batch's mean takes away.
+    sum_bias = need_bias and not ctx.training
+    need_product = need_input or need_weight or sum_bias
+    grad_product, *grad_affine, grad_residual = batch_norm_grads(
+        ops, grad, product, tuple(affine), residual, (mean, rstd), ctx.training, ctx.activation,
+        (need_product, *need_affine, need_residual),
+    )  # fmt: skip
+    found: list[Tensor | None] = [None, None, weight.new_zeros(weight.shape[0]) if need_bias else None]
+    if need_product:
+        need = (need_input, need_weight, sum_bias)
+        grads = ops.convolution_backward(
+            grad_product, input, weight, None, *_geometry(*ctx.numbers), "none", ctx.precision, *need, False
+        )
+        found = [g if n else f for g, n, f in zip(grads, need, found, strict=False)]
+    return *found, grad_residual, None, None, *grad_affine, *[None] * 9
+
+
+_registry.define(
+    "convolution_batch_norm",
+    family="conv_batch_norm",
+    check=_check,
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
+    autocast=cast_tensors(0, 1, 2, 3),
+)

@@ -1,0 +1,36 @@
+"""Definition of a convolution with its batch norm: the one's, then the other's."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from warpwright.reference.channel_norm import batch_norm
+from warpwright.reference.conv import convolution
+
+
+def convolution_batch_norm(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    precision: str,
+) -> tuple[Tensor, ...]:
+    product, _ = convolution(
+        input, weight, bias, None, stride, padding, dilation, False, [], groups, "none", precision, False
+    )  # fmt: skip
+    output, *others = batch_norm(
+        product, running_mean, running_var, bn_weight, bn_bias, residual, training, momentum, eps, activation
+    )
+    return output, product, *others
