@@ -16,6 +16,7 @@ import emulated
 import machine_code
 import numpy as np
 import pytest
+import test_conv_tf32
 import test_gemm_plans
 import torch
 from thinning import EVERYTHING
@@ -264,6 +265,7 @@ def test_every_cuda_kernel_is_reached(monkeypatch):
                         evaluate(spec.op, sample)
         monkeypatch.setenv("WARPWRIGHT_EMULATOR_ARCH", "90")
         test_gemm_plans.run_every_plan()
+        test_conv_tf32.run_every_kernel()
     kernels = emulated.kernels()
     assert {re.sub(r"<.*", "", name).rsplit("::", 1)[-1] for name in kernels} == set(machine_code.all_declarations())
     assert not [name for name, reached in kernels.items() if not reached]

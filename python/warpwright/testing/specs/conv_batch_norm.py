@@ -103,6 +103,8 @@ def _samples(make: Make) -> Iterator[Sample]:
     fused = {"residual": make.tensor(3, 24, 3, 3), "activation": "silu", **training}
     yield Sample("two layouts", (x, w, *none, *affine_parameters(make, 24), make.tensor(24), 2, 1), fused)
     yield Sample("1x1", (x, make.tensor(8, 16, 1, 1), *none, *affine_parameters(make, 8)), training)
+    w = lying_last(make.tensor(72, 16, 1, 1))
+    yield Sample("large tiles", (x, w, *none, *affine_parameters(make, 72)), training)
     # A mean a thousand times the deviation, of what is rounded to few digits.
     x, w = make.tensor(3, 8, 5, 5), make.tensor(8, 8, 1, 1, low=0, high=0.01)
     large = make.tensor(8, low=99, high=101)
