@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import emulated
 import pytest
 import torch
 
@@ -279,3 +280,50 @@ def test_deterministic_is_not_fooled_by_warn_only():
         assert "warn_only" in warpwright.deterministic().reason
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def _convolution(channels, filters, kernel=3, groups=1, dtype=torch.bfloat16, last=True, transposed=False):
+    """An operation and its arguments."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.ones(1, channels, 8, 70, dtype=dtype).contiguous(memory_format=layout)
+    shape = (channels, filters // groups) if transposed else (filters, channels // groups)
+    w = torch.ones(*shape, *((kernel, kernel) if isinstance(kernel, int) else kernel), dtype=dtype)
+    args = (x, w.contiguous(memory_format=layout), None, 1, 0)
+    return (warpwright.ops.conv_transpose2d, (*args, 0, groups)) if transposed else (
+        warpwright.ops.conv2d, (*args, 1, groups))  # fmt: skip
+
+
+@pytest.mark.skipif(emulated.missing() is not None, reason=str(emulated.missing()))
+@pytest.mark.parametrize(
+    ("call", "words", "kernel"),
+    [
+        (_convolution(16, 24), "products on the tensor cores, 8 channels at a time", "conv_fprop_mma"),
+        (_convolution(16, 24, last=False), "products on the tensor cores, one channel at a time", "conv_fprop_mma"),
+        (_convolution(12, 24), "products on the tensor cores, one channel at a time", "conv_fprop_mma"),
+        (_convolution(16, 24, transposed=True), "products on the tensor cores, 8 channels", "conv_dgrad_mma"),
+        (_convolution(16, 16, groups=16), "depthwise strips", "conv_depthwise_fprop"),
+        (_convolution(16, 16, groups=16, transposed=True), "depthwise strips", "conv_depthwise_dgrad"),
+        (_convolution(4, 4, (1, 65), groups=4), "depthwise strips", "conv_depthwise_fprop"),
+        (_convolution(8, 16, groups=8), "products without tensor cores", "conv_fprop"),
+        (_convolution(16, 24, dtype=torch.float32), "products without tensor cores", "conv_fprop"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_explain_knows_a_gpus_convolution(call, words, kernel):
+    """The launch says which kernel it was."""
+    emulated.activate()
+    function, args = call
+    with warpwright.use_backend("emulated"), torch.no_grad():
+        found = warpwright.explain(function, *args).kernel
+        before = emulated.launches(kernel)
+        function(*args)
+    assert words in found
+    assert emulated.launches(kernel) == before + 1
+
+
+def test_explain_follows_the_precision_of_float32():
+    emulated.activate()
+    function, args = _convolution(16, 24, dtype=torch.float32)
+    with warpwright.use_backend("emulated"), warpwright.float32_precision("tf32x3"):
+        found = warpwright.explain(function, *args).kernel
+    assert "tensor cores as tf32x3, 4 channels at a time" in found

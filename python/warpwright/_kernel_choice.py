@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from warpwright import _library
+from warpwright._arithmetic import convolution_precision_of
 from warpwright._backend import triton_interpreted
 from warpwright._check import needs_preact
 from warpwright._conv import channels_last
@@ -22,6 +23,10 @@ from warpwright.ops._epilogue import wants_grad
 
 #: kPlainWork, kFusedWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
 _PLAIN_WORK, _FUSED_WORK, _ONEDNN_LONGEST_SUM = 1 << 22, 1 << 18, 768
+
+#: Of csrc/cuda/conv: 2 * kChunk and kMostTapsOfHeight.
+_LEAST_PRODUCT, _MOST_TAPS_OF_HEIGHT = 16, 64
+_CONVOLUTIONS = (*(f"conv{d}d" for d in (1, 2, 3)), *(f"conv_transpose{d}d" for d in (1, 2, 3)), "conv2d_batch_norm")
 
 #: kForwardTaps of csrc/bindings/onednn/conv.cpp.
 _DEPTHWISE_TAPS = 100
@@ -35,11 +40,13 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
         return f"{op} (Triton, {'interpreted on the CPU' if triton_interpreted() else 'compiled'})"
     if backend == "reference":
         return f"{op} (plain PyTorch)"
-    if backend == "emulated":
-        return f"{op} (C++ CUDA, emulated on the CPU)"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"{op} (C++ CUDA, sm_{major}{minor})"
+    if backend == "emulated" or device.type == "cuda":
+        where = "emulated on the CPU"
+        if backend != "emulated":
+            major, minor = torch.cuda.get_device_capability(device)
+            where = f"sm_{major}{minor}"
+        family = f": {_gpu_convolution(op, bound)}" if op in _CONVOLUTIONS else ""
+        return f"{op} (C++ CUDA, {where}{family})"
     if op == "linear":
         return f"{op} ({_cpu_linear(bound)})"
     if op.startswith("conv") and ("transpose" in op or not _own_convolution(bound)):
@@ -72,6 +79,35 @@ def _cpu_linear(bound: dict[str, Any]) -> str:
     elif takes and fused:
         return f"{product} with fused post-ops"
     return f"{product}, then one pass for the epilogue in C++, {_library.cpu_isa()}"
+
+
+def _gpu_convolution(op: str, bound: dict[str, Any]) -> str:
+    """The choice of csrc/cuda/conv: conv_mma_takes, depthwise_takes, in_vectors."""
+    input: Tensor = bound["input"]
+    weight: Tensor = bound["weight"]
+    groups, precision = bound.get("groups", 1), convolution_precision_of(input)
+    batched = input if input.dim() == weight.dim() else input.unsqueeze(0)
+    filters, channels = weight.shape[0] // max(groups, 1), weight.shape[1]  # of a group
+    if (input.dtype != torch.float32 or precision != "ieee") and channels * filters >= _LEAST_PRODUCT:
+        vector = 16 // input.element_size()
+        summed = filters if "transpose" in op else channels
+        vectors = _in_vectors(batched, summed, vector) and _in_vectors(weight, channels, vector)
+        arithmetic = "" if input.dtype != torch.float32 else f" as {precision}"
+        return (
+            f"products on the tensor cores{arithmetic}, {f'{vector} channels' if vectors else 'one channel'} at a time"
+        )
+    taps = weight.shape[2:]
+    height = taps[-1] if len(taps) == 1 or (taps[-2] == 1 and batched.shape[-2] == 1) else taps[-2]
+    if channels == filters == 1 and height <= _MOST_TAPS_OF_HEIGHT:
+        return "depthwise strips"
+    return "float32 products without tensor cores"
+
+
+def _in_vectors(tensor: Tensor, channels: int, elements: int) -> bool:
+    others = [tensor.stride(d) for d in range(tensor.dim()) if d != 1 and tensor.shape[d] > 1]
+    together = tensor.shape[1] > 1 and tensor.stride(1) == 1 and channels % elements == 0
+    aligned = tensor.storage_offset() % elements == 0
+    return together and aligned and all(stride % elements == 0 for stride in others)
 
 
 def _own_convolution(bound: dict[str, Any]) -> bool:
