@@ -18,7 +18,6 @@ ADDRESSES = "float32 products on the ordinary units hold 64 x 64 sums beside the
 BYTES = "a thread holds the 64-bit address of each byte of a strided operand, or a block's sums beside the totals"
 LOCAL_MEMORY = {
     ("conv:_fprop_kernel", "fp32"): ADDRESSES,
-    ("conv:_wgrad_kernel", "fp32"): ADDRESSES,
     ("gated:_gated_kernel", "fp32"): ADDRESSES,
     ("grouped:_grouped_kernel", "fp32 i32"): ADDRESSES,
     ("scaled:_scaled_kernel", "u8 fp32"): BYTES,

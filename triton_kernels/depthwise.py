@@ -124,7 +124,7 @@ def _depthwise_wgrad_kernel(
 def _tile(source: Tensor, positions: int, channels: int) -> dict[str, int]:
     if not interpreted():
         block_m, block_c = _LAST if source.stride(1) == 1 else _FIRST
-        return {"BLOCK_M": block_m, "BLOCK_C": block_c}
+        return {"BLOCK_M": block_m, "BLOCK_C": block_c, "num_warps": 8}  # Four would spill the addresses.
     sizes = {"BLOCK_M": (positions, _MOST[0]), "BLOCK_C": (channels, _MOST[1])}
     return {name: min(most, triton.next_power_of_2(max(size, 1))) for name, (size, most) in sizes.items()}
 
