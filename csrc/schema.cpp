@@ -117,11 +117,13 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
   // conv_batch_norm: output = activation(batch_norm(product) + residual), product = convolution + bias. The statistics
-  // are batch_norm's, of the product as it is stored.
+  // are batch_norm's, of the product as it is stored. In inference the product is rounded only if it is saved; else it,
+  // mean and rstd have no elements.
   m.def(
       "convolution_batch_norm(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? running_mean,"
       " Tensor? running_var, Tensor? bn_weight, Tensor? bn_bias, int[] stride, int[] padding, int[] dilation,"
-      " int groups, bool training, float momentum, float eps, str activation, str precision)"
+      " int groups, bool training, float momentum, float eps, str activation, str precision,"
+      " bool save_product)"
       " -> (Tensor output, Tensor product, Tensor mean, Tensor rstd, Tensor new_running_mean, Tensor new_running_var)");
 
   // norm: over the last `normalized_ndim` dimensions of sum = dropout(input) + residual. `sum` has zero elements where

@@ -24,7 +24,8 @@ def _operator(x: Tensor, w: Tensor, bias: Tensor | None = None, groups: int = 1)
     """The operator in training, without affine, activation and running statistics; padding 1."""
     none = (None, None, None, None, None)
     return call(
-        "convolution_batch_norm", x, w, bias, *none, [1, 1], [1, 1], [1, 1], groups, True, 0.1, 1e-5, "none", "ieee"
+        "convolution_batch_norm", x, w, bias, *none, [1, 1], [1, 1], [1, 1], groups, True, 0.1, 1e-5, "none", "ieee",
+        True,
     )  # fmt: skip
 
 
@@ -106,8 +107,69 @@ def test_the_tensor_cores_kernel_leaves_the_statistics(dtype, channels, expected
         running = torch.zeros(8), torch.ones(8)
         ops.conv2d_batch_norm(x, w, *running)
         inference = [name for name, _ in emulated.module().take_traffic()]
+        emulated.module().start_traffic()
+        ops.conv2d_batch_norm(x, w.requires_grad_(), *running)
+        differentiable = [name for name, _ in emulated.module().take_traffic()]
     assert launches == expected
-    assert inference == [expected[0].replace("_measured", ""), "channel_norm_cells", "channel_norm"]
+    product = expected[0].replace("_measured", "")
+    assert inference == [product]
+    assert differentiable == [product, "channel_norm_cells", "channel_norm"]
+
+
+FOLDED = {
+    "affine, bias, residual": (8, 12, 1, "relu", True, True),
+    "statistics alone": (8, 12, 1, "silu", False, False),
+    "few channels": (2, 3, 1, None, True, True),
+    "depthwise": (12, 12, 12, "relu", True, False),
+}
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_folded_norm_is_no_further_off(matrix, name, dtype, last):
+    """Inference without gradients: nothing is rounded between the convolution and the norm."""
+    channels, filters, groups, activation, affine, added = FOLDED[name]
+    make = Make(dtype, matrix)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = make.tensor(2, channels, 7, 6, grad=False).contiguous(memory_format=layout)
+    w = make.tensor(filters, channels // groups, 3, 3, grad=False)
+    wide = Make(torch.float32, matrix)
+    mean, var = wide.tensor(filters, grad=False), wide.tensor(filters, grad=False).square() + 0.1
+    scale, shift = (wide.tensor(filters, grad=False) if affine else None for _ in range(2))
+    bias = make.tensor(filters, grad=False) if added else None
+    residual = make.tensor(2, filters, 7, 6, grad=False).contiguous(memory_format=layout) if added else None
+
+    def by_torch(to):
+        def cast(t):
+            return None if t is None else t.to(to)
+
+        y = F.conv2d(cast(x), cast(w), cast(bias), 1, 1, 1, groups)
+        y = F.batch_norm(y, *map(cast, (mean, var, scale, shift)))
+        y = y if residual is None else y + cast(residual)
+        return y if activation is None else getattr(F, activation)(y)
+
+    found = ops.conv2d_batch_norm(
+        x, w, mean, var, scale, shift, bias, 1, 1, 1, groups, residual=residual, activation=activation
+    )  # fmt: skip
+    exact = by_torch(torch.float64)
+    error, torchs = ((y.double() - exact).abs().max() for y in (found, by_torch(dtype)))
+    assert error <= 2 * torchs
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=layout)
+
+
+def test_a_norm_that_was_folded_is_undone_for_a_backward_pass(matrix):
+    """The operator knows nothing of gradients to come; what it did not save it computes again."""
+    make = Make(torch.float32, matrix)
+    x, w, bias = make.tensor(2, 4, 6, 5), make.tensor(8, 4, 3, 3), make.tensor(8)
+    norm = make.tensor(8, grad=False), make.tensor(8, grad=False).square() + 0.1, make.tensor(8), make.tensor(8)
+    geometry = ([1, 1], [1, 1], [1, 1], 1, False, 0.1, 1e-5, "silu", "ieee")
+    outputs = [call("convolution_batch_norm", x, w, bias, None, *norm, *geometry, save)[0] for save in (False, True)]
+    torch.testing.assert_close(*outputs)
+    cotangent = torch.rand_like(outputs[0])
+    grads = [torch.autograd.grad(y, (x, w, bias, *norm[2:]), cotangent) for y in outputs]
+    torch.testing.assert_close(*grads)
 
 
 def test_tritons_kernel_leaves_the_statistics(monkeypatch):

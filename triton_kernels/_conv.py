@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -23,13 +24,25 @@ def place(flat, size_d, size_h, size_w):
 
 @triton.jit
 def finish(
-    acc, at, wide_n, mask, n, d, h, w, y_ptr, yc, res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, in_n,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
-    ACC: tl.constexpr, INTERPRETED: tl.constexpr,
+    acc, at, wide_n, mask, n, d, h, w, y_ptr, yc, res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr,
+    mean_ptr, var_ptr, scale_ptr, shift_ptr, eps, in_n,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SHIFT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Bias, residual and activation of a tile whose rows lie at offsets `at` of the output. Returns what is stored."""
+    """Bias, folded batch norm, residual and activation of a tile whose rows lie at offsets `at` of the output. Returns
+    what is stored."""
     if HAS_BIAS:
         acc += tl.load(bias_ptr + wide_n, in_n, 0.0).to(ACC)[None, :]
+    if HAS_NORM:
+        # The mean first, so that a large one costs no digits.
+        acc -= tl.load(mean_ptr + wide_n, in_n, 0.0).to(ACC)[None, :]
+        scale = 1.0 / tl.sqrt(tl.load(var_ptr + wide_n, in_n, 1.0).to(ACC) + eps)
+        if HAS_SCALE:
+            scale *= tl.load(scale_ptr + wide_n, in_n, 0.0).to(ACC)
+        acc *= scale[None, :]
+        if HAS_SHIFT:
+            acc += tl.load(shift_ptr + wide_n, in_n, 0.0).to(ACC)[None, :]
     if HAS_RESIDUAL:
         from_row = n * rn + d * rd + h * rh + w * rw
         acc += tl.load(res_ptr + from_row[:, None] + wide_n[None, :] * rc, mask, 0.0).to(ACC)
@@ -107,6 +120,16 @@ def pointer(tensor: Tensor) -> tuple[Tensor | int, ...]:
     return (tensor, *tensor.stride()[:2], *[0] * (MOST_DIMS + 2 - tensor.dim()), *tensor.stride()[2:])
 
 
+class Norm(NamedTuple):
+    """A batch norm with constant statistics, one value a channel."""
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
 class Epilogue:
     """What follows a product's sums; of nothing, for gradients."""
 
@@ -118,20 +141,26 @@ class Epilogue:
         activation: str = "none",
         keep: bool = False,
         measure: bool = False,
+        norm: Norm | None = None,
     ) -> None:
         self.preact, self.activation, self.keep = preact, activation, keep
-        self.measure = measure
+        self.measure, self.norm = measure, norm
         self.found: Partials | None = None  # The statistics of a forward product's tiles, if it is to `measure` them.
         self.bias, self.residual = None if bias is None else bias.contiguous(), residual
 
-    def tensors(self, output: Tensor) -> tuple[Tensor | int, ...]:
+    def tensors(self, output: Tensor) -> tuple[Tensor | float, ...]:
         """`output` stands for what is not there."""
         residual = output if self.residual is None else self.residual
-        return (*pointer(residual), output if self.bias is None else self.bias, self.preact)
+        norm = Norm(output, output, None, None, 0.0) if self.norm is None else self.norm
+        values = [output if value is None else value.contiguous() for value in norm[:4]] if self.norm else [output] * 4
+        return (*pointer(residual), output if self.bias is None else self.bias, self.preact, *values, norm.eps)
 
     def flags(self) -> dict[str, bool | str]:
         return {
             "HAS_BIAS": self.bias is not None,
+            "HAS_NORM": self.norm is not None,
+            "HAS_SCALE": self.norm is not None and self.norm.weight is not None,
+            "HAS_SHIFT": self.norm is not None and self.norm.bias is not None,
             "HAS_RESIDUAL": self.residual is not None,
             "SAVE_PREACT": self.keep,
             "ACTIVATION": self.activation,

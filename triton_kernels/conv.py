@@ -20,7 +20,7 @@ from warpwright._check import needs_preact
 from warpwright._conv import channels_last, empty_in_format, output_sizes
 from warpwright.triton_kernels._channel_call import Partials
 from warpwright.triton_kernels._common import interpreted
-from warpwright.triton_kernels._conv import Epilogue, Relation, finish, phase, place
+from warpwright.triton_kernels._conv import Epilogue, Norm, Relation, finish, phase, place
 from warpwright.triton_kernels._epilogue import epilogue_grads
 from warpwright.triton_kernels._gemm import tile_fits
 from warpwright.triton_kernels.depthwise import depthwise, depthwise_wgrad
@@ -43,10 +43,12 @@ def _store_statistics(values, in_m, rows, to, means_ptr, squares_ptr, in_n):
 @triton.jit
 def _fprop_kernel(
     x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
-    res_ptr, rn, rk, rd, rh, rw, bias_ptr, preact_ptr, means_ptr, squares_ptr,
+    res_ptr, rn, rk, rd, rh, rw, bias_ptr, preact_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, eps,
+    means_ptr, squares_ptr,
     batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SHIFT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
     HAS_STATISTICS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -80,7 +82,8 @@ def _fprop_kernel(
     at = n * yn + e * yd + p * yh + q * yw
     result = finish(
         acc, at, wide_filter, in_m[:, None] & in_n[None, :], n, e, p, q, y_ptr, yk, res_ptr, rn, rk, rd, rh, rw,
-        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC, UPCAST,
+        bias_ptr, preact_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, eps, in_n,
+        HAS_BIAS, HAS_NORM, HAS_SCALE, HAS_SHIFT, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC, UPCAST,
     )  # fmt: skip
     if HAS_STATISTICS:
         slab = (pid // tiles_n).to(tl.int64)
@@ -94,10 +97,11 @@ def _fprop_kernel(
 @triton.jit
 def _dgrad_kernel(
     x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
-    res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr,
+    res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, eps,
     batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SHIFT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -138,7 +142,8 @@ def _dgrad_kernel(
     at = n * xn + d * xd + h * xh + w * xw
     finish(
         acc, at, wide_c, in_m[:, None] & in_n[None, :], n, d, h, w, x_ptr, xc, res_ptr, rn, rc, rd, rh, rw,
-        bias_ptr, preact_ptr, in_n, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC, UPCAST,
+        bias_ptr, preact_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, eps, in_n,
+        HAS_BIAS, HAS_NORM, HAS_SCALE, HAS_SHIFT, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC, UPCAST,
     )  # fmt: skip
 
 
@@ -326,6 +331,27 @@ def measured(
     epilogue = Epilogue(input.new_empty(0), bias, measure=True)
     _fprop(Relation(input, weight, output, stride, padding, dilation, groups, precision), epilogue)
     return output, epilogue.found
+
+
+def normalized(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    norm: Norm,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str,
+    precision: str,
+) -> Tensor:
+    """activation(norm(convolution + bias) + residual)."""
+    sizes = output_sizes("convolution", input, weight, stride, padding, dilation, False, [], groups)
+    output = empty_in_format(input, sizes, channels_last(input, weight))
+    epilogue = Epilogue(input.new_empty(0), bias, residual, activation, norm=norm)
+    _fprop(Relation(input, weight, output, stride, padding, dilation, groups, precision), epilogue)
+    return output
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from warpwright.triton_kernels._channel_call import Partials
+from warpwright.triton_kernels._common import acc_dtype
+from warpwright.triton_kernels._conv import Norm
 from warpwright.triton_kernels.channel_norm import batch_norm
-from warpwright.triton_kernels.conv import convolution, measured
+from warpwright.triton_kernels.conv import convolution, measured, normalized
 
 
 def convolution_batch_norm(
@@ -27,7 +30,17 @@ def convolution_batch_norm(
     eps: float,
     activation: str,
     precision: str,
+    save_product: bool,
 ) -> tuple[Tensor, ...]:
+    if not training and not save_product:
+        assert running_mean is not None
+        assert running_var is not None
+        norm = Norm(running_mean, running_var, bn_weight, bn_bias, eps)
+        output = normalized(
+            input, weight, bias, residual, norm, stride, padding, dilation, groups, activation, precision
+        )  # fmt: skip
+        statistics = torch.empty(0, dtype=acc_dtype(input.dtype), device=input.device)
+        return output, input.new_empty(0), *[statistics] * 4
     found: Partials | None = None
     if training:
         product, found = measured(input, weight, bias, stride, padding, dilation, groups, precision)

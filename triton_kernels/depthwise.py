@@ -39,11 +39,12 @@ def _axis(index, x_size, y_size, kernel, stride, pad, dil, GRADIENT: tl.constexp
 @triton.jit
 def _depthwise_kernel(
     x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
-    res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr,
+    res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, eps,
     batch, depth, height, width, out_d, out_h, out_w, channels, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
-    GRADIENT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr,
-    ACTIVATION: tl.constexpr, ACC: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_M: tl.constexpr,
+    GRADIENT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_SHIFT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_PREACT: tl.constexpr, ACTIVATION: tl.constexpr,
+    ACC: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Writes y from x, or with GRADIENT x from y."""
@@ -86,7 +87,8 @@ def _depthwise_kernel(
     d, h, w = to_d + i * each_d, to_h + j * each_h, to_w + k * each_w
     finish(
         acc, n * tn + d * td + h * th + w * tw, c, in_m[:, None] & in_c[None, :], n, d, h, w, to_ptr, tc,
-        res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, in_c, HAS_BIAS, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
+        res_ptr, rn, rc, rd, rh, rw, bias_ptr, preact_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, eps, in_c,
+        HAS_BIAS, HAS_NORM, HAS_SCALE, HAS_SHIFT, HAS_RESIDUAL, SAVE_PREACT, ACTIVATION, ACC,
         INTERPRETED,
     )  # fmt: skip
 

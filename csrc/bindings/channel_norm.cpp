@@ -6,6 +6,11 @@
 
 namespace warpwright {
 
+PerChannel per_channel(const OptionalTensor& tensor, ScalarType dtype) {
+  if (!tensor.has_value()) return {};
+  return {data_or_null(tensor), tensor->scalar_type() != dtype};
+}
+
 // ---- arguments ----
 
 Activation norm_activation(const char* op, const std::string& name) {
@@ -148,11 +153,6 @@ Tensor lying_as(const Tensor& tensor, const Tensor& like) {
   return moved;
 }
 
-PerChannel per_channel(const OptionalTensor& tensor, const Tensor& input) {
-  if (!tensor.has_value()) return {};
-  return {data_or_null(tensor), tensor->scalar_type() != input.scalar_type()};
-}
-
 // Room for what becomes of running statistics.
 Tensor empty_new(const OptionalTensor& running, bool needed, const Tensor& input) {
   if (!needed || !running.has_value()) return nothing(acc_dtype(input.scalar_type()), input);
@@ -186,12 +186,12 @@ NormOutput forward(const Tensor& input, ChannelShape shape, const std::vector<in
   Tensor means = given ? found->means : empty_partials(shape, own, input);
   Tensor squares = given ? found->squares : empty_partials(shape, own, input);
   params.shape = shape;
-  params.weight = per_channel(weight, input);
-  params.bias = per_channel(bias, input);
-  params.running_mean = per_channel(running_mean, input);
-  params.running_var = per_channel(running_var, input);
-  if (!running.constant && running.mean.has_value()) params.new_mean = per_channel(result.new_mean, input);
-  if (!running.constant && running.var.has_value()) params.new_var = per_channel(result.new_var, input);
+  params.weight = per_channel(weight, dtype);
+  params.bias = per_channel(bias, dtype);
+  params.running_mean = per_channel(running_mean, dtype);
+  params.running_var = per_channel(running_var, dtype);
+  if (!running.constant && running.mean.has_value()) params.new_mean = per_channel(result.new_mean, dtype);
+  if (!running.constant && running.var.has_value()) params.new_var = per_channel(result.new_var, dtype);
   params.constant = running.constant;
   params.momentum = running.momentum;
   params.mean = result.mean.mutable_data_ptr();
@@ -245,13 +245,13 @@ NormGrads backward(const Tensor& grad_output, const Tensor& input, ChannelShape 
   if (need.residual) params.grad_residual = planes_of_output(grads.grad_residual);
   cut_slabs(shape, {&params.grad_output, &params.input, &params.residual, &params.grad_input, &params.grad_residual});
   params.shape = shape;
-  params.weight = per_channel(weight, input);
-  params.bias = per_channel(bias, input);
+  params.weight = per_channel(weight, dtype);
+  params.bias = per_channel(bias, dtype);
   params.mean = means.const_data_ptr();
   params.rstd = rstds.const_data_ptr();
   params.constant = constant;
-  if (need.weight) params.grad_weight = per_channel(grads.grad_weight, input);
-  if (need.bias) params.grad_bias = per_channel(grads.grad_bias, input);
+  if (need.weight) params.grad_weight = per_channel(grads.grad_weight, dtype);
+  if (need.bias) params.grad_bias = per_channel(grads.grad_bias, dtype);
   Tensor grad_partials = empty_partials(shape, params.needs_sums(), input);
   Tensor dot_partials = empty_partials(shape, params.needs_sums(), input);
   const ScalarType statistics = acc_dtype(dtype);

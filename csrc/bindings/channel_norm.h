@@ -4,6 +4,7 @@
 #pragma once
 
 #include "bindings/common.h"
+#include "kernels/channel_norm.h"
 
 namespace warpwright {
 
@@ -11,6 +12,9 @@ Activation norm_activation(const char* op, const std::string& name);
 // One value a channel, of the input's dtype or of the one that it is computed in.
 void check_channels(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& input,
                     int64_t channels);
+
+// Of a tensor (channels,), contiguous, or none; `dtype` is the input's.
+PerChannel per_channel(const OptionalTensor& tensor, ScalarType dtype);
 
 struct Affine {
   OptionalTensor weight, bias;

@@ -120,6 +120,23 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
   return result;
 }
 
+std::optional<Tensor> conv_normalized(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
+                                      const Affine& affine, const Running& running, double eps, Activation activation) {
+  const ScalarType dtype = call.input.scalar_type();
+  Tensor output = empty_in_format(call.output_sizes, call.channels_last, dtype, call.input);
+  const OptionalTensor bias_row = contiguous(bias), mean = contiguous(running.mean), var = contiguous(running.var);
+  const OptionalTensor scale = contiguous(affine.weight), shift = contiguous(affine.bias);
+  ConvParams params = params_of(call, call.input, call.weight, output);
+  if (residual.has_value()) params.residual = as_conv_tensor(*residual);
+  params.bias = data_or_null(bias_row);
+  params.norm = {per_channel(mean, dtype), per_channel(var, dtype), per_channel(scale, dtype),
+                 per_channel(shift, dtype), static_cast<float>(eps)};
+  params.activation = activation;
+  Launch launch(call.input);
+  backend::conv_fprop(params, launch.stream());
+  return output;
+}
+
 ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight) {
   const ScalarType dtype = grad.scalar_type();
   ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};

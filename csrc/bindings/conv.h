@@ -41,6 +41,11 @@ void check_conv_output(const char* op, const char* name, const Tensor& tensor, c
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
                            Activation activation, bool keep, SlabStatistics* found = nullptr);
 
+// activation(batch_norm(convolution + bias) + residual) with constant statistics, by the convolution's kernel alone;
+// nothing where the backend's has no such epilogue.
+std::optional<Tensor> conv_normalized(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
+                                      const Affine& affine, const Running& running, double eps, Activation activation);
+
 struct ConvGrads {
   Tensor grad_input, grad_weight;
 };

@@ -11,7 +11,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> convolution_batch_nor
     Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor residual, OptionalTensor running_mean,
     OptionalTensor running_var, OptionalTensor bn_weight, OptionalTensor bn_bias, std::vector<int64_t> stride,
     std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, bool training, double momentum,
-    double eps, std::string activation_name, std::string precision) {
+    double eps, std::string activation_name, std::string precision, bool save_product) {
   const std::string name = conv_name(weight, false, "_batch_norm");
   const char* op = name.c_str();
   const ConvCall call = check_conv(op, input, weight, {stride, padding, dilation, false, {}, groups}, precision);
@@ -29,11 +29,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> convolution_batch_nor
                    "the output must have more than one value per channel in training, got shape ",
                    shape_text(IntHeaderOnlyArrayRef(call.output_sizes)));
 
+  const Affine affine{bn_weight, bn_bias};
+  const Running running{running_mean, running_var, !training, momentum};
+  const Tensor none = nothing(input.scalar_type(), input),
+               no_statistics = nothing(acc_dtype(input.scalar_type()), input);
+  if (!training && !save_product) {
+    std::optional<Tensor> output = conv_normalized(call, bias, residual, affine, running, eps, activation);
+    if (output.has_value()) return {*output, none, no_statistics, no_statistics, no_statistics, no_statistics};
+  }
   SlabStatistics found;
   const Tensor product =
       conv_product(call, bias, std::nullopt, Activation::kNone, false, training ? &found : nullptr).output;
-  NormOutput r = batch_norm_forward(product, {bn_weight, bn_bias}, {running_mean, running_var, !training, momentum},
-                                    residual, eps, activation, &found);
+  NormOutput r = batch_norm_forward(product, affine, running, residual, eps, activation, &found);
+  if (!training && !save_product) return {r.output, none, no_statistics, no_statistics, r.new_mean, r.new_var};
   return {r.output, product, r.mean, r.rstd, r.new_mean, r.new_var};
 }
 

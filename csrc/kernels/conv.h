@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "kernels/common.h"
+#include "kernels/channel_norm.h"
 
 namespace warpwright {
 
@@ -15,6 +15,12 @@ struct ConvTensor {
   int64_t stride[2 + kConvDims];
 };
 
+// A batch norm with constant statistics, of the sums and their bias: (value - mean) / sqrt(var + eps) * weight + bias.
+struct ConvNorm {
+  PerChannel mean, var, weight, bias;  // of the written tensor's channels; mean and var are null without a norm
+  float eps;
+};
+
 // y[n][k][o] = sum over c, t of x[n][c][o * stride - padding + t * dilation] * w[k][c][t], with a position o and a tap
 // t of each dimension, is a convolution. Its gradients, and a transposed convolution, which is the gradient of x,
 // relate the same three tensors: each kernel writes one of them from the others.
@@ -25,6 +31,7 @@ struct ConvParams {
   ConvTensor residual;  // like what is written, data null without one
   void* preact;         // the strides of what is written, or null
   const void* bias;     // of the written tensor's channels, or null
+  ConvNorm norm;        // after the bias, before the residual
   // (slabs, filters), or null: of each conv_statistics_slab pixels of y their mean, and the squared differences to it.
   // Where there is neither residual nor activation.
   float *mean_partials, *square_partials;

@@ -39,7 +39,7 @@ MUTATIONS = [
          ("conv2d", "a phase's taps are neighbours", "-(step * dil // stride)", "-(dil // stride)"),
          ("conv2d", "the first slab alone", "m = slab * SLAB + start", "m = start"),
          ("conv2d", "read past the right edge", "in_row & (w >= 0) & (w < from_w)", "in_row & (w >= 0)")),
-    *planted_in("csrc/cuda/conv/wgrad_mma.cu",
+    *planted_in("csrc/cuda/conv/wgrad_loader.cuh",
          ("conv2d", "forget the carry", "image += step.line + carry;", "image += step.line;"),
          ("conv2d", "ignore the stride", "at.position[d] * static_cast<int>(p.stride[d]) +", "at.position[d] +")),
     *planted_in("csrc/bindings/conv.cpp",

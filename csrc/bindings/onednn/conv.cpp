@@ -302,6 +302,12 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
   return result;
 }
 
+// oneDNN's would take a weight that is multiplied beforehand: a pass over it at each call, rounded once more.
+std::optional<Tensor> conv_normalized(const ConvCall&, const OptionalTensor&, const OptionalTensor&, const Affine&,
+                                      const Running&, double, Activation) {
+  return std::nullopt;
+}
+
 ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight) {
   const ScalarType dtype = call.input.scalar_type();
   const bool input_format = is_channels_last(call.input), weight_format = is_channels_last(call.weight);

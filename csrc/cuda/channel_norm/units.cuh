@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include "cuda/channel_norm/per_channel.cuh"
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
 #include "cuda/tile/activation.cuh"
@@ -108,13 +109,6 @@ struct HeldPacks {
     }
   }
 };
-
-template <class T>
-__device__ __forceinline__ float channel_value(const PerChannel& values, int64_t channel, float otherwise) {
-  if (values.data == nullptr) return otherwise;
-  if (values.wide) return static_cast<const float*>(values.data)[channel];
-  return to_float(static_cast<const T*>(values.data)[channel]);
-}
 
 // What is the same at every position of a thread's channels.
 template <class T, int kChannels>

@@ -1,7 +1,9 @@
-// What every convolution does with its accumulators: bias, residual and activation, then they are stored.
+// What every convolution does with its accumulators: bias, a folded batch norm, residual and activation, then they are
+// stored.
 
 #pragma once
 
+#include "cuda/channel_norm/per_channel.cuh"
 #include "cuda/conv/geometry.cuh"
 #include "cuda/dtype.cuh"
 #include "cuda/tile/activation.cuh"
@@ -19,6 +21,14 @@ __device__ __forceinline__ void store_values(T* to, int64_t step, const Pack<T, 
   }
 }
 
+// The mean first, so that a large one costs no digits: as batch_norm's kernel.
+template <class T>
+__device__ __forceinline__ float normalized(const ConvNorm& norm, int64_t channel, float value) {
+  const float rstd = 1.0f / sqrtf(channel_value<T>(norm.var, channel, 1.0f) + norm.eps);
+  const float scaled = (value - channel_value<T>(norm.mean, channel, 0.0f)) * rstd;
+  return scaled * channel_value<T>(norm.weight, channel, 1.0f) + channel_value<T>(norm.bias, channel, 0.0f);
+}
+
 // Finishes `count` sums, at most kCount, of neighbouring channels from `channel` on, at `place` of `output`: x or y,
 // whichever the kernel writes.
 template <class T, int kCount>
@@ -33,6 +43,7 @@ __device__ __forceinline__ void store_channels(const ConvParams& p, const ConvTe
     if (e >= count) continue;
     float value = sums[e];
     if (p.bias != nullptr) value += to_float(static_cast<const T*>(p.bias)[channel + e]);
+    if (p.norm.mean.data != nullptr) value = normalized<T>(p.norm, channel + e, value);
     if (r.data != nullptr) value += to_float(static_cast<const T*>(r.data)[from + e * r.stride[1]]);
     preacts.values[e] = from_float<T>(value);
     results.values[e] = from_float<T>(activate(p.activation, value));

@@ -12,7 +12,7 @@ from warpwright._backend import call
 from warpwright._channels import check_channels, check_norm_activation
 from warpwright._check import check_precision, require, shape_text
 from warpwright._conv import channels_last, check_operands, check_output_like, empty_in_format, op_name, output_sizes
-from warpwright.ops._epilogue import check_bias
+from warpwright.ops._epilogue import check_bias, wants_grad
 from warpwright.ops.channel_norm import batch_norm_grads, cast_tensors, fake_batch_norm, move_running
 from warpwright.ops.conv import Numbers, check_rank, conv_geometry
 
@@ -57,10 +57,12 @@ def conv2d_batch_norm(
         RuntimeError: naming the argument whose dtype, device, rank, shape or value does not fit; in training, one value
             a channel.
 
-    The convolution's result is rounded to input's dtype, and kept for the backward pass. In training the kernels of the
+    The convolution's result is rounded to input's dtype and kept for the backward pass. Where there is none to come and
+    the statistics are the running ones, the norm is part of the convolution's own kernel, and nothing is rounded
+    between them; on the CPU it is a pass of its own. In training the kernels of the
     tensor cores and of Triton find the statistics of what they store while they have it, so that it is read once more,
     for the norm, and not twice; float32 on CUDA, groups of few channels there, and the CPU take batch_norm's own pass
-    over it. Unless training it is `conv2d` and then `batch_norm`: nothing is folded.
+    over it.
 
     Accumulates in float32 (float64 for float64), the variance from the differences to the mean, so a large mean costs
     no digits. Differentiable in input, weight, bias, bn_weight, bn_bias and residual, by batch_norm's two passes and
@@ -79,6 +81,7 @@ def conv2d_batch_norm(
     output, _, _, _, *moved = call(
         "convolution_batch_norm", input, weight, bias, residual, *running, bn_weight, bn_bias, *geometry, groups,
         training, momentum, eps, activation or "none", convolution_precision_of(input),
+        training or wants_grad(input, weight, bias, residual, bn_weight, bn_bias),
     )  # fmt: skip
     if training and output.numel() > 0:
         move_running(running, moved)
@@ -102,7 +105,7 @@ def _check(
     *rest: Any,
 ) -> None:
     """In the words of csrc/bindings/conv_batch_norm.cpp."""
-    *numbers, training, _, _, activation, precision = rest
+    *numbers, training, _, _, activation, precision, _ = rest
     op, geometry = op_name(weight, False, "_batch_norm"), _geometry(*numbers)
     check_operands(op, input, weight, *geometry)
     sizes = output_sizes(op, input, weight, *geometry)
@@ -133,25 +136,38 @@ def _fake(
     bn_bias: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    *numbers, training, _, _, _, _ = rest
+    *numbers, training, _, _, _, _, save_product = rest
     sizes = output_sizes("convolution_batch_norm", input, weight, *_geometry(*numbers))
     product = empty_in_format(input, sizes, channels_last(input, weight))
-    output, *others = fake_batch_norm(product, running_mean, running_var, bn_weight, bn_bias, residual, training)
-    return output, product, *others
+    output, mean, rstd, *moved = fake_batch_norm(
+        product, running_mean, running_var, bn_weight, bn_bias, residual, training
+    )  # fmt: skip
+    if not training and not save_product:
+        product, mean, rstd = product.new_empty(0), mean.new_empty(0), rstd.new_empty(0)
+    return output, product, mean, rstd, *moved
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, weight, _, residual, _, _, bn_weight, bn_bias, *ctx.numbers, ctx.training, _, _ = inputs[:-2]
-    ctx.activation, ctx.precision = inputs[-2:]
+    *tensors, ctx.activation, ctx.precision, save_product = inputs
+    input, weight, bias, residual, *running, bn_weight, bn_bias = tensors[:8]
+    *ctx.numbers, ctx.training, _, ctx.eps = tensors[8:]
     _, product, mean, rstd, *moved = output
     ctx.mark_non_differentiable(product, mean, rstd, *moved)
+    # What was not saved is computed again in the backward pass.
+    ctx.recompute = not ctx.training and not save_product
     # Without an activation the gradients do not depend on what was added.
     added = None if ctx.activation == "none" else residual
-    ctx.save_for_backward(input, weight, product, bn_weight, bn_bias, added, mean, rstd)
+    again = (bias, *running) if ctx.recompute else ()
+    ctx.save_for_backward(input, weight, product, bn_weight, bn_bias, added, mean, rstd, *again)
 
 
 def _backward(ops: Any, ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    input, weight, product, *affine, residual, mean, rstd = ctx.saved_tensors
+    input, weight, product, *affine, residual, mean, rstd = ctx.saved_tensors[:8]
+    if ctx.recompute:
+        bias, *running = ctx.saved_tensors[8:]
+        _, product, mean, rstd, _, _ = ops.convolution_batch_norm(
+            input, weight, bias, None, *running, *affine, *ctx.numbers, False, 0.0, ctx.eps, "none", ctx.precision, True
+        )  # fmt: skip
     need_input, need_weight, need_bias, need_residual, _, _, *need_affine = ctx.needs_input_grad[:8]
     # What a bias adds to all of a channel's values, the batch's mean takes away.
     sum_bias = need_bias and not ctx.training
@@ -167,7 +183,7 @@ def _backward(ops: Any, ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
             grad_product, input, weight, None, *_geometry(*ctx.numbers), "none", ctx.precision, *need, False
         )
         found = [g if n else f for g, n, f in zip(grads, need, found, strict=False)]
-    return *found, grad_residual, None, None, *grad_affine, *[None] * 9
+    return *found, grad_residual, None, None, *grad_affine, *[None] * 10
 
 
 _registry.define(

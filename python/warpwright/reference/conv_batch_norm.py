@@ -26,6 +26,7 @@ def convolution_batch_norm(
     eps: float,
     activation: str,
     precision: str,
+    save_product: bool,
 ) -> tuple[Tensor, ...]:
     product, _ = convolution(
         input, weight, bias, None, stride, padding, dilation, False, [], groups, "none", precision, False
@@ -33,4 +34,6 @@ def convolution_batch_norm(
     output, *others = batch_norm(
         product, running_mean, running_var, bn_weight, bn_bias, residual, training, momentum, eps, activation
     )
+    if not training and not save_product:
+        return output, *(t.new_empty(0) for t in (product, *others[:2])), *others[2:]
     return output, product, *others
