@@ -94,10 +94,11 @@ def conv2d(
     Raises:
         RuntimeError: naming the argument whose dtype, device, rank, shape or value does not fit.
 
-    Accumulates in float32 (float64 for float64). Differentiable in every tensor argument; bitwise the same from run to
-    run. Where a gradient is wanted and the activation's derivative needs the pre-activation (all but relu), that is
-    saved from the same pass. On the CPU, but for depthwise convolutions, "same" with an even kernel pads a copy of
-    the input: the kernels there take padding that is alike on both sides.
+    Accumulates in float32 (float64 for float64); on a GPU `warpwright.float32_precision` chooses how float32 is
+    multiplied. Differentiable in every tensor argument; bitwise the same from run to run. Where a gradient is wanted
+    and the activation's derivative needs the pre-activation (all but relu), that is saved from the same pass. On the
+    CPU, but for depthwise convolutions, "same" with an even kernel pads a copy of the input: the kernels there take
+    padding that is alike on both sides.
     """
     return _conv(2, input, weight, bias, stride, padding, dilation, groups, activation, residual)
 
