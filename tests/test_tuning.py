@@ -302,6 +302,7 @@ def test_configurations_keep_within_a_blocks_limits():
 def test_every_tunable_is_declared_and_its_default_is_complete():
     assert set(load_kernels()) == {
         "gemm", "gemm_weight_grad", "conv_fprop", "conv_dgrad", "conv_wgrad",
+        "conv_depthwise", "conv_depthwise_input_grad", "conv_depthwise_weight_grad",
         "norm_forward", "norm_input_grad", "norm_weight_grad", "gated",
     }  # fmt: skip
     for tunable in TUNABLES.values():

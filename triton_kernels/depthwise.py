@@ -3,16 +3,17 @@ over channels. The same relation as triton_kernels/conv.py's, and the same phase
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from warpwright.triton_kernels._common import acc_dtype, interpreted
 from warpwright.triton_kernels._conv import Epilogue, Relation, finish, phase, place
 from warpwright.triton_kernels._partials import sum_partials
+from warpwright.tuning import Config, Limits, Tunable, exact, power_of_two
 
 #: Positions and channels of a tile: where channels lie together, and where positions do; interpreted, the most.
 _LAST, _FIRST, _MOST = (16, 64), (256, 4), (1024, 64)
@@ -120,15 +121,42 @@ def _depthwise_wgrad_kernel(
     tl.store(partials_ptr + (slab * channels + c) * taps + tap, tl.sum(acc, 0), in_c)
 
 
-# ---- launches ----
+# ---- configurations ----
 
 
-def _tile(source: Tensor, positions: int, channels: int) -> dict[str, int]:
+def _default(positions: int, channels: int, taps: int, channels_last: int) -> Config:
     if not interpreted():
-        block_m, block_c = _LAST if source.stride(1) == 1 else _FIRST
+        block_m, block_c = _LAST if channels_last else _FIRST
         return {"BLOCK_M": block_m, "BLOCK_C": block_c, "num_warps": 8}  # Four would spill the addresses.
     sizes = {"BLOCK_M": (positions, _MOST[0]), "BLOCK_C": (channels, _MOST[1])}
-    return {name: min(most, triton.next_power_of_2(max(size, 1))) for name, (size, most) in sizes.items()}
+    tile = {name: min(most, triton.next_power_of_2(max(size, 1))) for name, (size, most) in sizes.items()}
+    return {**tile, "num_warps": 8}
+
+
+def _fits(config: Config, sizes: Mapping[str, int], dtype: torch.dtype, limits: Limits) -> bool:
+    # Nothing but padding beyond the next power of two. A thread holds a value, its address and two sums.
+    elements = config["BLOCK_M"] * config["BLOCK_C"] // (32 * config["num_warps"])
+    return config["BLOCK_C"] <= max(4, power_of_two(sizes["channels"])) and (not limits.warps or 1 <= elements <= 8)
+
+
+def _tunable(name: str, summed: str) -> Tunable:
+    return Tunable(
+        name,
+        files=("depthwise.py", "_conv.py", "_activation.py", "_common.py", "_partials.py"),
+        buckets={"positions": power_of_two, "channels": exact, "taps": exact, "channels_last": exact},
+        summed=(summed,),
+        space={"BLOCK_M": (16, 32, 64, 128, 256), "BLOCK_C": (1, 4, 16, 32, 64), "num_warps": (4, 8)},
+        default=_default,
+        fits=_fits,
+    )
+
+
+FORWARD = _tunable("conv_depthwise", "taps")
+INPUT_GRAD = _tunable("conv_depthwise_input_grad", "taps")
+WEIGHT_GRAD = _tunable("conv_depthwise_weight_grad", "positions")
+
+
+# ---- launches ----
 
 
 def depthwise(relation: Relation, epilogue: Epilogue, gradient: bool) -> None:
@@ -140,12 +168,16 @@ def depthwise(relation: Relation, epilogue: Epilogue, gradient: bool) -> None:
     # Of the first phase, which has the most.
     size = [triton.cdiv(n, s) for n, s in zip(r.x_size, r.stride, strict=True)] if gradient else r.y_size
     positions, phases = written.shape[0] * prod(size), prod(r.stride) if gradient else 1
-    tile = _tile(source, positions, r.groups)
-    grid = (triton.cdiv(positions, tile["BLOCK_M"]), triton.cdiv(r.groups, tile["BLOCK_C"]), phases)
-    _depthwise_kernel[grid](
-        *r.tensors, *epilogue.tensors(written), *r.sizes(r.groups), GRADIENT=gradient, ACC=r.common["ACC"],
-        INTERPRETED=interpreted(), **epilogue.flags(), **tile,
-    )  # fmt: skip
+
+    def run(config: Config) -> None:
+        grid = (triton.cdiv(positions, config["BLOCK_M"]), triton.cdiv(r.groups, config["BLOCK_C"]), phases)
+        _depthwise_kernel[grid](
+            *r.tensors, *epilogue.tensors(written), *r.sizes(r.groups), GRADIENT=gradient, ACC=r.common["ACC"],
+            INTERPRETED=interpreted(), **epilogue.flags(), **config,
+        )  # fmt: skip
+
+    key = (positions, r.groups, r.taps(), int(source.stride(1) == 1))
+    (INPUT_GRAD if gradient else FORWARD).launch(run, r.x, key, (written, epilogue.preact))
 
 
 def depthwise_wgrad(relation: Relation) -> None:
@@ -156,11 +188,16 @@ def depthwise_wgrad(relation: Relation) -> None:
     pixels, taps = r.y.shape[0] * prod(r.y_size), r.taps()
     slabs = max(triton.cdiv(pixels, _SLAB), 1)
     partials = torch.empty(slabs, r.w.numel(), dtype=acc_dtype(r.x.dtype), device=r.x.device)
-    tile = _tile(r.y, pixels, r.groups)
-    grid = (slabs * taps, triton.cdiv(r.groups, tile["BLOCK_C"]))
-    x, y = r.tensors[:6], r.tensors[12:]
-    _depthwise_wgrad_kernel[grid](*x, *y, partials, *r.sizes(r.groups), ACC=r.common["ACC"], SLAB=_SLAB, **tile)
     found = r.w if r.w.is_contiguous() else torch.empty(r.w.shape, dtype=r.w.dtype, device=r.w.device)
-    sum_partials(partials, found)
+    x, y = r.tensors[:6], r.tensors[12:]
+
+    def run(config: Config) -> None:
+        grid = (slabs * taps, triton.cdiv(r.groups, config["BLOCK_C"]))
+        _depthwise_wgrad_kernel[grid](
+            *x, *y, partials, *r.sizes(r.groups), ACC=r.common["ACC"], SLAB=_SLAB, **config
+        )  # fmt: skip
+        sum_partials(partials, found)
+
+    WEIGHT_GRAD.launch(run, r.x, (pixels, r.groups, taps, int(r.y.stride(1) == 1)), (found,))
     if found is not r.w:
         r.w.copy_(found)
