@@ -17,6 +17,7 @@ NAMES = triton_machine_code.kernel_names()
 ADDRESSES = "float32 products on the ordinary units hold 64 x 64 sums beside the 64-bit addresses of strided operands"
 BYTES = "a thread holds the 64-bit address of each byte of a strided operand, or a block's sums beside the totals"
 LOCAL_MEMORY = {
+    ("conv:_dgrad_kernel", "fp32"): ADDRESSES,
     ("conv:_fprop_kernel", "fp32"): ADDRESSES,
     ("gated:_gated_kernel", "fp32"): ADDRESSES,
     ("grouped:_grouped_kernel", "fp32 i32"): ADDRESSES,
