@@ -44,6 +44,8 @@ struct ChannelShape {
     return rest < slab ? rest : slab;
   }
 
+  // Batch norm: what is summed over a cell is a channel's gradient.
+  WARPWRIGHT_HOST_DEVICE bool cells_are_channels() const { return shared && groups == channels; }
   WARPWRIGHT_HOST_DEVICE int64_t cells() const { return shared ? groups : samples * groups; }
   // The cell of a channel is this plus the channel's group.
   WARPWRIGHT_HOST_DEVICE int64_t first_cell(int64_t sample) const { return shared ? 0 : sample * groups; }

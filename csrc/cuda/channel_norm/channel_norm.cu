@@ -118,12 +118,7 @@ __device__ __forceinline__ void move_running(const ChannelNormParams& p, const P
                                              const PerChannel& moved, int64_t channel, float found) {
   if (moved.data == nullptr) return;
   const auto momentum = static_cast<float>(p.momentum), rest = static_cast<float>(1.0 - p.momentum);
-  const float value = rest * channel_value<T>(running, channel, 0.0f) + momentum * found;
-  if (moved.wide) {
-    static_cast<float*>(moved.data)[channel] = value;
-  } else {
-    static_cast<T*>(moved.data)[channel] = from_float<T>(value);
-  }
+  set_channel_value<T>(moved, channel, rest * channel_value<T>(running, channel, 0.0f) + momentum * found);
 }
 
 // machine code: SHFL

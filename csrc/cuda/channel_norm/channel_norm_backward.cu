@@ -1,5 +1,6 @@
-// The gradients of group, batch and instance norm: sums of the slabs, means of the cells, gradients. With z = xhat *
-// weight + bias + residual, the gradient of z is g = grad_output * activation'(z), z being computed once more, and
+// The gradients of group, batch and instance norm: sums of the slabs, means of the cells (of a batch norm the gradients
+// of weight and bias with them), gradients. With z = xhat * weight + bias + residual, the gradient of z is
+// g = grad_output * activation'(z), z being computed once more, and
 //   grad_weight = the sum of g * xhat,  grad_bias = the sum of g,  grad_residual = g,
 //   grad_input  = rstd * (g * weight - mean(g * weight) - xhat * mean(g * weight * xhat)), the means over a cell.
 
@@ -98,15 +99,25 @@ __global__ void __launch_bounds__(kCellThreads) cell_means_kernel(const ChannelN
   const int64_t cell = blockIdx.x;
   const CellParts parts(p.shape, cell);
   const auto elements = static_cast<float>(p.shape.cell_elements());
-  const auto mean_of = [&](const void* partials) {
+  const bool of_channel = p.shape.cells_are_channels();
+  const auto sum_of = [&](const void* partials) {
     const float* sums = static_cast<const float*>(partials);
-    return parts.total([&](float, int64_t i, int64_t c) { return sums[i] * channel_value<T>(p.weight, c, 1.0f); }) /
-           elements;
+    return parts.total([&](float, int64_t i, int64_t c) {
+      return of_channel ? sums[i] : sums[i] * channel_value<T>(p.weight, c, 1.0f);
+    });
   };
-  const float grad = mean_of(p.grad_partials), dot = mean_of(p.dot_partials);
+  float grad = sum_of(p.grad_partials), dot = sum_of(p.dot_partials);
   if (threadIdx.x != 0) return;
-  static_cast<float*>(p.mean_grad)[cell] = grad;
-  static_cast<float*>(p.mean_dot)[cell] = dot;
+  if (of_channel) {
+    set_channel_value<T>(p.grad_weight, cell, dot);
+    set_channel_value<T>(p.grad_bias, cell, grad);
+    const float weight = channel_value<T>(p.weight, cell, 1.0f);
+    grad *= weight;
+    dot *= weight;
+  }
+  if (!p.needs_means()) return;
+  static_cast<float*>(p.mean_grad)[cell] = grad / elements;
+  static_cast<float*>(p.mean_dot)[cell] = dot / elements;
 }
 
 // machine code: 1, false>: plain; 1, true>: plain; else: 16-byte
@@ -178,7 +189,9 @@ void channel_norm_backward(const ChannelNormBackwardParams& params, Stream strea
         launch("channel_norm_backward_slabs", slab_sums_kernel<T, count(), last()>, config, params);
       });
     }
-    if (any && params.needs_means()) {
+    // Of a batch norm they write the gradients of weight and bias too.
+    const bool merged = any && shape.cells_are_channels();
+    if (any && (params.needs_means() || (merged && params.needs_sums()))) {
       launch("channel_norm_backward_cells", cell_means_kernel<T>, cell_config(shape, stream), params);
     }
     if (any && (params.grad_input.data != nullptr || params.grad_residual.data != nullptr)) {
@@ -186,6 +199,7 @@ void channel_norm_backward(const ChannelNormBackwardParams& params, Stream strea
         launch("channel_norm_backward", channel_norm_backward_kernel<T, count(), last()>, config, params);
       });
     }
+    if (merged) return;
     sum_slabs<T>(shape, params.dot_partials, params.grad_weight, stream);
     sum_slabs<T>(shape, params.grad_partials, params.grad_bias, stream);
   });

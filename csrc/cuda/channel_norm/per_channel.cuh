@@ -1,4 +1,4 @@
-// Reading what has one value a channel.
+// Reading and writing what has one value a channel.
 
 #pragma once
 
@@ -12,6 +12,16 @@ __device__ __forceinline__ float channel_value(const PerChannel& values, int64_t
   if (values.data == nullptr) return otherwise;
   if (values.wide) return static_cast<const float*>(values.data)[channel];
   return to_float(static_cast<const T*>(values.data)[channel]);
+}
+
+template <class T>
+__device__ __forceinline__ void set_channel_value(const PerChannel& values, int64_t channel, float value) {
+  if (values.data == nullptr) return;
+  if (values.wide) {
+    static_cast<float*>(values.data)[channel] = value;
+  } else {
+    static_cast<T*>(values.data)[channel] = from_float<T>(value);
+  }
 }
 
 }  // namespace warpwright::cuda
