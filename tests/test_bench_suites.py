@@ -118,8 +118,11 @@ def test_convolutions_with_batch_norm_are_resnet50_s():
     """All but the last of a block and those beside the blocks have a ReLU alone; the last has the residual, too."""
     numbers = ("batch", "size", "channels", "filters", "kernel", "stride", "channels_last")
     assert distinct("conv-batch-norm", *numbers) == distinct("conv-resnet50", *numbers)
-    for c in load_suite("conv-batch-norm", "cuda"):
-        p = c.parameters
+    inference = [c.parameters for c in load_suite("conv-batch-norm-inference", "cuda")]
+    layers = [n for n in numbers if n != "batch"]
+    assert distinct("conv-batch-norm-inference", *layers) == distinct("conv-batch-norm", *layers)
+    assert not any(p["training"] for p in inference)
+    for p in [*inference, *(c.parameters for c in load_suite("conv-batch-norm", "cuda"))]:
         beside = p["kernel"] == 1 and p.get("stride") == 2
         assert (p.get("activation") == "relu") != beside
         assert p.get("residual", False) == (p["filters"] == 4 * p["channels"] and not beside)

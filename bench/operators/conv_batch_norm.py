@@ -1,4 +1,5 @@
-"""Convolutions with their batch norm, in training without running statistics, so that nothing is written."""
+"""Convolutions with their batch norm: in training without running statistics, so that nothing is written, and in
+inference."""
 
 from __future__ import annotations
 
@@ -33,8 +34,9 @@ def conv2d_batch_norm(
     activation: Literal["relu", "silu"] | None = None,
     residual: bool = False,
     channels_last: bool = False,
+    training: bool = True,
 ) -> Sample:
-    """The convolution is conv2d's of the same parameters."""
+    """The convolution is conv2d's of the same parameters; running statistics there are in inference alone."""
     sample = draw_conv(
         draw, 2, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
         padding=padding, dilation=dilation, groups=groups, depthwise=depthwise, bias=bias, activation=activation,
@@ -42,5 +44,6 @@ def conv2d_batch_norm(
     )  # fmt: skip
     x, weight, *rest = sample.args
     count = weight.shape[0]
-    args = (x, weight, None, None, draw.tensor(count), draw.tensor(count), *rest, True)
-    return Sample(sample.name, args, sample.kwargs)
+    running = (None, None) if training else (draw.tensor(count), draw.tensor(count, low=0.5, high=1.5))
+    args = (x, weight, *running, draw.tensor(count), draw.tensor(count), *rest, training)
+    return Sample(sample.name if training else f"{sample.name}, inference", args, sample.kwargs)
