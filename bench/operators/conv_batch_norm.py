@@ -44,6 +44,8 @@ def conv2d_batch_norm(
     )  # fmt: skip
     x, weight, *rest = sample.args
     count = weight.shape[0]
-    running = (None, None) if training else (draw.tensor(count), draw.tensor(count, low=0.5, high=1.5))
+    running: tuple[Any, Any] = (None, None)
+    if not training:
+        running = draw.tensor(count, grad=False), draw.tensor(count, low=0.5, high=1.5, grad=False)
     args = (x, weight, *running, draw.tensor(count), draw.tensor(count), *rest, training)
     return Sample(sample.name if training else f"{sample.name}, inference", args, sample.kwargs)

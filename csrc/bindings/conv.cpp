@@ -90,6 +90,15 @@ ConvParams params_of(const ConvCall& call, const Tensor& input, const Tensor& we
   return params;
 }
 
+ConvParams forward_params(const ConvCall& call, const Tensor& output, const OptionalTensor& bias_row,
+                          const OptionalTensor& residual, Activation activation) {
+  ConvParams params = params_of(call, call.input, call.weight, output);
+  if (residual.has_value()) params.residual = as_conv_tensor(*residual);
+  params.bias = data_or_null(bias_row);
+  params.activation = activation;
+  return params;
+}
+
 // Has the kernel write partial results, if it is one that does.
 void leave_statistics(ConvParams& params, SlabStatistics& found, const Tensor& like) {
   found.slab = backend::conv_statistics_slab(params);
@@ -109,11 +118,8 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
   const auto make = [&] { return empty_in_format(call.output_sizes, call.channels_last, dtype, call.input); };
   ProductOutput result{make(), keep ? make() : nothing(dtype, call.input)};
   const OptionalTensor bias_row = contiguous(bias);
-  ConvParams params = params_of(call, call.input, call.weight, result.output);
-  if (residual.has_value()) params.residual = as_conv_tensor(*residual);
-  params.bias = data_or_null(bias_row);
+  ConvParams params = forward_params(call, result.output, bias_row, residual, activation);
   params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
-  params.activation = activation;
   if (found != nullptr) leave_statistics(params, *found, call.input);
   Launch launch(call.input);
   call.transposed ? backend::conv_dgrad(params, launch.stream()) : backend::conv_fprop(params, launch.stream());
@@ -126,12 +132,9 @@ std::optional<Tensor> conv_normalized(const ConvCall& call, const OptionalTensor
   Tensor output = empty_in_format(call.output_sizes, call.channels_last, dtype, call.input);
   const OptionalTensor bias_row = contiguous(bias), mean = contiguous(running.mean), var = contiguous(running.var);
   const OptionalTensor scale = contiguous(affine.weight), shift = contiguous(affine.bias);
-  ConvParams params = params_of(call, call.input, call.weight, output);
-  if (residual.has_value()) params.residual = as_conv_tensor(*residual);
-  params.bias = data_or_null(bias_row);
+  ConvParams params = forward_params(call, output, bias_row, residual, activation);
   params.norm = {per_channel(mean, dtype), per_channel(var, dtype), per_channel(scale, dtype),
                  per_channel(shift, dtype), static_cast<float>(eps)};
-  params.activation = activation;
   Launch launch(call.input);
   backend::conv_fprop(params, launch.stream());
   return output;

@@ -134,8 +134,8 @@ void launch_products(const char* name, void (*kernel)(ConvParams), const ConvPar
 // Kernel launchers
 
 // Of 16-bit tensors on the tensor cores. The tiles of FFMA leave their sums in registers, each thread those of its own
-// places, and so do strips: a pass over what was stored finds the statistics there. TF32's do too: what they cost
-// beside their products is little.
+// places, and so do strips: a pass over what was stored finds the statistics there. So it does for TF32, whose tile has
+// fewer columns than store_statistics' warps share among them.
 int64_t conv_statistics_slab(const ConvParams& params) {
   return conv_mma_takes(params) && params.dtype != DType::kFloat32 ? conv_fprop_mma_rows(params) : 0;
 }
