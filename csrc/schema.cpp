@@ -126,6 +126,11 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " bool save_product)"
       " -> (Tensor output, Tensor product, Tensor mean, Tensor rstd, Tensor new_running_mean, Tensor new_running_var)");
 
+  // The product and its batch_norm_moments.
+  m.def(
+      "convolution_moments(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation,"
+      " int groups, str precision) -> (Tensor product, Tensor moments)");
+
   // norm: over the last `normalized_ndim` dimensions of sum = dropout(input) + residual. `sum` has zero elements where
   // it is the input; the statistics have one element a row, in float32 (float64 for float64 input). The weight is
   // weight_offset + weight. Dropout takes its bits from `seed`, one int64, and `offset`: csrc/kernels/philox.h.
@@ -186,6 +191,21 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual,"
       " Tensor mean, Tensor rstd, bool training, str activation, bool need_input, bool need_weight, bool need_bias,"
       " bool need_residual) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+
+  // sync_batch_norm: the stages of a batch norm whose batch is spread over several processes. The moments (3, channels)
+  // are mean, variance and number of a process's elements; joined, those of all (processes, 3, channels). The sums (2,
+  // channels) are those of the gradient of what goes into the activation, and of its product with xhat.
+  m.def("batch_norm_moments(Tensor input) -> Tensor");
+  m.def(
+      "batch_norm_join(Tensor moments, Tensor? running_mean, Tensor? running_var, float momentum)"
+      " -> (Tensor mean, Tensor var, Tensor elements, Tensor new_running_mean, Tensor new_running_var)");
+  m.def(
+      "batch_norm_sums(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor mean,"
+      " Tensor rstd, str activation) -> Tensor");
+  m.def(
+      "batch_norm_input_grad(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual,"
+      " Tensor mean, Tensor rstd, Tensor sums, Tensor elements, str activation, bool need_input, bool need_residual)"
+      " -> (Tensor grad_input, Tensor grad_residual)");
 
   // causal_conv: output = activation(bias + the sum over k of weight[:, k] * x[.., t - (width - 1) + k]), where x is
   // initial_state (batch, channels, width - 1; zeros for none) and then input (batch, channels, length). The final

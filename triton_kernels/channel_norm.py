@@ -73,6 +73,32 @@ def _slab_statistics_kernel(
 
 
 @triton.jit
+def cell_moments(
+    means_ptr, squares_ptr, cell, channels, positions, slab_size, per_sample, groups, width, parts, elements,
+    SHARED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Mean and variance out of a cell's partial results."""
+    first, _first_channel, _first_count = _cell_part(
+        cell, cell * 0, channels, per_sample, slab_size, positions, groups, width, SHARED
+    )
+    origin = tl.load(means_ptr + first, parts > 0, 0.0)
+    total = tl.zeros((BLOCK,), ACC)
+    for start in range(0, parts, BLOCK):
+        i = start + tl.arange(0, BLOCK).to(tl.int64)
+        at, _, count = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
+        total += tl.where(i < parts, tl.load(means_ptr + at, i < parts, 0.0) - origin, 0.0) * count.to(ACC)
+    mean = origin + tl.sum(total, 0) / elements
+    total = tl.zeros((BLOCK,), ACC)
+    for start in range(0, parts, BLOCK):
+        i = start + tl.arange(0, BLOCK).to(tl.int64)
+        at, _, count = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
+        difference = tl.where(i < parts, tl.load(means_ptr + at, i < parts, 0.0) - mean, 0.0)
+        total += tl.load(squares_ptr + at, i < parts, 0.0) + difference * difference * count.to(ACC)
+    var = tl.sum(total, 0) / elements
+    return mean, var
+
+
+@triton.jit
 def _cell_statistics_kernel(
     means_ptr, squares_ptr, running_mean_ptr, running_var_ptr, new_mean_ptr, new_var_ptr, mean_ptr, rstd_ptr,
     momentum, eps, channels, positions, slab_size, per_sample, groups, width, parts, elements,
@@ -84,23 +110,10 @@ def _cell_statistics_kernel(
         mean = tl.load(running_mean_ptr + cell).to(ACC)
         var = tl.load(running_var_ptr + cell).to(ACC)
     else:
-        first, _first_channel, _first_count = _cell_part(
-            cell, cell * 0, channels, per_sample, slab_size, positions, groups, width, SHARED
-        )
-        origin = tl.load(means_ptr + first, parts > 0, 0.0)
-        total = tl.zeros((BLOCK,), ACC)
-        for start in range(0, parts, BLOCK):
-            i = start + tl.arange(0, BLOCK).to(tl.int64)
-            at, _, count = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
-            total += tl.where(i < parts, tl.load(means_ptr + at, i < parts, 0.0) - origin, 0.0) * count.to(ACC)
-        mean = origin + tl.sum(total, 0) / elements
-        total = tl.zeros((BLOCK,), ACC)
-        for start in range(0, parts, BLOCK):
-            i = start + tl.arange(0, BLOCK).to(tl.int64)
-            at, _, count = _cell_part(cell, i, channels, per_sample, slab_size, positions, groups, width, SHARED)
-            difference = tl.where(i < parts, tl.load(means_ptr + at, i < parts, 0.0) - mean, 0.0)
-            total += tl.load(squares_ptr + at, i < parts, 0.0) + difference * difference * count.to(ACC)
-        var = tl.sum(total, 0) / elements
+        mean, var = cell_moments(
+            means_ptr, squares_ptr, cell, channels, positions, slab_size, per_sample, groups, width, parts, elements,
+            SHARED, ACC, BLOCK,
+        )  # fmt: skip
     tl.store(mean_ptr + cell, mean)
     tl.store(rstd_ptr + cell, 1.0 / tl.sqrt(var + eps))
     if MOVE_MEAN:
@@ -230,10 +243,11 @@ def _cell_means_kernel(
 def _grads_kernel(
     grad_ptr, grad_sample, grad_channel, grad_position, x_ptr, x_sample, x_channel, x_position,
     residual_ptr, residual_sample, residual_channel, residual_position,
-    weight_ptr, bias_ptr, mean_ptr, rstd_ptr, mean_grad_ptr, mean_dot_ptr,
+    weight_ptr, bias_ptr, mean_ptr, rstd_ptr, mean_grad_ptr, mean_dot_ptr, elements_ptr,
     grad_input_ptr, grad_residual_ptr, output_sample, output_channel, output_position,
     channels, positions, slab_size, per_sample, groups, width,
-    SHARED: tl.constexpr, CONSTANT: tl.constexpr, NEED_INPUT: tl.constexpr, NEED_RESIDUAL: tl.constexpr,
+    SHARED: tl.constexpr, CONSTANT: tl.constexpr, GIVEN: tl.constexpr,
+    NEED_INPUT: tl.constexpr, NEED_RESIDUAL: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr,
     ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -252,6 +266,10 @@ def _grads_kernel(
     if not CONSTANT:
         mean_grad = tl.load(mean_grad_ptr + cell, holds, 0.0)
         mean_dot = tl.load(mean_dot_ptr + cell, holds, 0.0)
+    if GIVEN:
+        share = weight / tl.load(elements_ptr + cell, holds, 1.0)
+        mean_grad *= share
+        mean_dot *= share
     for start in range(first, last, BLOCK_P):
         at = start + tl.arange(0, BLOCK_P).to(tl.int64)
         mask = (at < last)[:, None] & holds[None, :]
@@ -272,6 +290,18 @@ def _grads_kernel(
 
 
 # ---- calls ----
+
+
+def slab_statistics(call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of the call's first tensor: (slabs, channels) means, and squared differences to them."""
+    x = call.planes[0]
+    assert x is not None
+    means, squares = call.partials(x), call.partials(x)
+    if call.slabs:
+        _slab_statistics_kernel[call.units()](
+            *strided(x, None), means, squares, *call.slab_sizes(), **call.tile(dtype)
+        )
+    return means, squares
 
 
 def _forward(
@@ -306,11 +336,7 @@ def _forward(
     elif found is not None:
         means, squares, joined = found.means, found.squares, call.in_slabs(found.slab)
     else:
-        means, squares = call.partials(input), call.partials(input)
-        if call.slabs:
-            _slab_statistics_kernel[call.units()](
-                *strided(x, None), means, squares, *call.slab_sizes(), **call.tile(input.dtype)
-            )
+        means, squares = slab_statistics(call, input.dtype)
     _cell_statistics_kernel[(call.cells,)](
         means, squares, *old, *new, mean, rstd, momentum, eps, *joined.cell_sizes(), *joined.parts(),
         CONSTANT=constant, MOVE_MEAN=moves[0], MOVE_VAR=moves[1], INTERPRETED=interpreted(),
@@ -342,19 +368,26 @@ def _backward(
     need_weight: bool,
     need_bias: bool,
     need_residual: bool,
+    found: Tensor | None = None,
+    given: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`found` (2, channels), zeros, gets the sums in place of the gradients of bias and weight. `given` are such sums,
+    and the number of elements that each is over."""
     grad_input = empty_like(input) if need_input else input.new_empty(0)
     grad_residual = empty_like(input) if need_residual else input.new_empty(0)
     channels = input.shape[1]
     grad_weight = (input if weight is None else weight).new_zeros(channels if need_weight else 0)
     grad_bias = (input if bias is None else bias).new_zeros(channels if need_bias else 0)
+    if found is not None:
+        grad_bias, grad_weight = found
+        need_weight = need_bias = True
     outputs = grad_input if need_input else grad_residual if need_residual else None
     call = Call.of(input, groups, shared, grad_output, input, residual, outputs)
     if call.units()[0] == 0:
         return grad_input, grad_weight, grad_bias, grad_residual
     dy, x, addend, out = call.planes
     dtype = input.dtype
-    needs_means = need_input and not constant
+    needs_means = need_input and not constant and given is None
     mean, rstd = mean.contiguous(), rstd.contiguous()
     tensors = (
         *strided(dy, None), *strided(x, None), *strided(addend, x),
@@ -367,7 +400,7 @@ def _backward(
         "HAS_BIAS": bias is not None,
         "ACTIVATION": activation,
     }
-    mean_grad, mean_dot = torch.empty_like(mean), torch.empty_like(mean)
+    mean_grad, mean_dot = (torch.empty_like(mean), torch.empty_like(mean)) if given is None else given[0]
     if needs_means or need_weight or need_bias:
         grads, dots = call.partials(input), call.partials(input)
         _slab_sums_kernel[call.units()](*tensors, grads, dots, *call.cell_sizes(), **flags, **call.tile(dtype))
@@ -382,8 +415,8 @@ def _backward(
             sum_partials(grads, grad_bias)
     if out is not None:
         _grads_kernel[call.units()](
-            *tensors, mean_grad, mean_dot, grad_input, grad_residual, *out.stride(), *call.cell_sizes(),
-            CONSTANT=constant, NEED_INPUT=need_input, NEED_RESIDUAL=need_residual, INTERPRETED=interpreted(),
+            *tensors, mean_grad, mean_dot, mean if given is None else given[1], grad_input, grad_residual,
+            *out.stride(), *call.cell_sizes(), CONSTANT=constant, GIVEN=given is not None, NEED_INPUT=need_input, NEED_RESIDUAL=need_residual, INTERPRETED=interpreted(),
             **flags, **call.tile(dtype),
         )  # fmt: skip
     return grad_input, grad_weight, grad_bias, grad_residual
@@ -451,8 +484,10 @@ def batch_norm_backward(
     need_weight: bool,
     need_bias: bool,
     need_residual: bool,
+    found: Tensor | None = None,
+    given: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _backward(
         grad_output, input, max(input.shape[1], 1), True, weight, bias, residual, mean, rstd, not training, activation,
-        need_input, need_weight, need_bias, need_residual,
+        need_input, need_weight, need_bias, need_residual, found, given,
     )  # fmt: skip

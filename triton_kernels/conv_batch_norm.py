@@ -10,6 +10,7 @@ from warpwright.triton_kernels._common import acc_dtype
 from warpwright.triton_kernels._conv import Norm
 from warpwright.triton_kernels.channel_norm import batch_norm
 from warpwright.triton_kernels.conv import convolution, measured, normalized
+from warpwright.triton_kernels.sync_batch_norm import batch_norm_moments
 
 
 def convolution_batch_norm(
@@ -52,3 +53,17 @@ def convolution_batch_norm(
         product, running_mean, running_var, bn_weight, bn_bias, residual, training, momentum, eps, activation, found
     )
     return output, product, *others
+
+
+def convolution_moments(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    product, found = measured(input, weight, bias, stride, padding, dilation, groups, precision)
+    return product, batch_norm_moments(product, found)

@@ -32,28 +32,28 @@ void check_channels(const char* op, const char* name, const OptionalTensor& tens
                    ",), got ", shape_text(tensor->sizes()));
 }
 
-namespace {
-
-void check_channels(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& input) {
-  warpwright::check_channels(op, name, tensor, input, input.size(1));
-}
-
-void check_input(const char* op, const Tensor& input) {
+void check_norm_input(const char* op, const Tensor& input) {
   check_float(op, "input", input);
   WARPWRIGHT_CHECK(input.dim() >= 2, op, "input must have at least 2 dimensions, got ", input.dim());
 }
 
-void check_groups(const char* op, const Tensor& input, int64_t groups) {
-  WARPWRIGHT_CHECK(groups >= 1 && input.size(1) % groups == 0, op, "num_groups must divide the ", input.size(1),
-                   " channels of input, got ", groups);
-}
-
-void check_statistics(const char* op, const char* name, const Tensor& tensor, const Tensor& input, int64_t cells) {
+void check_norm_statistics(const char* op, const char* name, const Tensor& tensor, const Tensor& input, int64_t cells) {
   check_same_device(op, name, tensor, "input", input);
   const ScalarType dtype = acc_dtype(input.scalar_type());
   WARPWRIGHT_CHECK(tensor.numel() == cells && tensor.scalar_type() == dtype, op, name, " must hold ", cells,
                    " elements of ", dtype_name(dtype), ", got ", tensor.numel(), " of ",
                    dtype_name(tensor.scalar_type()));
+}
+
+void check_channels(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& input) {
+  check_channels(op, name, tensor, input, input.size(1));
+}
+
+namespace {
+
+void check_groups(const char* op, const Tensor& input, int64_t groups) {
+  WARPWRIGHT_CHECK(groups >= 1 && input.size(1) % groups == 0, op, "num_groups must divide the ", input.size(1),
+                   " channels of input, got ", groups);
 }
 
 // ---- layouts ----
@@ -153,6 +153,9 @@ Tensor lying_as(const Tensor& tensor, const Tensor& like) {
   return moved;
 }
 
+// Of a batch norm.
+ChannelShape shape_of(const Tensor& input) { return shape_of(input, input.size(1) < 1 ? 1 : input.size(1), true); }
+
 // Room for what becomes of running statistics.
 Tensor empty_new(const OptionalTensor& running, bool needed, const Tensor& input) {
   if (!needed || !running.has_value()) return nothing(acc_dtype(input.scalar_type()), input);
@@ -215,17 +218,15 @@ NormOutput forward(const Tensor& input, ChannelShape shape, const std::vector<in
   return result;
 }
 
-struct Needs {
-  bool input, weight, bias, residual;
-};
-
-struct NormGrads {
-  Tensor grad_input, grad_weight, grad_bias, grad_residual;
-};
+// A half of (2, channels), contiguous, of the dtype that is computed in.
+PerChannel half_of(const Tensor& tensor, int64_t row) {
+  const int64_t bytes = tensor.scalar_type() == ScalarType::Double ? 8 : 4;
+  return {static_cast<char*>(data_or_null(tensor)) + row * tensor.numel() / 2 * bytes, true};
+}
 
 NormGrads backward(const Tensor& grad_output, const Tensor& input, ChannelShape shape, const Affine& affine,
                    const OptionalTensor& residual, const Tensor& mean, const Tensor& rstd, bool constant,
-                   Activation activation, const Needs& need) {
+                   Activation activation, const NormNeeds& need, const ChannelSums& sums) {
   const ScalarType dtype = input.scalar_type();
   const auto channels = [&](bool needed, const OptionalTensor& like) {
     const ScalarType own = like.has_value() ? like->scalar_type() : dtype;
@@ -252,15 +253,24 @@ NormGrads backward(const Tensor& grad_output, const Tensor& input, ChannelShape 
   params.constant = constant;
   if (need.weight) params.grad_weight = per_channel(grads.grad_weight, dtype);
   if (need.bias) params.grad_bias = per_channel(grads.grad_bias, dtype);
+  if (sums.found != nullptr) {
+    params.grad_bias = half_of(*sums.found, 0);
+    params.grad_weight = half_of(*sums.found, 1);
+  }
   Tensor grad_partials = empty_partials(shape, params.needs_sums(), input);
   Tensor dot_partials = empty_partials(shape, params.needs_sums(), input);
   const ScalarType statistics = acc_dtype(dtype);
-  Tensor mean_grad = params.needs_means() ? empty({shape.cells()}, statistics, input) : nothing(statistics, input);
-  Tensor mean_dot = params.needs_means() ? empty({shape.cells()}, statistics, input) : nothing(statistics, input);
+  if (sums.elements != nullptr) params.elements = sums.elements->const_data_ptr();
+  Tensor mean_grad = params.finds_means() ? empty({shape.cells()}, statistics, input) : nothing(statistics, input);
+  Tensor mean_dot = params.finds_means() ? empty({shape.cells()}, statistics, input) : nothing(statistics, input);
   params.grad_partials = grad_partials.mutable_data_ptr();
   params.dot_partials = dot_partials.mutable_data_ptr();
   params.mean_grad = mean_grad.mutable_data_ptr();
   params.mean_dot = mean_dot.mutable_data_ptr();
+  if (sums.elements != nullptr) {
+    params.mean_grad = half_of(*sums.given, 0).data;
+    params.mean_dot = half_of(*sums.given, 1).data;
+  }
   params.activation = activation;
   params.dtype = to_dtype(dtype);
   Launch launch(input);
@@ -273,7 +283,7 @@ NormGrads backward(const Tensor& grad_output, const Tensor& input, ChannelShape 
 std::tuple<Tensor, Tensor, Tensor> group_norm(Tensor input, int64_t num_groups, OptionalTensor weight,
                                               OptionalTensor bias, double eps, std::string activation_name) {
   const char* op = "group_norm";
-  check_input(op, input);
+  check_norm_input(op, input);
   check_groups(op, input, num_groups);
   check_channels(op, "weight", weight, input);
   check_channels(op, "bias", bias, input);
@@ -288,16 +298,16 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_backward(Tensor grad_output, Tenso
                                                        Tensor rstd, std::string activation_name, bool need_input,
                                                        bool need_weight, bool need_bias) {
   const char* op = "group_norm_backward";
-  check_input(op, input);
+  check_norm_input(op, input);
   check_groups(op, input, num_groups);
   check_like(op, "grad_output", grad_output, "input", input);
   check_channels(op, "weight", weight, input);
   check_channels(op, "bias", bias, input);
-  check_statistics(op, "mean", mean, input, input.size(0) * num_groups);
-  check_statistics(op, "rstd", rstd, input, input.size(0) * num_groups);
+  check_norm_statistics(op, "mean", mean, input, input.size(0) * num_groups);
+  check_norm_statistics(op, "rstd", rstd, input, input.size(0) * num_groups);
   const Activation activation = norm_activation(op, activation_name);
   NormGrads g = backward(grad_output, input, shape_of(input, num_groups, false), {weight, bias}, std::nullopt, mean,
-                         rstd, false, activation, {need_input, need_weight, need_bias, false});
+                         rstd, false, activation, {need_input, need_weight, need_bias, false}, {});
   return {g.grad_input, g.grad_weight, g.grad_bias};
 }
 
@@ -309,7 +319,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm(Tensor input, Opti
                                                               bool training, double momentum, double eps,
                                                               std::string activation_name) {
   const char* op = "batch_norm";
-  check_input(op, input);
+  check_norm_input(op, input);
   WARPWRIGHT_CHECK(training || (running_mean.has_value() && running_var.has_value()), op,
                    "running_mean and running_var must be given unless training");
   check_channels(op, "running_mean", running_mean, input);
@@ -333,18 +343,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_outpu
                                                                std::string activation_name, bool need_input,
                                                                bool need_weight, bool need_bias, bool need_residual) {
   const char* op = "batch_norm_backward";
-  check_input(op, input);
+  check_norm_input(op, input);
   check_like(op, "grad_output", grad_output, "input", input);
   check_channels(op, "weight", weight, input);
   check_channels(op, "bias", bias, input);
   if (residual.has_value()) check_like(op, "residual", *residual, "input", input);
   const int64_t channels = input.size(1);
-  check_statistics(op, "mean", mean, input, channels);
-  check_statistics(op, "rstd", rstd, input, channels);
+  check_norm_statistics(op, "mean", mean, input, channels);
+  check_norm_statistics(op, "rstd", rstd, input, channels);
   const Activation activation = norm_activation(op, activation_name);
-  NormGrads g =
-      backward(grad_output, input, shape_of(input, channels < 1 ? 1 : channels, true), {weight, bias}, residual, mean,
-               rstd, !training, activation, {need_input, need_weight, need_bias, need_residual});
+  NormGrads g = batch_norm_grads(grad_output, input, {weight, bias}, residual, mean, rstd, !training, activation,
+                                 {need_input, need_weight, need_bias, need_residual});
   return {g.grad_input, g.grad_weight, g.grad_bias, g.grad_residual};
 }
 
@@ -353,9 +362,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_outpu
 NormOutput batch_norm_forward(const Tensor& input, const Affine& affine, const Running& running,
                               const OptionalTensor& residual, double eps, Activation activation,
                               const SlabStatistics* found) {
-  const int64_t channels = input.size(1);
-  return forward(input, shape_of(input, channels < 1 ? 1 : channels, true), {channels}, affine, running, residual, eps,
-                 activation, found);
+  return forward(input, shape_of(input), {input.size(1)}, affine, running, residual, eps, activation, found);
+}
+
+NormGrads batch_norm_grads(const Tensor& grad_output, const Tensor& input, const Affine& affine,
+                           const OptionalTensor& residual, const Tensor& mean, const Tensor& rstd, bool constant,
+                           Activation activation, const NormNeeds& need, const ChannelSums& sums) {
+  return backward(grad_output, input, shape_of(input), affine, residual, mean, rstd, constant, activation, need, sums);
+}
+
+Tensor batch_norm_moments(const Tensor& input, const SlabStatistics* found) {
+  Tensor moments = empty({3, input.size(1)}, acc_dtype(input.scalar_type()), input);
+  if (moments.numel() == 0) return moments;
+  Tensor holder;
+  ChannelNormParams params{};
+  params.moments = moments.mutable_data_ptr();
+  params.dtype = to_dtype(input.scalar_type());
+  Launch launch(input);
+#if !defined(WARPWRIGHT_BACKEND_CPU)
+  if (found != nullptr && found->slab > 0) {
+    params.shape = shape_in_slabs(input, *found);
+    params.mean_partials = found->means.mutable_data_ptr();
+    params.square_partials = found->squares.mutable_data_ptr();
+    backend::channel_norm_cells(params, launch.stream());
+    return moments;
+  }
+#endif
+  params.shape = shape_of(input);
+  params.input = planes_of(input, holder);
+  cut_slabs(params.shape, {&params.input});
+  Tensor means = empty_partials(params.shape, true, input), squares = empty_partials(params.shape, true, input);
+  params.mean_partials = means.mutable_data_ptr();
+  params.square_partials = squares.mutable_data_ptr();
+  backend::channel_norm_moments(params, launch.stream());
+  return moments;
 }
 
 WARPWRIGHT_LIBRARY_IMPL(m) {

@@ -9,9 +9,14 @@
 namespace warpwright {
 
 Activation norm_activation(const char* op, const std::string& name);
+void check_norm_input(const char* op, const Tensor& input);
+// A cell's statistics, in the dtype that the input is computed in.
+void check_norm_statistics(const char* op, const char* name, const Tensor& tensor, const Tensor& input, int64_t cells);
 // One value a channel, of the input's dtype or of the one that it is computed in.
 void check_channels(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& input,
                     int64_t channels);
+// Of a tensor (batch, channels, ...).
+void check_channels(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& input);
 
 // Of a tensor (channels,), contiguous, or none; `dtype` is the input's.
 PerChannel per_channel(const OptionalTensor& tensor, ScalarType dtype);
@@ -40,5 +45,27 @@ struct NormOutput {
 NormOutput batch_norm_forward(const Tensor& input, const Affine& affine, const Running& running,
                               const OptionalTensor& residual, double eps, Activation activation,
                               const SlabStatistics* found = nullptr);
+
+// (3, channels): mean, variance and number of a batch norm's elements, for others to join to theirs.
+Tensor batch_norm_moments(const Tensor& input, const SlabStatistics* found = nullptr);
+
+struct NormNeeds {
+  bool input, weight, bias, residual;
+};
+
+struct NormGrads {
+  Tensor grad_input, grad_weight, grad_bias, grad_residual;
+};
+
+// (2, channels), contiguous: a channel's sums of the gradient and of its product with xhat. In place of the gradients
+// of bias and weight they are `found`, or they were `given`, over so many `elements`, here and elsewhere.
+struct ChannelSums {
+  Tensor* found = nullptr;
+  const Tensor *given = nullptr, *elements = nullptr;
+};
+
+NormGrads batch_norm_grads(const Tensor& grad_output, const Tensor& input, const Affine& affine,
+                           const OptionalTensor& residual, const Tensor& mean, const Tensor& rstd, bool constant,
+                           Activation activation, const NormNeeds& need, const ChannelSums& sums = {});
 
 }  // namespace warpwright

@@ -45,8 +45,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> convolution_batch_nor
   return {r.output, product, r.mean, r.rstd, r.new_mean, r.new_var};
 }
 
+std::tuple<Tensor, Tensor> convolution_moments(Tensor input, Tensor weight, OptionalTensor bias,
+                                               std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                               std::vector<int64_t> dilation, int64_t groups, std::string precision) {
+  const std::string name = conv_name(weight, false, "_moments");
+  const char* op = name.c_str();
+  const ConvCall call = check_conv(op, input, weight, {stride, padding, dilation, false, {}, groups}, precision);
+  check_bias(op, "bias", bias, input, call.output_sizes[1]);
+  SlabStatistics found;
+  const Tensor product = conv_product(call, bias, std::nullopt, Activation::kNone, false, &found).output;
+  return {product, batch_norm_moments(product, &found)};
+}
+
 }  // namespace
 
-WARPWRIGHT_LIBRARY_IMPL(m) { m.impl("convolution_batch_norm", TORCH_BOX(&convolution_batch_norm)); }
+WARPWRIGHT_LIBRARY_IMPL(m) {
+  m.impl("convolution_batch_norm", TORCH_BOX(&convolution_batch_norm));
+  m.impl("convolution_moments", TORCH_BOX(&convolution_moments));
+}
 
 }  // namespace warpwright

@@ -75,20 +75,6 @@ void unit_statistics(const ChannelNormParams& p, const Unit& unit, const Lines<T
   row_statistics(x, unit.positions, unit.width, mean, squares);
 }
 
-// Running statistics of a channel, moved towards what was found.
-template <class T>
-void move_running(const ChannelNormParams& p, const PerChannel& running, const PerChannel& moved, int64_t channel,
-                  double found) {
-  using A = acc_t<T>;
-  if (moved.data == nullptr) return;
-  const A value = static_cast<A>((1 - p.momentum) * channel_value<T>(running, channel, 0) + p.momentum * found);
-  if (moved.wide) {
-    static_cast<A*>(moved.data)[channel] = value;
-  } else {
-    static_cast<T*>(moved.data)[channel] = from_acc<T>(value);
-  }
-}
-
 // A cell's statistics out of its slabs', or the running ones. In double: there are few.
 template <class T>
 void cell_statistics(const ChannelNormParams& p, int64_t cell) {
@@ -113,11 +99,18 @@ void cell_statistics(const ChannelNormParams& p, int64_t cell) {
     mean = sum([&](double count, int64_t i) { return count * means[i]; });
     var = sum([&](double count, int64_t i) { return squares[i] + count * (means[i] - mean) * (means[i] - mean); });
   }
+  const double elements = static_cast<double>(s.cell_elements());
+  if (p.moments != nullptr) {
+    A* moments = static_cast<A*>(p.moments) + cell;
+    moments[0] = static_cast<A>(elements > 0 ? mean : 0);
+    moments[s.channels] = static_cast<A>(elements > 0 ? var : 0);
+    moments[2 * s.channels] = static_cast<A>(elements);
+    return;
+  }
   static_cast<A*>(p.mean)[cell] = static_cast<A>(mean);
   static_cast<A*>(p.rstd)[cell] = static_cast<A>(1 / ::sqrt(var + p.eps));
-  const double elements = static_cast<double>(s.cell_elements());
-  move_running<T>(p, p.running_mean, p.new_mean, cell, mean);
-  move_running<T>(p, p.running_var, p.new_var, cell, var * (elements / (elements - 1)));
+  move_running<T>(p.running_mean, p.new_mean, cell, p.momentum, mean);
+  move_running<T>(p.running_var, p.new_var, cell, p.momentum, var * (elements / (elements - 1)));
 }
 
 // (x - mean) * scale + shift: the mean first, so that a large one costs no digits.
@@ -163,6 +156,23 @@ void unit_output_lines(const ChannelNormParams& p, const Unit& unit, const Lines
   for (int64_t row = 0; row < unit.positions; ++row) line(row, unit.width, from(mean), from(scale), from(shift));
 }
 
+template <class T>
+void all_unit_statistics(const ChannelNormParams& p) {
+  over_units(p.shape, [&] {
+    return [&p, input = LineReader<T>(p.input, p.shape)](const Unit& unit) {
+      unit_statistics(p, unit, input.read(unit));
+    };
+  });
+}
+
+template <class T>
+void all_cell_statistics(const ChannelNormParams& p) {
+  const int64_t parts = p.constant ? 1 : p.shape.cell_slabs() * p.shape.group_channels();
+  parallel_for(0, p.shape.cells(), row_grain(parts), [&](int64_t begin, int64_t end) {
+    for (int64_t cell = begin; cell < end; ++cell) cell_statistics<T>(p, cell);
+  });
+}
+
 template <Activation kActivation, class T>
 void forward(const ChannelNormParams& p) {
   const ChannelShape& s = p.shape;
@@ -180,17 +190,8 @@ void forward(const ChannelNormParams& p) {
     });
     return;
   }
-  if (own) {
-    over_units(s, [&] {
-      return [&p, input = LineReader<T>(p.input, p.shape)](const Unit& unit) {
-        unit_statistics(p, unit, input.read(unit));
-      };
-    });
-  }
-  const int64_t parts = s.cell_slabs() * s.group_channels();
-  parallel_for(0, s.cells(), row_grain(own ? parts : 1), [&](int64_t begin, int64_t end) {
-    for (int64_t cell = begin; cell < end; ++cell) cell_statistics<T>(p, cell);
-  });
+  if (own) all_unit_statistics<T>(p);
+  all_cell_statistics<T>(p);
   over_units(s, [&] {
     return [&p, input = LineReader<T>(p.input, p.shape), residual = LineReader<T>(p.residual, p.shape)](
                const Unit& unit) { unit_output_lines<kActivation>(p, unit, input.read(unit), residual.read(unit)); };
@@ -205,6 +206,14 @@ void channel_norm_forward(const ChannelNormParams& p) {
   });
 }
 
+void channel_norm_moments(const ChannelNormParams& p) {
+  visit_float(p.dtype, [&](auto tag) {
+    all_unit_statistics<decltype(tag)>(p);
+    all_cell_statistics<decltype(tag)>(p);
+  });
+}
+
 WARPWRIGHT_ISA_END
 
 WARPWRIGHT_CPU_LAUNCHER(channel_norm_forward, ChannelNormParams)
+WARPWRIGHT_CPU_LAUNCHER(channel_norm_moments, ChannelNormParams)

@@ -120,6 +120,20 @@ acc_t<T> channel_value(const PerChannel& values, int64_t channel, acc_t<T> other
   return to_acc(static_cast<const T*>(values.data)[channel]);
 }
 
+// Running statistics of a channel, moved towards what was found by `share`.
+template <class T>
+void move_running(const PerChannel& running, const PerChannel& moved, int64_t channel, double share, double found) {
+  using A = acc_t<T>;
+  if (moved.data == nullptr) return;
+  const double old = channel_value<T>(running, channel, 0);
+  const A value = static_cast<A>(share > 0 ? (1 - share) * old + share * found : old);
+  if (moved.wide) {
+    static_cast<A*>(moved.data)[channel] = value;
+  } else {
+    static_cast<T*>(moved.data)[channel] = from_acc<T>(value);
+  }
+}
+
 // Calls f with the activation as a constant.
 template <class F>
 void visit_norm_activation(Activation activation, const F& f) {

@@ -175,6 +175,10 @@ void unit_grads(const ChannelNormBackwardParams& p, const Unit& unit, const Back
     const int64_t cell = cell_of(p.shape, unit, channel);
     mean_grad = static_cast<const A*>(p.mean_grad)[cell];
     mean_dot = static_cast<const A*>(p.mean_dot)[cell];
+    if (p.elements == nullptr) return;
+    const A share = channel_value<T>(p.weight, channel, 1) / static_cast<const A*>(p.elements)[cell];
+    mean_grad *= share;
+    mean_dot *= share;
   };
   if (!p.shape.channels_last) {
     auto channel = channel_at<T>(p, unit, unit.channel);
@@ -199,7 +203,7 @@ template <Activation kActivation, class T>
 void all_grads(const ChannelNormBackwardParams& p) {
   const ChannelShape& s = p.shape;
   const bool writes = p.grad_input.data != nullptr || p.grad_residual.data != nullptr;
-  if (writes && p.needs_means() && cell_by_cell(s)) {
+  if (writes && p.finds_means() && cell_by_cell(s)) {
     parallel_for(0, s.cells(), row_grain(s.cell_elements()), [&](int64_t begin, int64_t end) {
       const BackwardReaders<T> readers(p);
       for (int64_t cell = begin; cell < end; ++cell) {
@@ -217,7 +221,7 @@ void all_grads(const ChannelNormBackwardParams& p) {
       };
     });
   }
-  if (p.needs_means()) {
+  if (p.finds_means()) {
     parallel_for(0, s.cells(), row_grain(s.cell_slabs() * s.group_channels()), [&](int64_t begin, int64_t end) {
       for (int64_t cell = begin; cell < end; ++cell) cell_means<T>(p, cell);
     });

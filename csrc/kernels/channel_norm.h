@@ -77,6 +77,7 @@ struct ChannelNormParams {
   PerChannel new_mean, new_var;           // What becomes of them; null where that is not wanted.
   bool constant;                          // The running statistics take the place of the input's own.
   void *mean, *rstd;                      // (cells) float, double for float64
+  void* moments;                          // In their place, of channel_norm_moments: (3, channels) mean, var, count.
   void *mean_partials, *square_partials;  // (slabs, channels) float or double: means, and squared differences to them.
   double eps, momentum;
   Activation activation;  // None, relu or silu.
@@ -93,13 +94,17 @@ struct ChannelNormBackwardParams {
   PerChannel grad_weight, grad_bias;   // The same.
   void *grad_partials, *dot_partials;  // (slabs, channels): sums of the gradient, and of its product with xhat.
   void *mean_grad, *mean_dot;          // (cells): the same over a cell, times weight, divided by its elements.
+  // (cells), or null: then mean_grad and mean_dot came with the call, and are sums over so many elements of this tensor
+  // and of others elsewhere, neither multiplied nor divided.
+  const void* elements;
   Activation activation;
   DType dtype;
 
   // Whether the first two stages have anything to do.
   WARPWRIGHT_HOST_DEVICE bool needs_means() const { return grad_input.data != nullptr && !constant; }
+  WARPWRIGHT_HOST_DEVICE bool finds_means() const { return needs_means() && elements == nullptr; }
   WARPWRIGHT_HOST_DEVICE bool needs_sums() const {
-    return needs_means() || grad_weight.data != nullptr || grad_bias.data != nullptr;
+    return finds_means() || grad_weight.data != nullptr || grad_bias.data != nullptr;
   }
 };
 
@@ -107,6 +112,8 @@ struct ChannelNormBackwardParams {
 
 WARPWRIGHT_DECLARE_LAUNCHER(channel_norm_forward, ChannelNormParams)
 WARPWRIGHT_DECLARE_LAUNCHER(channel_norm_backward, ChannelNormBackwardParams)
+// Of a batch norm: the input's own moments alone.
+WARPWRIGHT_DECLARE_LAUNCHER(channel_norm_moments, ChannelNormParams)
 
 namespace warpwright::cuda {
 // The stages of channel_norm_forward, for ops that have one of them elsewhere: a convolution leaves the partial results

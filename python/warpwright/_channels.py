@@ -5,10 +5,13 @@ As csrc/kernels/channel_norm.h and csrc/bindings/channel_norm.cpp do it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from warpwright._check import acc_dtype, check_same_device, require, shape_text
+from warpwright._check import acc_dtype, check_float, check_same_device, require, shape_text
 
 #: What may follow a channel norm, of an epilogue's activations.
 NORM_ACTIVATIONS = ("none", "relu", "silu")
@@ -55,3 +58,39 @@ def check_channels(op: str, name: str, tensor: Tensor | None, input: Tensor, cha
     require(tensor.dtype in known, op, f"{name} must be {' or '.join(map(str, known))}, got {tensor.dtype}")
     message = f"{name} must have shape {shape_text((channels,))}, got {shape_text(tensor.shape)}"
     require(tuple(tensor.shape) == (channels,), op, message)
+
+
+def check_norm_input(op: str, input: Tensor) -> None:
+    check_float(op, "input", input)
+    require(input.dim() >= 2, op, f"input must have at least 2 dimensions, got {input.dim()}")
+
+
+def check_statistics(op: str, name: str, tensor: Tensor, input: Tensor, cells: int) -> None:
+    """Values of the cells, in the dtype that input is computed in."""
+    check_same_device(op, name, tensor, "input", input)
+    dtype = acc_dtype(input.dtype)
+    message = f"{name} must hold {cells} elements of {dtype}, got {tensor.numel()} of {tensor.dtype}"
+    require(tensor.numel() == cells and tensor.dtype == dtype, op, message)
+
+
+def cast_tensors(*places: int) -> Callable[[tuple[Any, ...], torch.dtype], tuple[Any, ...]]:
+    """The arguments at `places` take the ambient dtype; those of one value a channel may stay in float32."""
+
+    def rule(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+        def cast(place: int, value: Any) -> Any:
+            eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+            if not eligible or (place not in places and value.dtype == torch.float32):
+                return value
+            return value.to(dtype)
+
+        return tuple(cast(place, value) for place, value in enumerate(args))
+
+    return rule
+
+
+@torch.no_grad()
+def move_running(running: Sequence[Tensor | None], moved: Sequence[Tensor]) -> None:
+    """Running statistics, where there are any, become what an operator found for them."""
+    for old, new in zip(running, moved, strict=True):
+        if old is not None:
+            old.copy_(new)

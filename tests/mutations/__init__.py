@@ -30,6 +30,7 @@ from mutations import (
     shared,
     softmax,
     sparse,
+    sync_batch_norm,
 )
 from mutations._mutation import BACKENDS, Mutation
 
@@ -39,6 +40,7 @@ _FILES = (
     shared,
     norm,
     channel_norm,
+    sync_batch_norm,
     norm_quantize,
     qk_norm,
     activation,

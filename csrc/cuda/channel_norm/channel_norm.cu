@@ -112,20 +112,11 @@ __global__ void __launch_bounds__(kUnitThreads) slab_statistics_kernel(const Cha
   });
 }
 
-// Running statistics of a channel, moved towards what was found.
-template <class T>
-__device__ __forceinline__ void move_running(const ChannelNormParams& p, const PerChannel& running,
-                                             const PerChannel& moved, int64_t channel, float found) {
-  if (moved.data == nullptr) return;
-  const auto momentum = static_cast<float>(p.momentum), rest = static_cast<float>(1.0 - p.momentum);
-  set_channel_value<T>(moved, channel, rest * channel_value<T>(running, channel, 0.0f) + momentum * found);
-}
-
 // machine code: SHFL
 template <class T>
 __global__ void __launch_bounds__(kCellThreads) cell_statistics_kernel(const ChannelNormParams p) {
   const int64_t cell = blockIdx.x;
-  float mean = NAN, var = NAN;  // Of nothing.
+  float mean = p.moments != nullptr ? 0.0f : NAN, var = mean;  // Of nothing.
   if (p.constant) {
     mean = channel_value<T>(p.running_mean, cell, 0.0f);
     var = channel_value<T>(p.running_var, cell, 0.0f);
@@ -143,11 +134,18 @@ __global__ void __launch_bounds__(kCellThreads) cell_statistics_kernel(const Cha
     }) / elements;
   }
   if (threadIdx.x != 0) return;
+  const auto elements = static_cast<float>(p.shape.cell_elements());
+  if (p.moments != nullptr) {
+    float* moments = static_cast<float*>(p.moments) + cell;
+    moments[0] = mean;
+    moments[p.shape.channels] = var;
+    moments[2 * p.shape.channels] = elements;
+    return;
+  }
   static_cast<float*>(p.mean)[cell] = mean;
   static_cast<float*>(p.rstd)[cell] = 1.0f / sqrtf(var + static_cast<float>(p.eps));
-  const auto elements = static_cast<float>(p.shape.cell_elements());
-  move_running<T>(p, p.running_mean, p.new_mean, cell, mean);
-  move_running<T>(p, p.running_var, p.new_var, cell, var * (elements / (elements - 1.0f)));
+  move_running<T>(p.running_mean, p.new_mean, cell, p.momentum, mean);
+  move_running<T>(p.running_var, p.new_var, cell, p.momentum, var * (elements / (elements - 1.0f)));
 }
 
 // machine code: 1, false>: plain; 1, true>: plain; else: 16-byte
@@ -211,6 +209,11 @@ void channel_norm_output(const ChannelNormParams& params, Stream stream) {
   visit_forward_units(params, stream, [&](auto tag, auto count, auto last, const LaunchConfig& config) {
     launch("channel_norm", channel_norm_kernel<decltype(tag), count(), last()>, config, params);
   });
+}
+
+void channel_norm_moments(const ChannelNormParams& params, Stream stream) {
+  channel_norm_slabs(params, stream);
+  channel_norm_cells(params, stream);
 }
 
 void channel_norm_forward(const ChannelNormParams& params, Stream stream) {

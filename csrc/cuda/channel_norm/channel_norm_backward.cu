@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kCellThreads) cell_means_kernel(const ChannelN
     grad *= weight;
     dot *= weight;
   }
-  if (!p.needs_means()) return;
+  if (!p.finds_means()) return;
   static_cast<float*>(p.mean_grad)[cell] = grad / elements;
   static_cast<float*>(p.mean_dot)[cell] = dot / elements;
 }
@@ -134,6 +134,11 @@ __global__ void __launch_bounds__(kUnitThreads) channel_norm_backward_kernel(con
       for (int c = 0; c < kChannels; ++c) {
         mean_grad[c] = static_cast<const float*>(p.mean_grad)[channels.cell[c]];
         mean_dot[c] = static_cast<const float*>(p.mean_dot)[channels.cell[c]];
+        if (p.elements != nullptr) {
+          const float share = channels.weight[c] / static_cast<const float*>(p.elements)[channels.cell[c]];
+          mean_grad[c] *= share;
+          mean_dot[c] *= share;
+        }
       }
     }
     for_each_gradient<T>(p, part, channels, [&](int64_t at, const auto& g, const auto& xhat) {
@@ -191,7 +196,7 @@ void channel_norm_backward(const ChannelNormBackwardParams& params, Stream strea
     }
     // Of a batch norm they write the gradients of weight and bias too.
     const bool merged = any && shape.cells_are_channels();
-    if (any && (params.needs_means() || (merged && params.needs_sums()))) {
+    if (any && (params.finds_means() || (merged && params.needs_sums()))) {
       launch("channel_norm_backward_cells", cell_means_kernel<T>, cell_config(shape, stream), params);
     }
     if (any && (params.grad_input.data != nullptr || params.grad_residual.data != nullptr)) {

@@ -24,4 +24,14 @@ __device__ __forceinline__ void set_channel_value(const PerChannel& values, int6
   }
 }
 
+// Running statistics of a channel, moved towards what was found by `share`.
+template <class T>
+__device__ __forceinline__ void move_running(const PerChannel& running, const PerChannel& moved, int64_t channel,
+                                             double share, float found) {
+  if (moved.data == nullptr) return;
+  const float old = channel_value<T>(running, channel, 0.0f);
+  const float value = static_cast<float>(1.0 - share) * old + static_cast<float>(share) * found;
+  set_channel_value<T>(moved, channel, share > 0.0 ? value : old);
+}
+
 }  // namespace warpwright::cuda

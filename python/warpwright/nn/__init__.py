@@ -14,6 +14,7 @@ from warpwright.nn.channel_norm import (
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
+    SyncBatchNorm,
 )
 from warpwright.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from warpwright.nn.conv_batch_norm import ConvBnAct2d
@@ -62,5 +63,6 @@ __all__ = [
     "ReplaceReport",
     "SiLU",
     "Softmax",
+    "SyncBatchNorm",
     "replace_modules",
 ]

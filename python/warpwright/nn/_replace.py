@@ -38,6 +38,7 @@ REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.BatchNorm1d: channel_norm.BatchNorm1d,
     torch.nn.BatchNorm2d: channel_norm.BatchNorm2d,
     torch.nn.BatchNorm3d: channel_norm.BatchNorm3d,
+    torch.nn.SyncBatchNorm: channel_norm.SyncBatchNorm,
     torch.nn.InstanceNorm1d: channel_norm.InstanceNorm1d,
     torch.nn.InstanceNorm2d: channel_norm.InstanceNorm2d,
     torch.nn.InstanceNorm3d: channel_norm.InstanceNorm3d,

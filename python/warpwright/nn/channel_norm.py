@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from warpwright import ops
@@ -14,6 +15,9 @@ from warpwright._check import require
 from warpwright._fallbacks import count_fallback
 from warpwright.nn._activation import apply_activation
 from warpwright.nn._reasons import common_reason
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 #: A norm as a function of (running_mean, running_var, training, momentum).
 Norm = Callable[[Tensor | None, Tensor | None, bool, float], Tensor]
@@ -96,15 +100,24 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         reason = common_reason(input, *parameters, wide=True)
         if reason is not None:
             count_fallback(type(self).__name__, reason)
-            return apply_activation(super().forward(input), self.activation)
+            return apply_activation(self.forward_by_torch(input), self.activation)
         self._check_input_dim(input)
 
         def norm(mean: Tensor | None, var: Tensor | None, training: bool, momentum: float) -> Tensor:
             return ops.batch_norm(
-                input, mean, var, self.weight, self.bias, training, momentum, self.eps, activation=self.activation
-            )
+                input, mean, var, self.weight, self.bias, training, momentum, self.eps, activation=self.activation,
+                process_group=self.exchange_group(),
+            )  # fmt: skip
 
         return self.step(norm)
+
+    def forward_by_torch(self, input: Tensor) -> Tensor:
+        """Without the activation."""
+        return super().forward(input)
+
+    def exchange_group(self) -> ProcessGroup | None:
+        """Whose batches give the statistics now; None for this process's alone."""
+        return None
 
     def step(self, norm: Norm) -> Tensor:
         """Calls `norm` as the layer's state has it, and moves that on: counts the batch, averages without a momentum.
@@ -133,7 +146,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         found = self.running_mean.clone(), self.running_var.clone()
         output = norm(*found, True, 1.0)
         for running, own in zip((self.running_mean, self.running_var), found, strict=True):
-            running.lerp_(own, self.num_batches_tracked.reciprocal().to(own.dtype))
+            running.lerp_(own, self.num_batches_tracked.to(own.dtype).reciprocal())
         return output
 
     def extra_repr(self) -> str:
@@ -157,6 +170,77 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """torch.nn.BatchNorm3d on warpwright.ops.batch_norm, as BatchNorm1d."""
+
+
+class SyncBatchNorm(_BatchNorm):
+    """torch.nn.SyncBatchNorm on warpwright.ops.batch_norm: same constructor, attributes and state_dict.
+
+    No subclass of it, because DistributedDataParallel refuses those on CPUs.
+
+    Args:
+        num_features, ..., dtype: torch.nn.SyncBatchNorm's; without a process_group all processes exchange statistics.
+        activation: applied to the output by the same kernel: "relu", "silu" or None.
+
+    In training, mean and variance are those of all processes' batches, on CPUs too; in evaluation, and where
+    torch.distributed was not initialised, it is a BatchNorm. Runs torch's own forward, and counts it in
+    warpwright.fallbacks(), where GroupNorm would.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: ProcessGroup | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ):
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, activation=activation
+        )  # fmt: skip
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+
+    # Of torch's forward.
+    _check_non_zero_input_channels = torch.nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def forward_by_torch(self, input: Tensor) -> Tensor:
+        return torch.nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
+
+    def exchange_group(self) -> ProcessGroup | None:
+        if not self.training or not dist.is_available() or not dist.is_initialized():
+            return None
+        return self.process_group or dist.group.WORLD
+
+    @classmethod
+    def convert_sync_batchnorm(
+        cls, module: torch.nn.Module, process_group: ProcessGroup | None = None
+    ) -> torch.nn.Module:
+        """Makes every batch norm of `module`, torch's or warpwright's, a SyncBatchNorm, in place.
+
+        Only the class of each layer changes: parameters, buffers, hooks and activations stay as they are. Batch norms
+        inside ConvBnAct2d are among them; subclasses of them are not.
+
+        Args:
+            module: any module; it may itself be a batch norm.
+            process_group: of the layers; None for all processes.
+
+        Returns:
+            `module`.
+        """
+        known = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
+        for layer in module.modules():
+            if type(layer) in (*known, BatchNorm1d, BatchNorm2d, BatchNorm3d):
+                layer.__class__ = cls
+                layer.process_group = process_group
+        return module
 
 
 class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):

@@ -27,9 +27,9 @@ class ConvBnAct2d(torch.nn.Module):
 
     `conv` and `bn` are layers of their own, with torch's attributes and state_dict keys: a Sequential with these names
     loads the layer's state, and the other way round. They are not called: hooks of theirs do not run. `bn` may be in
-    another mode than the layer, to keep its statistics. forward(input, residual=None) takes input as Conv2d does, and a
-    residual like the output. Runs torch's own layers, and counts it in warpwright.fallbacks(), where Conv2d or
-    BatchNorm2d would.
+    another mode than the layer, to keep its statistics, and a SyncBatchNorm, which convert_sync_batchnorm makes of it.
+    forward(input, residual=None) takes input as Conv2d does, and a residual like the output. Runs torch's own layers,
+    and counts it in warpwright.fallbacks(), where Conv2d or BatchNorm2d would.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ConvBnAct2d(torch.nn.Module):
         reason = reason or common_reason(input, bn.weight, bn.bias, bn.running_mean, bn.running_var, wide=True)
         if reason is not None:
             count_fallback("ConvBnAct2d", reason)
-            normal = torch.nn.BatchNorm2d.forward(bn, torch.nn.Conv2d.forward(conv, input))
+            normal = bn.forward_by_torch(torch.nn.Conv2d.forward(conv, input))
             return apply_activation(normal if residual is None else normal + residual, self.activation)
         padding: Any = conv.padding
         if conv.padding_mode != "zeros":
@@ -76,6 +76,7 @@ class ConvBnAct2d(torch.nn.Module):
             return ops.conv2d_batch_norm(
                 input, conv.weight, mean, var, bn.weight, bn.bias, conv.bias, conv.stride, padding, conv.dilation,
                 conv.groups, training, momentum, bn.eps, residual=residual, activation=self.activation,
+                process_group=bn.exchange_group(),
             )  # fmt: skip
 
         return bn.step(norm)

@@ -4,7 +4,7 @@ from warpwright.ops.activation import geglu, gelu, glu, reglu, relu, relu_square
 from warpwright.ops.causal_conv import causal_conv1d, causal_conv1d_update_
 from warpwright.ops.channel_norm import batch_norm, group_norm, instance_norm
 from warpwright.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
-from warpwright.ops.conv_batch_norm import conv2d_batch_norm
+from warpwright.ops.conv_batch_norm import conv2d_batch_norm, conv2d_moments
 from warpwright.ops.distillation import linear_kl_div
 from warpwright.ops.dropout import dropout, dropout_add
 from warpwright.ops.embedding import embedding
@@ -30,6 +30,7 @@ from warpwright.ops.rotary import rotary_embedding, rotary_embedding_qk
 from warpwright.ops.scaled import scaled_matmul
 from warpwright.ops.softmax import log_softmax, softmax
 from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sparse24, prune_24
+from warpwright.ops.sync_batch_norm import batch_norm_input_grad, batch_norm_join, batch_norm_moments, batch_norm_sums
 
 __all__ = [
     "Sparse24Weight",
@@ -37,6 +38,10 @@ __all__ = [
     "adamw_",
     "addmm",
     "batch_norm",
+    "batch_norm_input_grad",
+    "batch_norm_join",
+    "batch_norm_moments",
+    "batch_norm_sums",
     "binary_cross_entropy_with_logits",
     "bmm",
     "causal_conv1d",
@@ -44,6 +49,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv2d_batch_norm",
+    "conv2d_moments",
     "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from warpwright import _registry
 from warpwright._backend import call
-from warpwright._channels import check_channels, check_norm_activation, empty_like
-from warpwright._check import (
-    acc_dtype,
-    check_float,
-    check_like,
-    check_same_device,
-    require,
-    shape_text,
+from warpwright._channels import (
+    cast_tensors,
+    check_channels,
+    check_norm_activation,
+    check_norm_input,
+    check_statistics,
+    empty_like,
+    move_running,
 )
+from warpwright._check import acc_dtype, check_float, check_like, require, shape_text
+from warpwright.ops.sync_batch_norm import spans_processes, sync_batch_norm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def group_norm(
@@ -69,6 +74,7 @@ def batch_norm(
     *,
     residual: Tensor | None = None,
     activation: str | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Batch norm: `activation((x - mean) / sqrt(var + eps) * weight + bias + residual)`, mean and variance of each
     channel.
@@ -85,20 +91,26 @@ def batch_norm(
         eps: added to the variance.
         residual: like input, added before the activation.
         activation: None, "relu" or "silu", by the same kernel.
+        process_group: in training, mean and variance are those of the batches of all processes of this
+            torch.distributed group, which all call this, with any batch sizes, none included. None for this process's.
 
     Returns:
         In input's dtype, shape and memory format.
 
     Raises:
-        RuntimeError: naming the argument whose dtype, device or shape does not fit; in training, one value a channel.
+        RuntimeError: naming the argument whose dtype, device or shape does not fit; in training, one value a channel
+            (not over a process group: there the running variance becomes infinite or not a number).
 
     Accumulates in float32 (float64 for float64), the variance from the differences to the mean, so a large mean costs
-    no digits. Differentiable in input, weight, bias and residual; bitwise the same from run to run.
+    no digits. Differentiable in input, weight, bias and residual; bitwise the same from run to run. Over a process
+    group the gradients of weight and bias are those of this process's batch, for data parallel training to sum up.
 
     Source: Ioffe and Szegedy, "Batch Normalization", 2015.
     """
     name = activation or "none"
     running = (running_mean, running_var)
+    if training and process_group is not None and spans_processes(process_group):
+        return sync_batch_norm(input, *running, weight, bias, residual, momentum, eps, name, process_group)
     output, _, _, *moved = call("batch_norm", input, *running, weight, bias, residual, training, momentum, eps, name)
     if training and input.numel() > 0:
         move_running(running, moved)
@@ -142,12 +154,12 @@ def instance_norm(
     check_float("instance_norm", "input", input)
     require(input.dim() >= 2, "instance_norm", f"input must have at least 2 dimensions, got {input.dim()}")
     for name, tensor in {"weight": weight, "bias": bias}.items():
-        _check_channels("instance_norm", name, tensor, input)
+        check_channels("instance_norm", name, tensor, input, input.shape[1])
     if not use_input_stats:
         missing = running_mean is None or running_var is None
         require(not missing, "instance_norm", "running_mean and running_var must be given without use_input_stats")
         for name, tensor in {"running_mean": running_mean, "running_var": running_var}.items():
-            _check_channels("instance_norm", name, tensor, input)
+            check_channels("instance_norm", name, tensor, input, input.shape[1])
         running = (running_mean, running_var)
         return call("batch_norm", input, *running, weight, bias, None, False, momentum, eps, "none")[0]
     count = input.shape[2:].numel()
@@ -162,14 +174,6 @@ def instance_norm(
 
 
 @torch.no_grad()
-def move_running(running: Sequence[Tensor | None], moved: Sequence[Tensor]) -> None:
-    """Running statistics, where there are any, become what an operator found for them."""
-    for old, new in zip(running, moved, strict=True):
-        if old is not None:
-            old.copy_(new)
-
-
-@torch.no_grad()
 def _move(name: str, running: Tensor | None, found: Tensor, momentum: float) -> None:
     if running is None:
         return
@@ -181,35 +185,19 @@ def _move(name: str, running: Tensor | None, found: Tensor, momentum: float) -> 
 # ---- argument checks, in the words of csrc/bindings/channel_norm.cpp ----
 
 
-def _check_input(op: str, input: Tensor) -> None:
-    check_float(op, "input", input)
-    require(input.dim() >= 2, op, f"input must have at least 2 dimensions, got {input.dim()}")
-
-
 def _check_groups(op: str, input: Tensor, groups: int) -> None:
     message = f"num_groups must divide the {input.shape[1]} channels of input, got {groups}"
     require(groups >= 1 and input.shape[1] % groups == 0, op, message)
-
-
-def _check_channels(op: str, name: str, tensor: Tensor | None, input: Tensor) -> None:
-    check_channels(op, name, tensor, input, input.shape[1])
-
-
-def _check_statistics(op: str, name: str, tensor: Tensor, input: Tensor, cells: int) -> None:
-    check_same_device(op, name, tensor, "input", input)
-    dtype = acc_dtype(input.dtype)
-    message = f"{name} must hold {cells} elements of {dtype}, got {tensor.numel()} of {tensor.dtype}"
-    require(tensor.numel() == cells and tensor.dtype == dtype, op, message)
 
 
 def _check_group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str
 ) -> None:
     op = "group_norm"
-    _check_input(op, input)
+    check_norm_input(op, input)
     _check_groups(op, input, num_groups)
-    _check_channels(op, "weight", weight, input)
-    _check_channels(op, "bias", bias, input)
+    check_channels(op, "weight", weight, input, input.shape[1])
+    check_channels(op, "bias", bias, input, input.shape[1])
     check_norm_activation(op, activation)
 
 
@@ -225,13 +213,13 @@ def _check_group_norm_backward(
     *needs: bool,
 ) -> None:
     op = "group_norm_backward"
-    _check_input(op, input)
+    check_norm_input(op, input)
     _check_groups(op, input, num_groups)
     check_like(op, "grad_output", grad_output, "input", input)
-    _check_channels(op, "weight", weight, input)
-    _check_channels(op, "bias", bias, input)
-    _check_statistics(op, "mean", mean, input, input.shape[0] * num_groups)
-    _check_statistics(op, "rstd", rstd, input, input.shape[0] * num_groups)
+    check_channels(op, "weight", weight, input, input.shape[1])
+    check_channels(op, "bias", bias, input, input.shape[1])
+    check_statistics(op, "mean", mean, input, input.shape[0] * num_groups)
+    check_statistics(op, "rstd", rstd, input, input.shape[0] * num_groups)
     check_norm_activation(op, activation)
 
 
@@ -248,12 +236,12 @@ def _check_batch_norm(
     activation: str,
 ) -> None:
     op = "batch_norm"
-    _check_input(op, input)
+    check_norm_input(op, input)
     given = training or (running_mean is not None and running_var is not None)
     require(given, op, "running_mean and running_var must be given unless training")
     channels = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     for name, tensor in channels.items():
-        _check_channels(op, name, tensor, input)
+        check_channels(op, name, tensor, input, input.shape[1])
     if residual is not None:
         check_like(op, "residual", residual, "input", input)
     check_norm_activation(op, activation)
@@ -275,14 +263,14 @@ def _check_batch_norm_backward(
     *needs: bool,
 ) -> None:
     op = "batch_norm_backward"
-    _check_input(op, input)
+    check_norm_input(op, input)
     check_like(op, "grad_output", grad_output, "input", input)
-    _check_channels(op, "weight", weight, input)
-    _check_channels(op, "bias", bias, input)
+    check_channels(op, "weight", weight, input, input.shape[1])
+    check_channels(op, "bias", bias, input, input.shape[1])
     if residual is not None:
         check_like(op, "residual", residual, "input", input)
-    _check_statistics(op, "mean", mean, input, input.shape[1])
-    _check_statistics(op, "rstd", rstd, input, input.shape[1])
+    check_statistics(op, "mean", mean, input, input.shape[1])
+    check_statistics(op, "rstd", rstd, input, input.shape[1])
     check_norm_activation(op, activation)
 
 
@@ -376,24 +364,6 @@ def _backward_batch_norm(ops: Any, ctx: Any, grad: Tensor, *_: Any) -> tuple[Any
         ops, grad, input, (weight, bias), residual, (mean, rstd), ctx.training, ctx.activation, need
     )
     return found[0], None, None, *found[1:], None, None, None, None
-
-
-# ---- autocast ----
-
-
-def cast_tensors(*places: int) -> Callable[[tuple[Any, ...], torch.dtype], tuple[Any, ...]]:
-    """The arguments at `places` take the ambient dtype; those of one value a channel may stay in float32."""
-
-    def rule(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
-        def cast(place: int, value: Any) -> Any:
-            eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-            if not eligible or (place not in places and value.dtype == torch.float32):
-                return value
-            return value.to(dtype)
-
-        return tuple(cast(place, value) for place, value in enumerate(args))
-
-    return rule
 
 
 # ---- definitions ----

@@ -10,7 +10,7 @@ from warpwright._check import acc_dtype
 from warpwright.reference._activation import activate, activation_grad
 
 
-def _placed(value: Tensor, input: Tensor) -> Tensor:
+def placed(value: Tensor, input: Tensor) -> Tensor:
     """In input's shape, dtype and memory format."""
     return empty_like(input).copy_(value.reshape(input.shape))
 
@@ -20,30 +20,30 @@ def _over_channels(values: Tensor | None, like: Tensor) -> Tensor | None:
     return None if values is None else values.to(like.dtype)[None, :, None]
 
 
-def _planes(tensor: Tensor) -> Tensor:
+def planes(tensor: Tensor) -> Tensor:
     """(batch, channels, positions), in the dtype that it is computed in; contiguous, so that sums have one order."""
     return tensor.to(acc_dtype(tensor.dtype)).contiguous().reshape(*tensor.shape[:2], tensor.shape[2:].numel())
 
 
-def _mean(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+def mean_of(values: Tensor, dims: tuple[int, ...]) -> Tensor:
     """With the digits that a sum of large numbers would cost it."""
     rough = values.mean(dims, keepdim=True)
     return (rough + (values - rough).mean(dims, keepdim=True)).squeeze(dims)
 
 
-def _affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     factor, term = _over_channels(weight, xhat), _over_channels(bias, xhat)
     scaled = xhat if factor is None else xhat * factor
     return scaled if term is None else scaled + term
 
 
-def _spread(cells: Tensor, input: Tensor) -> Tensor:
+def spread(cells: Tensor, input: Tensor) -> Tensor:
     """Statistics of groups (batch, groups), or of channels, against (batch, channels, positions)."""
     channels = input.shape[1]
     return cells.repeat_interleave(channels // max(cells.shape[-1], 1), -1).reshape(-1, channels, 1)
 
 
-def _grads(
+def gradients(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor | None,
@@ -54,11 +54,11 @@ def _grads(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of what goes into the activation, and xhat."""
-    xhat = (_planes(input) - _spread(mean, input)) * _spread(rstd, input)
-    z = _affine(xhat, weight, bias)
+    xhat = (planes(input) - spread(mean, input)) * spread(rstd, input)
+    z = affine(xhat, weight, bias)
     if residual is not None:
-        z = z + _planes(residual)
-    return _planes(grad_output) * activation_grad(activation, z), xhat
+        z = z + planes(residual)
+    return planes(grad_output) * activation_grad(activation, z), xhat
 
 
 def _of_channels(values: Tensor, like: Tensor | None, input: Tensor, needed: bool) -> Tensor:
@@ -70,12 +70,12 @@ def _of_channels(values: Tensor, like: Tensor | None, input: Tensor, needed: boo
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = _planes(input)
+    x = planes(input)
     groups = x.reshape(input.shape[0], num_groups, input[:1, : input.shape[1] // num_groups].numel())
-    mean = _mean(groups, (-1,))
+    mean = mean_of(groups, (-1,))
     rstd = torch.rsqrt(((groups - mean[..., None]) ** 2).mean(-1) + eps)
-    y = _affine((x - _spread(mean, input)) * _spread(rstd, input), weight, bias)
-    return _placed(activate(activation, y), input), mean, rstd
+    y = affine((x - spread(mean, input)) * spread(rstd, input), weight, bias)
+    return placed(activate(activation, y), input), mean, rstd
 
 
 def group_norm_backward(
@@ -92,15 +92,16 @@ def group_norm_backward(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean, rstd = (t.reshape(input.shape[0], num_groups) for t in (mean, rstd))
-    g, xhat = _grads(grad_output, input, weight, bias, None, mean, rstd, activation)
+    g, xhat = gradients(grad_output, input, weight, bias, None, mean, rstd, activation)
     grad_input = input.new_empty(0)
     if need_input:
-        scaled = _affine(g, weight, None)
+        scaled = affine(g, weight, None)
 
-        def mean_of(values: Tensor) -> Tensor:
-            return _spread(values.reshape(*mean.shape, values[:1].numel() // num_groups).mean(-1), input)
+        def over_cells(values: Tensor) -> Tensor:
+            return spread(values.reshape(*mean.shape, values[:1].numel() // num_groups).mean(-1), input)
 
-        grad_input = _placed((scaled - mean_of(scaled) - xhat * mean_of(scaled * xhat)) * _spread(rstd, input), input)
+        centred = scaled - over_cells(scaled) - xhat * over_cells(scaled * xhat)
+        grad_input = placed(centred * spread(rstd, input), input)
     grad_weight = _of_channels(g * xhat, weight, input, need_weight)
     return grad_input, grad_weight, _of_channels(g, bias, input, need_bias)
 
@@ -117,10 +118,10 @@ def batch_norm(
     eps: float,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x = _planes(input)
+    x = planes(input)
     if training:
-        mean = _mean(x, (0, 2))
-        var = ((x - _spread(mean, input)) ** 2).mean((0, 2))
+        mean = mean_of(x, (0, 2))
+        var = ((x - spread(mean, input)) ** 2).mean((0, 2))
     else:
         assert running_mean is not None
         assert running_var is not None
@@ -134,10 +135,10 @@ def batch_norm(
     count = input[:, :1].numel()
     new_mean, new_var = moved(running_mean, mean), moved(running_var, var * count / max(count - 1, 1))
     rstd = torch.rsqrt(var + eps)
-    y = _affine((x - _spread(mean, input)) * _spread(rstd, input), weight, bias)
+    y = affine((x - spread(mean, input)) * spread(rstd, input), weight, bias)
     if residual is not None:
-        y = y + _planes(residual)
-    return _placed(activate(activation, y), input), mean, rstd, new_mean, new_var
+        y = y + planes(residual)
+    return placed(activate(activation, y), input), mean, rstd, new_mean, new_var
 
 
 def batch_norm_backward(
@@ -155,13 +156,13 @@ def batch_norm_backward(
     need_bias: bool,
     need_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    g, xhat = _grads(grad_output, input, weight, bias, residual, mean, rstd, activation)
+    g, xhat = gradients(grad_output, input, weight, bias, residual, mean, rstd, activation)
     grad_input = input.new_empty(0)
     if need_input:
-        scaled = _affine(g, weight, None)
+        scaled = affine(g, weight, None)
         if training:
             scaled = scaled - scaled.mean((0, 2), keepdim=True) - xhat * (scaled * xhat).mean((0, 2), keepdim=True)
-        grad_input = _placed(scaled * _spread(rstd, input), input)
+        grad_input = placed(scaled * spread(rstd, input), input)
     grad_weight = _of_channels(g * xhat, weight, input, need_weight)
     grad_bias = _of_channels(g, bias, input, need_bias)
-    return grad_input, grad_weight, grad_bias, _placed(g, input) if need_residual else input.new_empty(0)
+    return grad_input, grad_weight, grad_bias, placed(g, input) if need_residual else input.new_empty(0)

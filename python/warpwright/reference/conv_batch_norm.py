@@ -6,6 +6,7 @@ from torch import Tensor
 
 from warpwright.reference.channel_norm import batch_norm
 from warpwright.reference.conv import convolution
+from warpwright.reference.sync_batch_norm import batch_norm_moments
 
 
 def convolution_batch_norm(
@@ -37,3 +38,19 @@ def convolution_batch_norm(
     if not training and not save_product:
         return output, *(t.new_empty(0) for t in (product, *others[:2])), *others[2:]
     return output, product, *others
+
+
+def convolution_moments(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    product, _ = convolution(
+        input, weight, bias, None, stride, padding, dilation, False, [], groups, "none", precision, False
+    )  # fmt: skip
+    return product, batch_norm_moments(product)

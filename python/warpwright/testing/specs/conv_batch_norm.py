@@ -1,4 +1,4 @@
-"""OpSpec of a convolution with its batch norm."""
+"""OpSpecs of a convolution with its batch norm, and with the moments that one over several processes takes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from warpwright.testing.specs.channel_norm import (
     running_statistics,
 )
 from warpwright.testing.specs.conv import conv_cost
+from warpwright.testing.specs.sync_batch_norm import torch_moments
 
 
 def _torch_function(
@@ -234,5 +235,85 @@ add(
         bad_inputs=_bad_inputs,
         cost=_cost,
         kernels=("convolution_batch_norm", "batch_norm_backward", "convolution_backward"),
+    )
+)
+
+# ---- conv2d_moments ----
+
+
+def _torch_conv2d_moments(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Tensor, Tensor]:
+    product = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return product, torch_moments(product.unsqueeze(0) if product.dim() == 3 else product)
+
+
+def _moments_samples(make: Make) -> Iterator[Sample]:
+    def tensor(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
+        return make.tensor(*shape, low=low, high=high, grad=False)
+
+    x, w = tensor(2, 5, 7, 6), tensor(70, 5, 3, 3)
+    yield Sample("channels first", (x, w, tensor(70), 1, 1))
+    yield Sample("stride", (x, w, None, 2, (1, 0)))
+    x = lying_last(tensor(3, 16, 6, 5))
+    yield Sample("channels last", (x, lying_last(tensor(24, 16, 3, 3)), tensor(24), 1, 1))
+    yield Sample("large tiles", (x, lying_last(tensor(72, 16, 1, 1))))
+    large = tensor(8, low=99, high=101)
+    yield Sample("large mean", (tensor(3, 8, 5, 5), tensor(8, 8, 1, 1, low=0, high=0.01), large))
+    yield Sample("grouped", (tensor(2, 12, 5, 6), tensor(18, 4, 3, 3), None, 1, "same", 1, 3))
+    yield Sample("depthwise", (tensor(2, 5, 6, 6), tensor(5, 1, 3, 3), tensor(5), 1, 1, 2, 5))
+    yield Sample("unbatched", (tensor(3, 5, 5), tensor(8, 3, 3, 3)))
+    yield Sample("no images", (tensor(0, 3, 5, 5), tensor(8, 3, 3, 3)))
+
+
+def _draw_moments(make: Make, rng: random.Random) -> Sample:
+    drawn = _draw(make, rng).map(lambda t: t.detach())
+    input, weight, _, _, _, _, *rest = drawn.args
+    return Sample(drawn.name, (input, weight, *rest))
+
+
+def _moments_bad_inputs(make: Make) -> Iterator[BadInput]:
+    op = "conv2d_moments"
+    x, w = make.tensor(2, 4, 6, 5, grad=False), make.tensor(6, 4, 3, 3, grad=False)
+    yield BadInput("weight rank", (x, w[..., 0]), f"{op}: weight must have 4 dimensions, got 3")
+    yield BadInput("input rank", (x[0, 0], w), f"{op}: input must have 4 dimensions, got 2")
+    yield BadInput("input dtype", (x.long(), w), f"{op}: input must be float32, .* got torch.int64")
+    yield BadInput("channels", (x, w[:, :3]), f"{op}: weight has 3 channels a group, input has 4")
+    yield BadInput("stride", (x, w, None, 0), rf"{op}: stride must be at least 1, got \(0, 0\)")
+    yield BadInput("bias shape", (x, w, w[:4, 0, 0, 0]), rf"{op}: bias must have shape \(6,\), got \(4,\)")
+
+
+def _moments_cost(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Cost:
+    product = conv_cost(F.conv2d)(input, weight, bias, stride, padding, dilation, groups)
+    size = F.conv2d(input.to("meta"), weight.to("meta"), None, stride, padding, dilation, groups).numel()
+    return Cost(product.flops + 4 * size, product.bytes + 12 * weight.shape[0])
+
+
+add(
+    OpSpec(
+        name="conv2d_moments",
+        family="conv_batch_norm",
+        op=ops.conv2d_moments,
+        torch_op=_torch_conv2d_moments,
+        samples=_moments_samples,
+        draw=_draw_moments,
+        bad_inputs=_moments_bad_inputs,
+        cost=_moments_cost,
+        kernels=("convolution_moments",),
+        gradcheck=False,
     )
 )
