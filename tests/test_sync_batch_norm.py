@@ -271,7 +271,9 @@ def test_it_takes_the_place_of_torchs_layer():
 
 
 def test_what_the_layer_cannot_take():
-    with pytest.raises(RuntimeError, match=r"nn\.SyncBatchNorm: activation must be one of none, relu, silu, got 'gelu'"):
+    with pytest.raises(
+        RuntimeError, match=r"nn\.SyncBatchNorm: activation must be one of none, relu, silu, got 'gelu'"
+    ):
         nn.SyncBatchNorm(4, activation="gelu")
     with pytest.raises(ValueError, match="expected at least 2D input"):
         nn.SyncBatchNorm(4)(torch.rand(4))

@@ -298,9 +298,7 @@ def slab_statistics(call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     assert x is not None
     means, squares = call.partials(x), call.partials(x)
     if call.slabs:
-        _slab_statistics_kernel[call.units()](
-            *strided(x, None), means, squares, *call.slab_sizes(), **call.tile(dtype)
-        )
+        _slab_statistics_kernel[call.units()](*strided(x, None), means, squares, *call.slab_sizes(), **call.tile(dtype))
     return means, squares
 
 
@@ -416,8 +414,8 @@ def _backward(
     if out is not None:
         _grads_kernel[call.units()](
             *tensors, mean_grad, mean_dot, mean if given is None else given[1], grad_input, grad_residual,
-            *out.stride(), *call.cell_sizes(), CONSTANT=constant, GIVEN=given is not None, NEED_INPUT=need_input, NEED_RESIDUAL=need_residual, INTERPRETED=interpreted(),
-            **flags, **call.tile(dtype),
+            *out.stride(), *call.cell_sizes(), CONSTANT=constant, GIVEN=given is not None,
+            NEED_INPUT=need_input, NEED_RESIDUAL=need_residual, INTERPRETED=interpreted(), **flags, **call.tile(dtype),
         )  # fmt: skip
     return grad_input, grad_weight, grad_bias, grad_residual
 

@@ -159,9 +159,8 @@ void unit_output_lines(const ChannelNormParams& p, const Unit& unit, const Lines
 template <class T>
 void all_unit_statistics(const ChannelNormParams& p) {
   over_units(p.shape, [&] {
-    return [&p, input = LineReader<T>(p.input, p.shape)](const Unit& unit) {
-      unit_statistics(p, unit, input.read(unit));
-    };
+    return
+        [&p, input = LineReader<T>(p.input, p.shape)](const Unit& unit) { unit_statistics(p, unit, input.read(unit)); };
   });
 }
 

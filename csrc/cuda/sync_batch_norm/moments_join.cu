@@ -1,9 +1,8 @@
 // The moments of several processes' inputs become those of all. A thread takes a channel: there are few of both.
 
-#include "kernels/sync_batch_norm.h"
-
 #include "cuda/channel_norm/per_channel.cuh"
 #include "cuda/launch.h"
+#include "kernels/sync_batch_norm.h"
 
 namespace warpwright::cuda {
 namespace {

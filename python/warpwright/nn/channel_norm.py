@@ -239,6 +239,7 @@ class SyncBatchNorm(_BatchNorm):
         for layer in module.modules():
             if type(layer) in (*known, BatchNorm1d, BatchNorm2d, BatchNorm3d):
                 layer.__class__ = cls
+                assert isinstance(layer, cls)
                 layer.process_group = process_group
         return module
 

@@ -1,10 +1,13 @@
-"""OpSpecs of the stages of a batch norm whose batch is spread over several processes. tests/test_sync_batch_norm.py runs
-them between processes, with autograd."""
+"""OpSpecs of the stages of a batch norm whose batch is spread over several processes.
+
+tests/test_sync_batch_norm.py runs them between processes, with autograd.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,8 +94,8 @@ def _join(
     moments: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, momentum: float = 0.1
 ) -> tuple[Tensor, ...]:
     """The running statistics as they are afterwards are outputs, too."""
-    running = [None if t is None else t.clone() for t in (running_mean, running_var)]
-    return (*ops.batch_norm_join(moments, *running, momentum), *(t for t in running if t is not None))
+    mean, var = (None if t is None else t.clone() for t in (running_mean, running_var))
+    return (*ops.batch_norm_join(moments, mean, var, momentum), *(t for t in (mean, var) if t is not None))
 
 
 def _torch_join(
@@ -234,7 +237,7 @@ def _torch_parts(
     return _wide(grad), xhat, factor
 
 
-def _torch_sums(*args: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+def _torch_sums(*args: Any, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
     g, xhat, _ = _torch_parts(*args, residual, activation)
     return torch.stack((_of_channels(g).sum(1), _of_channels(g * xhat).sum(1)))
 
@@ -289,7 +292,7 @@ add(
 # ---- batch_norm_input_grad ----
 
 
-def _torch_input_grad(*args: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+def _torch_input_grad(*args: Any, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
     *backward, sums, elements = args
     g, xhat, factor = _torch_parts(*backward, residual, activation)
     x, rstd = backward[1], backward[5]
