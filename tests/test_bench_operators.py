@@ -43,6 +43,10 @@ TINY = {
         {"batch": 1, "channels": 4, "size": 7, "kernel": 1, "stride": 2, "groups": 2, "residual": True,
          "activation": "relu"},
     ],
+    "conv2d_moments": [
+        {"batch": 2, "channels": 3, "filters": 4, "size": 6, "kernel": 3, "stride": 2, "bias": True},
+        {"batch": 1, "channels": 4, "size": 7, "kernel": 1, "channels_last": True},
+    ],
     "conv1d": [
         {"batch": 2, "channels": 3, "filters": 4, "size": 9, "kernel": 3, "stride": 2, "bias": True},
         {"batch": 1, "channels": 4, "size": 9, "kernel": 2, "padding": 0, "depthwise": True, "activation": "gelu"},
@@ -142,6 +146,13 @@ TINY = {
     "batch_norm": [
         {"batch": 2, "channels": 4, "size": 5, "training": training, "residual": True, "activation": "relu"}
         for training in (False, True)
+    ],
+    "batch_norm_moments": [{"batch": 2, "channels": 4, "size": 5, "channels_last": last} for last in (False, True)],
+    "batch_norm_join": [{"processes": 3, "channels": 4}],
+    "batch_norm_sums": [{"batch": 2, "channels": 4, "size": 5, "residual": True, "activation": "relu"}],
+    "batch_norm_input_grad": [
+        {"batch": 2, "channels": 4, "size": 5, "channels_last": True},
+        {"batch": 2, "channels": 4, "size": 5, "residual": True, "activation": "silu"},
     ],
     "instance_norm": [{"batch": 2, "channels": 4, "size": 5, "channels_last": last} for last in (False, True)],
     **{

@@ -21,4 +21,5 @@ from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     scaled,
     softmax,
     sparse,
+    sync_batch_norm,
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from torch import Tensor
+
 from warpwright.bench.case import Draw, operator
 from warpwright.bench.operators.conv import Sizes, draw_conv, smaller_conv
 from warpwright.testing import Sample
@@ -49,3 +51,25 @@ def conv2d_batch_norm(
         running = draw.tensor(count, grad=False), draw.tensor(count, low=0.5, high=1.5, grad=False)
     args = (x, weight, *running, draw.tensor(count), draw.tensor(count), *rest, training)
     return Sample(sample.name if training else f"{sample.name}, inference", args, sample.kwargs)
+
+
+@operator("conv2d_moments", smaller=_smaller)
+def conv2d_moments(
+    draw: Draw,
+    *,
+    batch: int,
+    channels: int,
+    filters: int | None = None,
+    size: int,
+    kernel: Sizes,
+    stride: int = 1,
+    padding: Sizes | None = None,
+    bias: bool = False,
+    channels_last: bool = False,
+) -> Sample:
+    sample = draw_conv(
+        draw, 2, batch=batch, channels=channels, filters=filters, size=size, kernel=kernel, stride=stride,
+        padding=padding, dilation=1, groups=1, depthwise=False, bias=bias, activation=None, residual=False,
+        channels_last=channels_last,
+    )  # fmt: skip
+    return sample.map(Tensor.detach)

@@ -34,12 +34,12 @@ def l2_normalize(draw: Draw, *, rows: int, width: int) -> Sample:
 # ---- group_norm and batch_norm ----
 
 
-def _images(draw: Draw, batch: int, channels: int, size: int, channels_last: bool) -> Tensor:
+def draw_images(draw: Draw, batch: int, channels: int, size: int, channels_last: bool) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return draw.tensor(batch, channels, size, size, grad=False).contiguous(memory_format=layout).requires_grad_()
 
 
-def _image_label(batch: int, channels: int, size: int, channels_last: bool) -> str:
+def image_label(batch: int, channels: int, size: int, channels_last: bool) -> str:
     return f"N{batch} C{channels} @{size}{' NHWC' if channels_last else ''}"
 
 
@@ -54,8 +54,8 @@ def group_norm(
     activation: Literal["silu"] | None = None,
     channels_last: bool = False,
 ) -> Sample:
-    x = _images(draw, batch, channels, size, channels_last)
-    label = _image_label(batch, channels, size, channels_last)
+    x = draw_images(draw, batch, channels, size, channels_last)
+    label = image_label(batch, channels, size, channels_last)
     return Sample(
         f"{label} g{groups}{suffix(activation=activation)}",
         (x, groups, draw.tensor(channels), draw.tensor(channels)),
@@ -65,9 +65,9 @@ def group_norm(
 
 @operator("instance_norm", smaller=halve("batch", "channels"))
 def instance_norm(draw: Draw, *, batch: int, channels: int, size: int, channels_last: bool = False) -> Sample:
-    x = _images(draw, batch, channels, size, channels_last)
+    x = draw_images(draw, batch, channels, size, channels_last)
     args = (x, None, None, draw.tensor(channels), draw.tensor(channels))
-    return Sample(_image_label(batch, channels, size, channels_last), args)
+    return Sample(image_label(batch, channels, size, channels_last), args)
 
 
 @operator("batch_norm", smaller=halve("batch", "channels"))
@@ -83,14 +83,14 @@ def batch_norm(
     channels_last: bool = False,
 ) -> Sample:
     """In training without running statistics, so that nothing is written."""
-    x = _images(draw, batch, channels, size, channels_last)
+    x = draw_images(draw, batch, channels, size, channels_last)
     running: tuple[Tensor | None, Tensor | None] = (None, None)
     if not training:
         running = (draw.tensor(channels, grad=False), draw.tensor(channels, low=0.5, high=2, grad=False))
     kwargs: dict[str, object] = {"activation": activation} if activation else {}
     if residual:
-        kwargs["residual"] = _images(draw, batch, channels, size, channels_last)
-    label = _image_label(batch, channels, size, channels_last)
+        kwargs["residual"] = draw_images(draw, batch, channels, size, channels_last)
+    label = image_label(batch, channels, size, channels_last)
     return Sample(
         label + suffix(mode=None if training else "inference", residual=residual, activation=activation),
         (x, *running, draw.tensor(channels), draw.tensor(channels), training),

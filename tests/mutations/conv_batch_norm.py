@@ -4,7 +4,10 @@ from mutations._mutation import planted_in
 
 MUTATIONS = [
     *planted_in("csrc/bindings/conv_batch_norm.cpp",
-         ("conv2d_batch_norm", "the bias stays behind", "conv_product(call, bias,", "conv_product(call, std::nullopt,"),
+         ("conv2d_batch_norm", "the bias stays behind", "conv_product(call, bias, std::nullopt, Activation::kNone, false, training ? &found",
+          "conv_product(call, std::nullopt, std::nullopt, Activation::kNone, false, training ? &found"),
+         ("conv2d_moments", "moments of nothing", "return {product, batch_norm_moments(product, &found)};",
+          "return {product, batch_norm_moments(torch::stable::narrow(product, 0, 0, 0))};"),
          ("conv2d_batch_norm", "the batch's statistics in inference",
           "{running_mean, running_var, !training, momentum}", "{running_mean, running_var, false, momentum}")),
     *planted_in("csrc/cuda/conv/statistics.cuh",
@@ -32,15 +35,22 @@ MUTATIONS = [
           "tl.maximum(left * 0, BLOCK_M).to(ACC)"),
          ("conv2d_batch_norm", "all tiles in the first one's place",
           "to = slab * tl.num_programs(1) * group_filters + wide_filter", "to = wide_filter")),
+    *planted_in("triton_kernels/conv_batch_norm.py",
+         ("conv2d_moments", "moments of the absolute values", "return product, batch_norm_moments(product, found)",
+          "return product, batch_norm_moments(product.abs())")),
     *planted_in("triton_kernels/_channel_call.py",
          ("conv2d_batch_norm", "the first sample's positions", "positions = self.samples * self.positions\n",
           "positions = self.positions\n")),
     *planted_in("python/warpwright/reference/conv_batch_norm.py",
-         ("conv2d_batch_norm", "the bias stays behind", "input, weight, bias, None, stride",
-          "input, weight, None, None, stride")),
+         ("conv2d_batch_norm", "the bias stays behind", "input, weight, bias, None, stride, padding, dilation, False, [],"
+          " groups, \"none\", precision, False\n    )  # fmt: skip\n    output, *others",
+          "input, weight, None, None, stride, padding, dilation, False, [],"
+          " groups, \"none\", precision, False\n    )  # fmt: skip\n    output, *others"),
+         ("conv2d_moments", "moments of the absolute values", "return product, batch_norm_moments(product)",
+          "return product, batch_norm_moments(product.abs())")),
     *planted_in("python/warpwright/ops/conv_batch_norm.py",
          ("conv2d_batch_norm", "move the statistics in inference", "if training and output.numel() > 0:",
           "if output.numel() > 0 and running_mean is not None:"),
-         ("conv2d_batch_norm", "no gradient of the bias in inference", "sum_bias = need_bias and not ctx.training",
-          "sum_bias = False")),
+         ("conv2d_batch_norm", "no gradient of the bias in inference",
+          "wanted = (need[0], need[1], need[2] and not training)", "wanted = (need[0], need[1], False)")),
 ]  # fmt: skip
