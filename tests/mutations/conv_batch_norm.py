@@ -4,8 +4,9 @@ from mutations._mutation import planted_in
 
 MUTATIONS = [
     *planted_in("csrc/bindings/conv_batch_norm.cpp",
-         ("conv2d_batch_norm", "the bias stays behind", "conv_product(call, bias, std::nullopt, Activation::kNone, false, training ? &found",
-          "conv_product(call, std::nullopt, std::nullopt, Activation::kNone, false, training ? &found"),
+         ("conv2d_batch_norm", "the bias stays behind",
+          "bias, std::nullopt, Activation::kNone, false, training ? &found",
+          "std::nullopt, std::nullopt, Activation::kNone, false, training ? &found"),
          ("conv2d_moments", "moments of nothing", "return {product, batch_norm_moments(product, &found)};",
           "return {product, batch_norm_moments(torch::stable::narrow(product, 0, 0, 0))};"),
          ("conv2d_batch_norm", "the batch's statistics in inference",
@@ -42,10 +43,8 @@ MUTATIONS = [
          ("conv2d_batch_norm", "the first sample's positions", "positions = self.samples * self.positions\n",
           "positions = self.positions\n")),
     *planted_in("python/warpwright/reference/conv_batch_norm.py",
-         ("conv2d_batch_norm", "the bias stays behind", "input, weight, bias, None, stride, padding, dilation, False, [],"
-          " groups, \"none\", precision, False\n    )  # fmt: skip\n    output, *others",
-          "input, weight, None, None, stride, padding, dilation, False, [],"
-          " groups, \"none\", precision, False\n    )  # fmt: skip\n    output, *others"),
+         ("conv2d_batch_norm", "forget the residual", "bn_weight, bn_bias, residual, training, momentum",
+          "bn_weight, bn_bias, None, training, momentum"),
          ("conv2d_moments", "moments of the absolute values", "return product, batch_norm_moments(product)",
           "return product, batch_norm_moments(product.abs())")),
     *planted_in("python/warpwright/ops/conv_batch_norm.py",

@@ -213,14 +213,14 @@ def _draw_backward(make: Make, rng: random.Random) -> Backward:
 
 
 def _torch_parts(
+    residual: Tensor | None,
+    activation: str | None,
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
-    residual: Tensor | None,
-    activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of what goes into the activation, the normalised input, and the factor of its channels. As PyTorch's
     norm hands its result to an activation: rounded."""
@@ -238,7 +238,7 @@ def _torch_parts(
 
 
 def _torch_sums(*args: Any, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
-    g, xhat, _ = _torch_parts(*args, residual=residual, activation=activation)
+    g, xhat, _ = _torch_parts(residual, activation, *args)
     return torch.stack((_of_channels(g).sum(1), _of_channels(g * xhat).sum(1)))
 
 
@@ -294,7 +294,7 @@ add(
 
 def _torch_input_grad(*args: Any, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
     *backward, sums, elements = args
-    g, xhat, factor = _torch_parts(*backward, residual=residual, activation=activation)
+    g, xhat, factor = _torch_parts(residual, activation, *backward)
     x, rstd = backward[1], backward[5]
     mean_grad, mean_dot = (_per_channel(total / elements, x) for total in sums)
     return ((g - mean_grad - xhat * mean_dot) * factor * _per_channel(rstd, x)).to(x.dtype)
