@@ -292,3 +292,13 @@ def test_moments_can_be_joined_by_hand(matrix):
     same = torch.zeros(6, device=matrix), torch.ones(6, device=matrix)
     torch.testing.assert_close(y, ops.batch_norm(x, *same, w, b, True))
     torch.testing.assert_close(running, same)
+
+
+def test_a_common_mean_costs_no_digits(matrix):
+    """Where all batches have one mean it is theirs to the bit, and adds nothing to the variance, however large it is."""
+    counts = torch.tensor([3.0, 500.0, 77.0, 1001.0, 7.0])
+    value = torch.tensor([10000 + 1 / 3, -1e6 / 7, 0.1])
+    moments = torch.stack((value.expand(5, 3), torch.ones(5, 3), counts[:, None].expand(5, 3)), 1).to(matrix)
+    mean, var, _ = ops.batch_norm_join(moments)
+    assert torch.equal(mean.cpu(), value)
+    torch.testing.assert_close(var.cpu(), torch.ones(3), rtol=2e-7, atol=0)
