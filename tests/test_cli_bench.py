@@ -87,6 +87,16 @@ def test_full_sizes_can_be_listed_without_a_gpu(cli):
     assert max(c["parameters"]["rows"] for c in small) < 32768
 
 
+def test_a_pattern_is_all_suites_that_it_matches(cli):
+    found = json.loads(cli("list", "--suite", "norm-*", "--suite", "*orm", "--device", "cpu", "--json")[1])["cases"]
+    expected = {name for name in bench.suites() if name.startswith("norm-") or name.endswith("orm")}
+    assert len(expected) > 3
+    assert {c["suite"] for c in found} == expected
+    code, _, err = cli("list", "--suite", "nothing-*")
+    assert code != 0
+    assert "suite must be one of" in err
+
+
 # ---- run ----
 
 

@@ -295,7 +295,7 @@ def test_moments_can_be_joined_by_hand(matrix):
 
 
 def test_a_common_mean_costs_no_digits(matrix):
-    """Where all batches have one mean it is theirs to the bit, and adds nothing to the variance, however large it is."""
+    """Where all batches have one mean it is theirs to the bit, and adds nothing to the variance, however large."""
     counts = torch.tensor([3.0, 500.0, 77.0, 1001.0, 7.0])
     value = torch.tensor([10000 + 1 / 3, -1e6 / 7, 0.1])
     moments = torch.stack((value.expand(5, 3), torch.ones(5, 3), counts[:, None].expand(5, 3)), 1).to(matrix)

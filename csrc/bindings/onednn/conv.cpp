@@ -113,7 +113,7 @@ Tensor product(const ConvCall& call, const OptionalTensor& bias) {
   return plain_conv(call, call.input, call.weight, bias);
 }
 
-// ---- one dimension as two: torch does the same, and oneDNN's fused calls know no other way ----
+// ---- one dimension as two, where torch's own call would not do: oneDNN's fused calls know no other way ----
 
 std::vector<int64_t> with_height(std::vector<int64_t> values, int64_t height) {
   values.insert(values.end() - 1, height);
@@ -176,12 +176,15 @@ ConvCall evenly_padded(const ConvCall& call, std::vector<int64_t>& before) {
 // gradient is ahead for 3x3, up to 1.7 times.
 constexpr int64_t kForwardTaps = 100, kInputGradTaps = 25;
 
-// Whether ours takes it. A single channel is no depthwise convolution to oneDNN, which has vectors along its width.
+// A single channel is no depthwise convolution to oneDNN, which has vectors along its width.
+bool has_a_filter_for_each_channel(const ConvCall& call) {
+  return !call.transposed && call.groups != 1 && call.groups == call.input.size(1) &&
+         call.groups == call.weight.size(0);
+}
+
+// Whether ours takes it.
 bool is_depthwise(const ConvCall& call, bool channels_last, int64_t least_taps) {
-  if (call.transposed || call.dims() != 2 || call.groups == 1 || call.groups != call.input.size(1) ||
-      call.groups != call.weight.size(0) || is_empty(call)) {
-    return false;
-  }
+  if (call.dims() != 2 || !has_a_filter_for_each_channel(call) || is_empty(call)) return false;
   const ScalarType dtype = call.input.scalar_type();
   const bool onednn_has_it = (dtype == ScalarType::Float || dtype == ScalarType::BFloat16) &&
                              call.padding == call.padding_after && channels_last;
@@ -254,7 +257,13 @@ ConvGrads depthwise_grads(const ConvCall& call, const Tensor& grad, bool need_in
 
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
                            Activation activation, bool keep, SlabStatistics*) {
-  if (call.dims() == 1) {
+  const ScalarType dtype = call.input.scalar_type();
+  const bool plain = activation == Activation::kNone && !residual.has_value();
+  // torch takes a bfloat16 sum out of oneDNN in some layouts, and then has no fused relu for it.
+  const bool add_fits =
+      dtype == ScalarType::Float && (activation == Activation::kNone || activation == Activation::kRelu);
+  const bool fuses = onednn_fuses(call) && !plain && !keep && (!residual.has_value() || add_fits);
+  if (call.dims() == 1 && (fuses || call.channels_last || has_a_filter_for_each_channel(call))) {
     const OptionalTensor addend = residual.has_value() ? OptionalTensor(with_height(*residual)) : std::nullopt;
     const ProductOutput flat = conv_product(with_height(call), bias, addend, activation, keep);
     return {without_height(flat.output), without_height(flat.preact)};
@@ -266,16 +275,12 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
     std::vector<int64_t> before;
     return conv_product(evenly_padded(call, before), bias, residual, activation, keep);
   }
-  const ScalarType dtype = call.input.scalar_type();
   const Tensor none = nothing(dtype, call.input);
-  const bool plain = activation == Activation::kNone && !residual.has_value();
-  // torch takes a bfloat16 sum out of oneDNN in some layouts, and then has no fused relu for it.
-  const bool add_fits =
-      dtype == ScalarType::Float && (activation == Activation::kNone || activation == Activation::kRelu);
   const OptionalTensor bias_row = contiguous(bias);  // oneDNN's fused calls read a strided bias as if it were not.
-  if (onednn_fuses(call) && !plain && !keep) {
-    if (!residual.has_value()) return {to_format(fused_unary(call, bias_row, activation), call.channels_last), none};
-    if (add_fits) return {to_format(fused_add(call, bias_row, *residual, activation), call.channels_last), none};
+  if (fuses) {
+    const Tensor fused = residual.has_value() ? fused_add(call, bias_row, *residual, activation)
+                                              : fused_unary(call, bias_row, activation);
+    return {to_format(fused, call.channels_last), none};
   }
   const bool bias_in_product = !is_empty(call) && dtype != ScalarType::Half;
   const Tensor rough = to_format(product(call, bias_in_product ? bias_row : std::nullopt), call.channels_last);
@@ -313,7 +318,7 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   const bool input_format = is_channels_last(call.input), weight_format = is_channels_last(call.weight);
   ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};
   if (!need_input && !need_weight) return grads;
-  if (call.dims() == 1) {
+  if (call.dims() == 1 && (input_format || weight_format || has_a_filter_for_each_channel(call))) {
     const ConvGrads flat = conv_grads(with_height(call), with_height(grad), need_input, need_weight);
     return {without_height(flat.grad_input), without_height(flat.grad_weight)};
   }

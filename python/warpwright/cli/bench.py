@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 SuiteOption = Annotated[
     list[str] | None,
-    typer.Option("--suite", "-s", help="A suite's name, a YAML file of your own, or all; may be repeated."),
+    typer.Option(
+        "--suite",
+        "-s",
+        help="A suite's name, a pattern such as 'conv-*', a YAML file of your own, or all; may be repeated.",
+    ),
 ]
 OpOption = Annotated[list[str] | None, typer.Option("--op", help="Only this op; may be repeated.")]
 DtypeOption = Annotated[list[str] | None, typer.Option("--dtype", help="Only this dtype; may be repeated.")]
@@ -55,7 +60,8 @@ def _cases(
 ) -> list[Case]:
     from warpwright.bench import load_suite, select, suites
 
-    wanted = list(suites()) if names == ["all"] else names or ["quick"]
+    patterns = list(suites()) if names == ["all"] else names or ["quick"]
+    wanted = dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(suites(), pattern) or [pattern])
     cases = [case for name in wanted for case in load_suite(name, device, full=full)]
     return select(cases, ops=op, dtypes=dtype, directions=direction)
 
