@@ -139,6 +139,7 @@ void launch_products(const char* name, void (*kernel)(ConvParams), const ConvPar
 // places, and so do strips: a pass over what was stored finds the statistics there. So it does for TF32, whose tile has
 // fewer columns than store_statistics' warps share among them.
 int64_t conv_statistics_slab(const ConvParams& params) {
+  if (conv_fprop_wgmma_takes(params)) return conv_fprop_wgmma_rows();
   return conv_mma_takes(params) && params.dtype != DType::kFloat32 ? conv_fprop_mma_rows(params) : 0;
 }
 

@@ -2,6 +2,7 @@
 
 #include "cuda/conv/conv_wgmma.cuh"
 #include "cuda/conv/conv_wgmma_kernel.cuh"
+#include "cuda/conv/geometry.cuh"
 #include "cuda/conv/wgmma_maps.h"
 
 namespace warpwright::cuda {
@@ -11,122 +12,176 @@ namespace {
 constexpr ConvWgmmaShape kWide{128, 256, false}, kSquare{128, 128, true}, kNarrow{128, 64, true};
 
 // The widest that `n` fills more than half of and that gives every multiprocessor a tile, else the narrow one.
-ConvWgmmaShape shape_for(int64_t m, int64_t n) {
+ConvWgmmaShape shape_for(int64_t m, int64_t n, bool measured) {
   for (const ConvWgmmaShape& shape : {kWide, kSquare}) {
-    if (2 * n > shape.tile_n && shape.tiles(m, n) >= current_device().multiprocessors) return shape;
+    const bool fits = shape.pingpong || !measured;  // A consumer of its own has as many rows as a tile.
+    if (fits && 2 * n > shape.tile_n && shape.tiles(m, n) >= current_device().multiprocessors) return shape;
   }
   return kNarrow;
 }
+
+// The sides of a product: filters slide over `source`, whose channels are summed over, and `output` is written.
+struct Sides {
+  const ConvTensor &source, &output;
+  const int64_t (&source_size)[kConvDims], (&output_size)[kConvDims];  // Depth, height, width.
+  int64_t channels, output_channels;
+};
 
 // A product of pixels with filters, but for the tensor maps.
 struct PixelProduct {
   ConvPixelsMap pixels;
   ptx::TensorLayout weight;
-  ConvPixelsParams kernel;
+  ConvMeasuredParams kernel;
   ConvWgmmaShape shape;
+  int64_t rows;  // Of a phase.
   bool fits;
 };
 
-// `channels` of `source` are summed over; `output`, of `output_size`, is written.
-PixelProduct product_of(const ConvParams& p, const ConvTensor& source, int64_t channels,
-                        const int64_t (&source_size)[kConvDims], const ConvPositions (&positions)[kConvDims],
-                        const ConvTensor& output, int64_t output_channels, const int64_t (&output_size)[kConvDims]) {
-  constexpr int64_t kMost = INT32_MAX - 1024;  // A tile may reach past it.
+// Of `kernel`, taps and phases are set.
+PixelProduct product_of(const ConvParams& p, const Sides& sides, const ConvPositions (&positions)[kConvDims],
+                        const ConvMeasuredParams& kernel) {
   PixelProduct product{};
-  ConvPixelsParams& k = product.kernel;
+  ConvMeasuredParams& k = product.kernel = kernel;
   GemmParams& g = k.gemm;
-  g.dtype = g.output_dtype = p.dtype;
-  g.m = p.batch * output_size[0] * output_size[1] * output_size[2];
-  g.n = output_channels;
-  g.alpha = g.beta = g.output_scale = 1;
-  g.batch[0] = g.batch[1] = g.batch[2] = 1;
-  g.activation = p.activation;
-  g.output = output.data;
-  g.preact = p.preact;
-  g.residual = p.residual.data;
-  g.residual_row = g.residual == nullptr ? 0 : conv_pixel_stride(p.residual, p.batch, output_size, g.n);
-  g.residual_col = p.residual.stride[1];
-  k.norm = p.norm;
-  (p.norm.mean.data == nullptr ? g.bias : k.bias) = p.bias;
-  k.spatial = conv_spatial_dims(p);
-  const int span = span_of(p.dtype);
-  const int64_t spans = (channels + span - 1) / span;
-  k.spans = static_cast<int>(std::min(spans, kMost));
-  product.shape = shape_for(g.m, g.n);
-  product.pixels = conv_pixels_map(p, source, channels, source_size, positions, product.shape.tile_m);
-  product.weight = conv_weight_layout(p);
-
-  const bool half = p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16;
-  if (!half || p.groups != 1 || std::min(g.m, g.n) < 1 || p.mean_partials != nullptr) return product;
-  if (std::max({g.m, g.n, channels, p.taps() * spans}) > kMost || product.shape.tiles(g.m, g.n) > kMost) return product;
-  if (*std::max_element(source_size, source_size + kConvDims) > kMost || 2 * channels < spans * span) return product;
-  const Device device = current_device();
-  if (device.capability != 90 || 2 * product.shape.tiles(g.m, g.n) < device.multiprocessors) return product;
-  if (output.stride[1] != 1 || conv_pixel_stride(output, p.batch, output_size, g.n) != g.n) return product;
-  if (g.residual != nullptr && g.residual_row == 0) return product;
-  product.fits = product.pixels.fits() && ptx::tensor_map_takes(product.weight);
-  for (int d = 0; d < kConvDims; ++d) {  // Which are in range then.
+  g = plain_product(p.dtype, p.batch, sides.output_channels, sides.output.data);
+  product.rows = p.batch;
+  int64_t phases = 1;
+  for (int d = 0; d < kConvDims; ++d) {
+    g.m *= sides.output_size[d];
+    product.rows *= positions[d].count;
     k.size[d] = static_cast<int>(positions[d].count);
     k.first[d] = static_cast<int>(positions[d].first);
     k.step[d] = static_cast<int>(positions[d].step);
-    k.dilation[d] = static_cast<int>(positions[d].dilation);
-    k.taps[d] = static_cast<int>(positions[d].taps);
+    k.output_size[d] = static_cast<int>(sides.output_size[kConvDims - 1 - d]);
+    phases *= k.phases[d];
   }
+  k.phased = phases > 1;
+  g.activation = p.activation;
+  g.preact = p.preact;
+  g.residual = p.residual.data;
+  g.residual_row = g.residual == nullptr ? 0 : conv_pixel_stride(p.residual, p.batch, sides.output_size, g.n);
+  g.residual_col = p.residual.stride[1];
+  k.norm = p.norm;
+  (p.norm.mean.data == nullptr ? g.bias : k.bias) = p.bias;
+  k.mean_partials = p.mean_partials;
+  k.square_partials = p.square_partials;
+  const int span = span_of(p.dtype);
+  k.spans = static_cast<int>((sides.channels + span - 1) / span);
+  product.shape = shape_for(product.rows * phases, g.n, p.mean_partials != nullptr);
+  product.pixels = conv_pixels_map(p, sides.source, sides.channels, sides.source_size, positions, product.shape.tile_m);
+  k.a_dims = product.pixels.dims();
+  product.weight = conv_weight_layout(p);
   return product;
+}
+
+bool fits(const PixelProduct& product, const ConvParams& p, const Sides& sides) {
+  const ConvMeasuredParams& k = product.kernel;
+  const GemmParams& g = k.gemm;
+  const int64_t tiles = product.shape.tiles(product.rows, g.n) * k.phases[0] * k.phases[1] * k.phases[2];
+  if (2 * sides.channels < int64_t{k.spans} * span_of(p.dtype)) return false;
+  if (2 * tiles < current_device().multiprocessors) return false;
+  if (sides.output.stride[1] != 1 || conv_pixel_stride(sides.output, p.batch, sides.output_size, g.n) != g.n)
+    return false;
+  if (g.residual != nullptr && g.residual_row == 0) return false;
+  return product.pixels.fits() && ptx::tensor_map_takes(product.weight);
 }
 
 PixelProduct fprop_product_of(const ConvParams& p) {
+  const Sides sides{p.x, p.y, p.x_size, p.y_size, p.channels, p.filters};
+  ConvMeasuredParams kernel{};
   ConvPositions at[kConvDims];
   for (int d = 0; d < kConvDims; ++d) {
     const int from = kConvDims - 1 - d;
-    at[d] = {p.y_size[from], -p.padding[from], p.stride[from], p.kernel[from], p.dilation[from]};
+    at[d] = {p.y_size[from], -p.padding[from], p.stride[from], (p.kernel[from] - 1) * p.dilation[from]};
+    kernel.phases[d] = kernel.tap_step[d] = 1;
+    kernel.phase[d][0].taps = static_cast<int>(p.kernel[from]);
+    kernel.dilation[d] = static_cast<int>(p.dilation[from]);
   }
-  PixelProduct product = product_of(p, p.x, p.channels, p.x_size, at, p.y, p.filters, p.y_size);
-  product.kernel.a.along_k = product.kernel.b.along_k = true;
+  kernel.a.along_k = kernel.b.along_k = true;
+  PixelProduct product = product_of(p, sides, at, kernel);
+  product.fits = fits(product, p, sides);
   return product;
 }
 
-// Element i of x meets y at i + padding - tap * dilation, so filters slide over y as well, the last tap first.
+// Element i of x meets y at (i + padding - tap * dilation) / stride. So filters slide over y as well: over a phase's
+// positions by one element for each, the last tap first. A filter of any phase begins where that one does whose first
+// element comes first, and adds what it lies further on to its offsets: one map serves all phases.
 PixelProduct dgrad_product_of(const ConvParams& p) {
+  const Sides sides{p.y, p.x, p.y_size, p.x_size, p.filters, p.channels};
+  ConvMeasuredParams kernel{};
   ConvPositions at[kConvDims];
-  bool dense = true;
   for (int d = 0; d < kConvDims; ++d) {
     const int from = kConvDims - 1 - d;
-    const int64_t reach = (p.kernel[from] - 1) * p.dilation[from];
-    at[d] = {p.x_size[from], p.padding[from] - reach, 1, p.kernel[from], p.dilation[from]};
-    dense = dense && p.stride[from] == 1;
+    ConvPhase phases[kMostPhases];
+    kernel.phases[d] = static_cast<int>(p.stride[from]);
+    int64_t begin = INT64_MAX, end = INT64_MIN;
+    for (int i = 0; i < kernel.phases[d]; ++i) {
+      int64_t index = i;  // Phases are numbered from the outermost dimension: of this one alone, i times those within.
+      for (int inner = from + 1; inner < kConvDims; ++inner) index *= p.stride[inner];
+      phases[i] = phase_at(p, index);
+      if (phases[i].taps[from] == 0) continue;
+      begin = std::min(begin, phases[i].first_y[from] - (phases[i].taps[from] - 1) * phases[i].y_step[from]);
+      end = std::max(end, phases[i].first_y[from]);
+    }
+    for (int i = 0; i < kernel.phases[d]; ++i) {
+      const ConvPhase& phase = phases[i];
+      const int64_t last = phase.taps[from] - 1;
+      kernel.phase[d][i] = {static_cast<int>(phase.taps[from]),
+                            static_cast<int>(phase.first_y[from] - last * phase.y_step[from] - begin),
+                            static_cast<int>(phase.first_tap[from] + last * phase.tap_step[from])};
+    }
+    kernel.dilation[d] = static_cast<int>(phases[0].y_step[from]);
+    kernel.tap_step[d] = static_cast<int>(-phases[0].tap_step[from]);
+    at[d] = {(p.x_size[from] + p.stride[from] - 1) / p.stride[from], begin, 1, end - begin};
   }
-  PixelProduct product = product_of(p, p.y, p.filters, p.y_size, at, p.x, p.channels, p.x_size);
-  product.fits = product.fits && dense;
-  product.kernel.a.along_k = product.kernel.mirrored = true;
+  kernel.a.along_k = true;
+  PixelProduct product = product_of(p, sides, at, kernel);
+  product.fits = fits(product, p, sides);
   return product;
+}
+
+template <class Params>
+void run_shape(const char* name, const Params& k, const ConvWgmmaShape& shape, Stream stream) {
+  if (shape.tile_n == kSquare.tile_n) {
+    launch_conv_wgmma<Params, kSquare.tile_m, kSquare.tile_n, kSquare.pingpong>(name, k, stream);
+  } else {
+    launch_conv_wgmma<Params, kNarrow.tile_m, kNarrow.tile_n, kNarrow.pingpong>(name, k, stream);
+  }
 }
 
 void run(const char* name, PixelProduct product, Stream stream) {
-  ConvPixelsParams& k = product.kernel;
+  ConvMeasuredParams& k = product.kernel;
+  const ConvPixelsParams& plain = k;
   const ConvWgmmaShape& shape = product.shape;
   const int span = span_of(k.gemm.dtype);
   k.a.map = product.pixels.encode();
   k.b.map = k.b.along_k ? ptx::encode_tiled(product.weight, {{span, 1, 1, 1, shape.tile_n}}, kOperandSwizzle)
                         : ptx::encode_tiled(product.weight, {{kBoxRows, 1, 1, 1, span}}, kOperandSwizzle);
-  const int64_t taps = int64_t{k.taps[0]} * k.taps[1] * k.taps[2];
+  set_walk(k, shape, product.rows, k.gemm.n, 0, int64_t{k.phases[0]} * k.phases[1] * k.phases[2]);
   const bool normed = k.norm.mean.data != nullptr;
-  set_walk(k, shape, k.gemm.n, taps * k.spans, 1, !normed && wgmma_leaves_by_tma(k.gemm));
-  if (shape.tile_n == kWide.tile_n) {
-    launch_conv_wgmma<ConvPixelsParams, kWide.tile_m, kWide.tile_n, kWide.pingpong>(name, k, stream);
-  } else if (shape.tile_n == kSquare.tile_n) {
-    launch_conv_wgmma<ConvPixelsParams, kSquare.tile_m, kSquare.tile_n, kSquare.pingpong>(name, k, stream);
+  set_epilogue(k, shape.tile_n, !k.phased && !normed && wgmma_leaves_by_tma(k.gemm));
+  if (k.mean_partials != nullptr) {
+    run_shape(name, k, shape, stream);
+  } else if (shape.tile_n == kWide.tile_n) {
+    launch_conv_wgmma<ConvPixelsParams, kWide.tile_m, kWide.tile_n, kWide.pingpong>(name, plain, stream);
   } else {
-    launch_conv_wgmma<ConvPixelsParams, kNarrow.tile_m, kNarrow.tile_n, kNarrow.pingpong>(name, k, stream);
+    run_shape(name, plain, shape, stream);
   }
 }
 
 }  // namespace
 
-bool conv_fprop_wgmma_takes(const ConvParams& p) { return fprop_product_of(p).fits; }
-void conv_fprop_wgmma(const ConvParams& p, Stream stream) { run("conv_fprop_wgmma", fprop_product_of(p), stream); }
+bool conv_fprop_wgmma_takes(const ConvParams& p) { return could_take_wgmma(p) && fprop_product_of(p).fits; }
+int64_t conv_fprop_wgmma_rows() { return kSquare.tile_m; }
+void conv_fprop_wgmma(const ConvParams& p, Stream stream) {
+  run(p.mean_partials == nullptr ? "conv_fprop_wgmma" : "conv_fprop_measured_wgmma", fprop_product_of(p), stream);
+}
 
-bool conv_dgrad_wgmma_takes(const ConvParams& p) { return dgrad_product_of(p).fits; }
+bool conv_dgrad_wgmma_takes(const ConvParams& p) {
+  if (!could_take_wgmma(p)) return false;
+  const bool few = *std::max_element(p.stride, p.stride + kConvDims) <= kMostPhases;
+  return few && dgrad_product_of(p).fits;
+}
 void conv_dgrad_wgmma(const ConvParams& p, Stream stream) { run("conv_dgrad_wgmma", dgrad_product_of(p), stream); }
 
 }  // namespace warpwright::cuda

@@ -7,12 +7,12 @@
 
 namespace warpwright::cuda {
 
-// Whether the forward product, or the input's gradient of a convolution with strides of 1, is one for Hopper: one
-// group, channels and strides in multiples of 16 bytes, at least half a span of 64 channels to sum over, results and
-// residual of which each pixel lies a step from the one before, what an im2col map allows of paddings, strides and
-// filters, and tiles for half of the multiprocessors. A product whose statistics are wanted is not: see
-// conv_statistics_slab.
+// Whether the forward product, or the input's gradient, is one for Hopper: one group, channels and strides in multiples
+// of 16 bytes, at least half a span of 64 channels to sum over, results and residual of which each pixel lies a step
+// from the one before, what an im2col map allows of paddings, strides and filters, strides up to 4 of a gradient, and
+// tiles for half of the multiprocessors.
 bool conv_fprop_wgmma_takes(const ConvParams& params);
+int64_t conv_fprop_wgmma_rows();  // Of the tile that conv_fprop_wgmma takes where it leaves statistics.
 void conv_fprop_wgmma(const ConvParams& params, Stream stream);
 bool conv_dgrad_wgmma_takes(const ConvParams& params);
 void conv_dgrad_wgmma(const ConvParams& params, Stream stream);

@@ -3,6 +3,7 @@
 //
 //   fprop   m = pixels of y    n = filters         k = (tap, span of channels)   a = x by im2col   b = w
 //   dgrad   m = pixels of x    n = channels        k = (tap, span of filters)    a = y by im2col   b = w, rows together
+//           for each phase: only every stride-th position and tap belong together
 //   wgrad   m = filters        n = (tap, channel)  k = pixels of y               a = y, b = x by im2col, rows together
 //
 // Each tap's channels are rounded up to spans of 64; TMA reads zeros past the last one.
@@ -22,7 +23,7 @@ namespace warpwright::cuda {
 
 #if WARPWRIGHT_SM90A
 
-// The products of a tile, as conv_wgmma_kernel's consumers want them.
+// The products of a tile; a phase that no tap meets has none.
 template <class T, class Layout, bool kAAlongK, bool kBAlongK, int kSums, class AllStarted>
 __device__ __forceinline__ void multiply_conv_tile(unsigned char* shared, int row, int steps,
                                                    typename Layout::Stage& stage, float (&sums)[Layout::kMmas][kSums],
@@ -31,6 +32,15 @@ __device__ __forceinline__ void multiply_conv_tile(unsigned char* shared, int ro
   const uint64_t b = operand_descriptor(shared + Layout::kATileBytes);
   multiply_stages<T, kAAlongK, kBAlongK, Layout::kStageBytes>(sums, a, b, Layout::ring(shared), stage, steps, 1,
                                                               all_started);
+}
+
+template <int kMmas, int kSums>
+__device__ __forceinline__ void clear(float (&sums)[kMmas][kSums]) {
+#pragma unroll
+  for (auto& row : sums) {
+#pragma unroll
+    for (float& sum : row) sum = 0.0f;
+  }
 }
 
 // Calls f.operator()<kAAlongK, kBAlongK>() for a kernel's operands.
@@ -53,6 +63,10 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) conv_wgmma_kernel(const __gr
   constexpr int kRegisters = 40;  // A producer that walks pixels and taps has more to remember.
   WARPWRIGHT_DYNAMIC_SHARED(shared);
   const auto multiply = [&](int row, int steps, auto& stage, auto& sums, const auto& all_started) {
+    if (steps == 0) {
+      clear(sums);
+      return all_started();
+    }
     with_operands(p, [&]<bool kAAlongK, bool kBAlongK>() {
       if (p.gemm.dtype == DType::kFloat16) {
         multiply_conv_tile<__half, Layout, kAAlongK, kBAlongK>(shared, row, steps, stage, sums, all_started);
@@ -71,6 +85,24 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) conv_wgmma_kernel(const __gr
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
+// Whether a product may be one for these kernels at all: wgmma has its dtype, and numbers of pixels, channels and taps
+// are those of 32 bits, with room for a tile that reaches past the end.
+inline bool could_take_wgmma(const ConvParams& p) {
+  constexpr int64_t kMost = INT32_MAX - 1024;
+  const bool half = p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16;
+  if (!half || p.groups != 1 || current_device().capability != 90) return false;
+  int64_t x_pixels = p.batch, y_pixels = p.batch;
+  for (int d = 0; d < kConvDims; ++d) {
+    const int64_t stride = p.stride[d], reach = p.kernel[d] * p.dilation[d];
+    if (std::max({p.x_size[d], p.y_size[d], p.padding[d], stride, reach}) > kMost) return false;
+    x_pixels *= (p.x_size[d] + stride - 1) / stride * stride;  // Phases have as many positions as the largest.
+    y_pixels *= p.y_size[d];
+    if (std::max(x_pixels, y_pixels) > kMost) return false;
+  }
+  const int64_t columns = p.taps() * (std::max(p.channels, p.filters) + kBoxRows);
+  return columns <= kMost && std::min({x_pixels, y_pixels, p.channels, p.filters}) > 0;
+}
+
 struct ConvWgmmaShape {
   int tile_m, tile_n;
   bool pingpong;
@@ -78,18 +110,29 @@ struct ConvWgmmaShape {
   int64_t tiles(int64_t m, int64_t n) const { return (m + tile_m - 1) / tile_m * ((n + tile_n - 1) / tile_n); }
 };
 
-// Sets what follows from a shape, the gemm and the partials, but for the maps.
-inline void set_walk(ConvWgmmaParams& p, const ConvWgmmaShape& shape, int64_t columns, int64_t steps, int splits,
-                     bool by_tma) {
+// Sets the order of a kernel's tiles: of each of `splits` parts of the sum, or phases, `rows` by `columns`.
+inline void set_walk(ConvWgmmaParams& p, const ConvWgmmaShape& shape, int64_t rows, int64_t columns, int64_t steps,
+                     int64_t splits) {
   constexpr int kBand = 8;
-  p.walk.rows = static_cast<unsigned>((p.gemm.m + shape.tile_m - 1) / shape.tile_m);
+  p.walk.rows = static_cast<unsigned>((rows + shape.tile_m - 1) / shape.tile_m);
   p.walk.cols = static_cast<unsigned>((columns + shape.tile_n - 1) / shape.tile_n);
   p.walk.matrices = p.walk.cluster = 1;
   p.walk.band = kBand;
+  p.walk.splits = static_cast<unsigned>(splits);
   p.walk.steps = static_cast<int>(steps);
   p.walk.split_steps = static_cast<int>((steps + splits - 1) / splits);
-  p.walk.splits = static_cast<unsigned>((steps + p.walk.split_steps - 1) / p.walk.split_steps);
-  set_epilogue(p, shape.tile_n, by_tma);
+}
+
+// What every convolution's product has.
+inline GemmParams plain_product(DType dtype, int64_t m, int64_t n, void* output) {
+  GemmParams g{};
+  g.dtype = g.output_dtype = dtype;
+  g.m = m;
+  g.n = n;
+  g.alpha = g.beta = g.output_scale = 1;
+  g.batch[0] = g.batch[1] = g.batch[2] = 1;
+  g.output = output;
+  return g;
 }
 
 template <class Params, int kTileM, int kTileN, bool kPingpong>

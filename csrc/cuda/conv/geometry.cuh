@@ -70,7 +70,7 @@ WARPWRIGHT_HOST_DEVICE int64_t most_phase_pixels(const ConvParams& p) {
   return pixels;
 }
 
-__device__ __forceinline__ ConvPhase phase_at(const ConvParams& p, int64_t index) {
+WARPWRIGHT_HOST_DEVICE ConvPhase phase_at(const ConvParams& p, int64_t index) {
   ConvPhase phase;
 #pragma unroll
   for (int d = kConvDims - 1; d >= 0; --d) {

@@ -19,25 +19,43 @@ int as_int(int64_t value) {
 }  // namespace
 
 bool ConvPixelsMap::fits() const {
-  if (!ptx::tensor_map_takes(layout) || !ptx::im2col_fault(layout, box).empty()) return false;
-  const int spatial = layout.rank - 2;
-  return std::all_of(reach, reach + spatial, [&](int64_t r) { return r <= ptx::most_im2col_offset(spatial); });
+  if (!ptx::tensor_map_takes(layout)) return false;
+  if (dims() == 0) return true;
+  const auto within = [&](int64_t r) { return r <= ptx::most_im2col_offset(dims()); };
+  return ptx::im2col_fault(layout, box).empty() && std::all_of(reach, reach + dims(), within);
 }
 
-int conv_spatial_dims(const ConvParams& p) {
-  for (int d = 0; d < kWidth; ++d) {
-    if (p.x_size[d] != 1 || p.y_size[d] != 1 || p.kernel[d] != 1 || p.padding[d] != 0) return kConvDims - d;
-  }
-  return 1;
+ptx::TensorMap ConvPixelsMap::encode() const {
+  if (dims() > 0) return ptx::encode_im2col(layout, box, kOperandSwizzle);
+  return ptx::encode_tiled(layout, {{box.channels, box.pixels}}, kOperandSwizzle);
 }
 
 ConvPixelsMap conv_pixels_map(const ConvParams& p, const ConvTensor& tensor, int64_t channels,
                               const int64_t (&size)[kConvDims], const ConvPositions (&positions)[kConvDims],
                               int pixels) {
-  const int spatial = conv_spatial_dims(p);
   ConvPixelsMap map{};
-  map.layout = {tensor.data, p.dtype, 2 + spatial, {channels}, {tensor.stride[1]}};
-  for (int d = 0; d < spatial; ++d) {
+  map.box.channels = span_of(p.dtype);
+  map.box.pixels = pixels;
+  map.layout = {tensor.data, p.dtype, 2, {channels, p.batch}, {tensor.stride[1], tensor.stride[0]}};
+  const int64_t even = conv_pixel_stride(tensor, p.batch, size, channels);
+  int dims = 0;
+  bool single = even != 0;
+  for (int d = 0; d < kConvDims; ++d) {
+    const ConvPositions& at = positions[d];
+    const bool whole = at.first == 0 && at.reach == 0 && at.count == size[kWidth - d];
+    single = single && whole && (at.step == 1 || at.count == 1);
+    if (!whole || at.count != 1) dims = d + 1;  // Dimensions of one element and one tap are left out.
+  }
+  if (single) {
+    map.layout.size[1] = p.batch * size[0] * size[1] * size[2];
+    map.layout.stride[1] = even;
+    return map;
+  }
+  dims = std::max(dims, 1);
+  map.layout.rank = 2 + dims;
+  map.layout.size[1 + dims] = p.batch;
+  map.layout.stride[1 + dims] = tensor.stride[0];
+  for (int d = 0; d < dims; ++d) {
     const ConvPositions& at = positions[d];
     map.layout.size[1 + d] = size[kWidth - d];
     map.layout.stride[1 + d] = tensor.stride[2 + kWidth - d];
@@ -45,12 +63,8 @@ ConvPixelsMap conv_pixels_map(const ConvParams& p, const ConvTensor& tensor, int
     // The corners let a filter begin at each position, and nowhere else.
     map.box.lower[d] = as_int(at.first);
     map.box.upper[d] = as_int(at.first + (at.count - 1) * at.step + 1 - size[kWidth - d]);
-    map.reach[d] = (at.taps - 1) * at.dilation;
+    map.reach[d] = at.reach;
   }
-  map.layout.size[1 + spatial] = p.batch;
-  map.layout.stride[1 + spatial] = tensor.stride[0];
-  map.box.channels = span_of(p.dtype);
-  map.box.pixels = pixels;
   return map;
 }
 

@@ -7,25 +7,23 @@
 
 namespace warpwright::cuda {
 
-// A tensor (batch, channels, depth, height, width) whose pixels an im2col map finds: (channels, width[, height[,
-// depth]], batch).
-struct ConvPixelsMap {
-  ptx::TensorLayout layout;
-  ptx::Im2colBox box;
-  int64_t reach[kConvDims];  // Of the last tap from a filter's first one.
-
-  bool fits() const;
-  ptx::TensorMap encode() const { return ptx::encode_im2col(layout, box, ptx::Swizzle::k128Bytes); }
-};
-
 // Positions of filters in one dimension of the tensor that they slide over.
 struct ConvPositions {
   int64_t count, first, step;  // The first one's filter begins at element `first`.
-  int64_t taps, dilation;
+  int64_t reach;               // Of a filter's last tap from its begin.
 };
 
-// How many dimensions of a convolution are more than one element and one tap, of depth, height and width: at least 1.
-int conv_spatial_dims(const ConvParams& params);
+// A tensor (batch, channels, depth, height, width) whose pixels TMA finds: an im2col map of (channels, width[, height[,
+// depth]], batch), or a tiled one of (channels, pixels), where filters are single elements and pixels lie evenly.
+struct ConvPixelsMap {
+  ptx::TensorLayout layout;
+  ptx::Im2colBox box;
+  int64_t reach[kConvDims];
+
+  int dims() const { return layout.rank == 2 ? 0 : layout.rank - 2; }  // Of an im2col map.
+  bool fits() const;
+  ptx::TensorMap encode() const;
+};
 
 // The map of boxes of `pixels` by a span of channels, for positions in dimensions (width, height, depth).
 ConvPixelsMap conv_pixels_map(const ConvParams& params, const ConvTensor& tensor, int64_t channels,

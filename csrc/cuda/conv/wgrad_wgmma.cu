@@ -22,14 +22,14 @@ int64_t columns_of(const ConvParams& p) { return p.taps() * spans_of(p) * kBoxRo
 // The elements of y by themselves.
 ConvPixelsMap y_map(const ConvParams& p) {
   ConvPositions at[kConvDims];
-  for (int d = 0; d < kConvDims; ++d) at[d] = {p.y_size[kConvDims - 1 - d], 0, 1, 1, 1};
+  for (int d = 0; d < kConvDims; ++d) at[d] = {p.y_size[kConvDims - 1 - d], 0, 1, 0};
   return conv_pixels_map(p, p.y, p.filters, p.y_size, at, span_of(p.dtype));
 }
 ConvPixelsMap x_map(const ConvParams& p) {
   ConvPositions at[kConvDims];
   for (int d = 0; d < kConvDims; ++d) {
     const int from = kConvDims - 1 - d;
-    at[d] = {p.y_size[from], -p.padding[from], p.stride[from], p.kernel[from], p.dilation[from]};
+    at[d] = {p.y_size[from], -p.padding[from], p.stride[from], (p.kernel[from] - 1) * p.dilation[from]};
   }
   return conv_pixels_map(p, p.x, p.channels, p.x_size, at, span_of(p.dtype));
 }
@@ -47,14 +47,8 @@ bool writes_evenly(const ConvParams& p) {
 }  // namespace
 
 bool conv_wgrad_wgmma_takes(const ConvParams& p) {
-  constexpr int64_t kMost = INT32_MAX - 1024;
-  const bool half = p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16;
-  if (!half || p.groups != 1 || current_device().capability != 90 || p.y_pixels() < 1) return false;
+  if (!could_take_wgmma(p)) return false;
   if (2 * p.filters < kFewFilters.tile_m || 2 * p.channels < spans_of(p) * kBoxRows) return false;
-  if (std::max({p.y_pixels(), p.filters, columns_of(p)}) > kMost) return false;
-  for (const int64_t size : p.x_size) {
-    if (size > kMost) return false;
-  }
   return writes_evenly(p) && x_map(p).fits() && y_map(p).fits();
 }
 
@@ -69,20 +63,16 @@ int conv_wgrad_wgmma_splits(const ConvParams& p) {
 
 void conv_wgrad_wgmma(const ConvParams& p, float* partials, int splits, Stream stream) {
   const ConvWgmmaShape shape = shape_for(p);
+  const ConvPixelsMap y = y_map(p), x = x_map(p);
   ConvWeightParams k{};
-  GemmParams& g = k.gemm;
-  g.dtype = g.output_dtype = p.dtype;
-  g.m = p.filters;
-  g.n = p.channels * p.taps();
-  g.alpha = g.beta = g.output_scale = 1;
-  g.batch[0] = g.batch[1] = g.batch[2] = 1;
-  g.output = p.w.data;
+  k.gemm = plain_product(p.dtype, p.filters, p.channels * p.taps(), p.w.data);
   k.partials = splits > 1 ? partials : nullptr;
-  k.a.map = y_map(p).encode();
-  k.b.map = x_map(p).encode();
+  k.a.map = y.encode();
+  k.b.map = x.encode();
+  k.a_dims = y.dims();
+  k.b_dims = x.dims();
   k.channels = static_cast<int>(p.channels);
   k.spans = static_cast<int>(spans_of(p));
-  k.spatial = conv_spatial_dims(p);
   for (int d = 0; d < kConvDims; ++d) {
     const int from = kConvDims - 1 - d;
     k.size[d] = static_cast<int>(p.y_size[from]);
@@ -92,8 +82,9 @@ void conv_wgrad_wgmma(const ConvParams& p, float* partials, int splits, Stream s
     k.taps[d] = static_cast<int>(p.kernel[from]);
   }
   // A box of columns is one of the output's where no tap's last one reaches beyond its channels.
-  const bool by_tma = splits == 1 && p.channels % kBoxRows == 0 && wgmma_leaves_by_tma(g);
-  set_walk(k, shape, columns_of(p), steps_of(p), splits, by_tma);
+  const bool whole = p.channels % kBoxRows == 0;
+  set_walk(k, shape, p.filters, columns_of(p), steps_of(p), splits);
+  set_epilogue(k, shape.tile_n, splits == 1 && whole && wgmma_leaves_by_tma(k.gemm));
   if (shape.pingpong) {
     launch_conv_wgmma<ConvWeightParams, kFewFilters.tile_m, kFewFilters.tile_n, true>("conv_wgrad_wgmma", k, stream);
   } else {

@@ -51,7 +51,7 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* shared, 
   float sums[Layout::kMmas][kTileN / 2];
   int others = consumer;  // Tiles that are the other's, before the next one of this consumer's.
   for (unsigned place = blockIdx.x / p.walk.cluster; place < p.walk.places(); place += gridDim.x / p.walk.cluster) {
-    const WgmmaTile tile = p.walk.template tile<kTileM, kTileN>(place, rank);
+    const WgmmaTile tile = tile_at<kTileM, kTileN>(p, place, rank);
     if constexpr (kPingpong) {
       if (others > 0) {
         others = 0;
@@ -73,6 +73,7 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* shared, 
     if constexpr (leaves_any_way(Layout::kMmas * kTileN / 2)) {
       if (!p.by_tma) store_rows<kSwapped>(p, buffer, tile, row0, tile.n0, sums);
     }
+    measure(p, tile, buffers.warps[consumer], consumer, sums);
   }
   ptx::tma_store_wait_read<0>();  // Shared memory ends with the block.
 }

@@ -256,10 +256,20 @@ __device__ __forceinline__ void finish_pack(const GemmWgmmaParams& p, const Matr
 
 // ---- what another kernel's products may want otherwise ----
 //
-// Kernels whose Params derive from GemmWgmmaParams overload these two; a matrix product wants nothing.
+// Kernels whose Params derive from GemmWgmmaParams overload these; a matrix product's are the plain ones.
 
-// Applied to a warp's sums, before all else, while they pass through its buffer: made for each kColumns of its columns
-// from `col` on, then given each pack of them, by all lanes.
+// A place's tile, and the steps that are added up for it.
+template <int kTileM, int kTileN>
+__device__ __forceinline__ WgmmaTile tile_at(const GemmWgmmaParams& p, unsigned place, unsigned rank) {
+  return p.walk.template tile<kTileM, kTileN>(place, rank);
+}
+
+// Where a row of a tile lies in the output, and the column in which a pack of the tile's begins: m and n for one outside.
+__device__ __forceinline__ int output_row(const GemmWgmmaParams&, const WgmmaTile&, int row) { return row; }
+__device__ __forceinline__ int output_column(const GemmWgmmaParams&, int col) { return col; }
+
+// What is applied to a warp's sums before all else, while they pass through its buffer: made for each kColumns of its
+// columns from `col` on, then given each pack of them, by all lanes.
 struct NoColumnStep {
   __device__ __forceinline__ void operator()(float (&)[kPack], int) const {}
 };
@@ -268,8 +278,10 @@ __device__ __forceinline__ NoColumnStep column_step(const GemmWgmmaParams&, int,
   return {};
 }
 
-// The output's column of a pack that begins in column `col` of the tiles, n for one outside.
-__device__ __forceinline__ int output_column(const GemmWgmmaParams&, int col) { return col; }
+// What a consumer does with a tile's sums once they are on their way.
+template <int kMmas, int kSums>
+__device__ __forceinline__ void measure(const GemmWgmmaParams&, const WgmmaTile&, unsigned char (*)[kWarpBufferBytes],
+                                        int, const float (&)[kMmas][kSums]) {}
 
 // ---- through shared memory in float32 ----
 
@@ -330,7 +342,7 @@ __device__ __forceinline__ void store_rows(const Params& p, unsigned char* warp_
       return PackPlace(p.gemm, col + pack / 2, row + pack % 2 * kPack);
     } else {
       constexpr int kWidth = kColumns / kPack;
-      return PackPlace(p.gemm, row + pack / kWidth, output_column(p, col + pack % kWidth * kPack));
+      return PackPlace(p.gemm, output_row(p, tile, row + pack / kWidth), output_column(p, col + pack % kWidth * kPack));
     }
   };
   const MatrixPlace matrix(p.gemm, tile.matrix);

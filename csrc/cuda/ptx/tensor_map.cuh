@@ -184,14 +184,13 @@ inline void check_driver(CUresult result, const char* name) {
   throw std::logic_error("warpwright: tensor map: " + why);
 }
 
-// What is wrong with `value`, which `what` names, unless it is one of [low, high].
-inline std::string range_fault(const std::string& what, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return "";
+inline std::string out_of_range(const std::string& what, int64_t value, int64_t low, int64_t high) {
   return what + " is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " + std::to_string(high);
 }
+
+// Throws unless `value`, which `what` names, is one of [low, high].
 inline void check_range(const std::string& what, int64_t value, int64_t low, int64_t high) {
-  const std::string fault = range_fault(what, value, low, high);
-  if (!fault.empty()) refuse_map(fault);
+  if (value < low || value > high) refuse_map(out_of_range(what, value, low, high));
 }
 
 inline void check_map(const TensorLayout& layout, int64_t inner_elements, Swizzle swizzle) {
@@ -239,24 +238,25 @@ inline TensorMap encode_tiled(const TensorLayout& layout, const TiledBox& box, S
 
 // What keeps an im2col map of a box from being made, or an empty text; the layout has none of tensor_map_fault's.
 inline std::string im2col_fault(const TensorLayout& layout, const Im2colBox& box) {
-  std::string fault = range_fault("the rank of an im2col map", layout.rank, 3, kMaxTensorRank);
-  if (!fault.empty()) return fault;
-  const auto check = [&](const std::string& what, int64_t value, int64_t low, int64_t high) {
-    if (fault.empty()) fault = range_fault(what, value, low, high);
+  std::string fault;
+  const auto check = [&](const char* what, int64_t value, int64_t low, int64_t high, int dimension = -1) {
+    if (!fault.empty() || (value >= low && value <= high)) return;
+    fault = out_of_range(dimension < 0 ? what : what + std::to_string(dimension), value, low, high);
   };
+  check("the rank of an im2col map", layout.rank, 3, kMaxTensorRank);
+  if (!fault.empty()) return fault;
   check("the number of channels", box.channels, 1, 256);
   check("the number of pixels", box.pixels, 1, 1024);
   const int spatial = layout.rank - 2, limit = spatial == 1 ? 32768 : spatial == 2 ? 128 : 16;
-  for (int d = 0; d < layout.rank; ++d) {
-    check("the step of dimension " + std::to_string(d), box.step[d], 1, d == 0 ? 1 : 8);
-  }
+  for (int d = 0; d < layout.rank; ++d) check("the step of dimension ", box.step[d], 1, d == 0 ? 1 : 8, d);
   for (int d = 0; d < spatial; ++d) {
-    const std::string dimension = " of dimension " + std::to_string(d + 1);
-    check("the lower corner" + dimension, box.lower[d], -limit, limit - 1);
-    check("the upper corner" + dimension, box.upper[d], -limit, limit - 1);
+    check("the lower corner of dimension ", box.lower[d], -limit, limit - 1, d + 1);
+    check("the upper corner of dimension ", box.upper[d], -limit, limit - 1, d + 1);
     const int64_t extent = layout.size[d + 1] + box.upper[d] - box.lower[d];
-    if (fault.empty() && extent < 1)
-      fault = "the pixel box has " + std::to_string(extent) + " elements" + dimension + ", expected 1";
+    if (fault.empty() && extent < 1) {
+      fault = "the pixel box has " + std::to_string(extent) + " elements of dimension " + std::to_string(d + 1) +
+              ", expected 1";
+    }
   }
   return fault;
 }
