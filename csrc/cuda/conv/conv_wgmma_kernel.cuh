@@ -23,7 +23,7 @@ namespace warpwright::cuda {
 
 #if WARPWRIGHT_SM90A
 
-// The products of a tile; a phase that no tap meets has none.
+// The products of a tile.
 template <class T, class Layout, bool kAAlongK, bool kBAlongK, int kSums, class AllStarted>
 __device__ __forceinline__ void multiply_conv_tile(unsigned char* shared, int row, int steps,
                                                    typename Layout::Stage& stage, float (&sums)[Layout::kMmas][kSums],
@@ -32,15 +32,6 @@ __device__ __forceinline__ void multiply_conv_tile(unsigned char* shared, int ro
   const uint64_t b = operand_descriptor(shared + Layout::kATileBytes);
   multiply_stages<T, kAAlongK, kBAlongK, Layout::kStageBytes>(sums, a, b, Layout::ring(shared), stage, steps, 1,
                                                               all_started);
-}
-
-template <int kMmas, int kSums>
-__device__ __forceinline__ void clear(float (&sums)[kMmas][kSums]) {
-#pragma unroll
-  for (auto& row : sums) {
-#pragma unroll
-    for (float& sum : row) sum = 0.0f;
-  }
 }
 
 // Calls f.operator()<kAAlongK, kBAlongK>() for a kernel's operands.
@@ -63,10 +54,6 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) conv_wgmma_kernel(const __gr
   constexpr int kRegisters = 40;  // A producer that walks pixels and taps has more to remember.
   WARPWRIGHT_DYNAMIC_SHARED(shared);
   const auto multiply = [&](int row, int steps, auto& stage, auto& sums, const auto& all_started) {
-    if (steps == 0) {
-      clear(sums);
-      return all_started();
-    }
     with_operands(p, [&]<bool kAAlongK, bool kBAlongK>() {
       if (p.gemm.dtype == DType::kFloat16) {
         multiply_conv_tile<__half, Layout, kAAlongK, kBAlongK>(shared, row, steps, stage, sums, all_started);

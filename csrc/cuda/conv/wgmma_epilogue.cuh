@@ -13,14 +13,13 @@ namespace warpwright::cuda {
 
 // ---- phases ----
 
-// Each phase has its own number of taps, perhaps none.
+// Each phase has its own number of taps. One that no tap meets has a step of zeros.
 template <int kTileM, int kTileN>
 __device__ __forceinline__ WgmmaTile tile_at(const ConvPixelsParams& p, unsigned place, unsigned rank) {
   WgmmaTile tile = p.walk.template tile<kTileM, kTileN>(place, rank);
   const ConvPhaseOf phase(p, tile.split);
-  tile.steps = p.spans;
-#pragma unroll
-  for (int d = 0; d < kConvDims; ++d) tile.steps *= phase.taps(p, d).taps;
+  const int taps = phase.count(p);
+  tile.steps = taps > 0 ? taps * p.spans : 1;
   return tile;
 }
 

@@ -79,6 +79,9 @@ struct ConvPhaseOf {
   __device__ __forceinline__ const ConvTaps& taps(const ConvPixelsParams& p, int d) const {
     return p.phase[d][origin[d]];
   }
+  __device__ __forceinline__ int count(const ConvPixelsParams& p) const {
+    return taps(p, 0).taps * taps(p, 1).taps * taps(p, 2).taps;
+  }
 };
 
 // Loads a box of pixels from number `index` on by a span of channels from `channel` on: by an im2col map from `base` of
@@ -123,9 +126,13 @@ __device__ __forceinline__ void produce(const ConvPixelsParams& p, unsigned char
     const WgmmaTile tile = p.walk.template tile<kTileM, kTileN>(place, 0);
     const ConvPhaseOf phase(p, tile.split);
     const ConvPixel pixel(p, static_cast<unsigned>(tile.m0));
-    int base[kConvDims], offset[kConvDims], tap[kConvDims];
+    int base[kConvDims], offset[kConvDims] = {}, tap[kConvDims] = {};
 #pragma unroll
     for (int d = 0; d < kConvDims; ++d) base[d] = p.first[d] + pixel.at[d] * p.step[d];
+    if (phase.count(p) == 0) {  // Past the last channel TMA reads zeros.
+      load_stage(tile, base, pixel.image, offset, tap, p.spans * span);
+      continue;
+    }
     // Calls next() for each of the phase's taps in dimension d.
     const auto each_tap = [&](int d, const auto& next) {
       const ConvTaps taps = phase.taps(p, d);
