@@ -304,7 +304,8 @@ def _call(change: dict[str, Any]) -> tuple[Callable[..., Tensor], tuple[Any, ...
     """A convolution that is Hopper's but for the change."""
     c = {
         "batch": 1, "channels": 64, "filters": 40, "size": (12, 20), "kernel": (3, 3), "stride": 1, "padding": 1,
-        "dilation": 1, "groups": 1, "dtype": torch.float16, "transposed": False, "last": True, "offset": 0, "residual": None,
+        "dilation": 1, "groups": 1, "dtype": torch.float16, "transposed": False, "last": True, "offset": 0,
+        "residual": None,
     } | change  # fmt: skip
     layout = last if c["last"] else lambda t: t
     shape = (c["channels"], c["filters"]) if c["transposed"] else (c["filters"], c["channels"] // c["groups"])
