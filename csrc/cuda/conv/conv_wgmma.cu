@@ -112,26 +112,23 @@ PixelProduct dgrad_product_of(const ConvParams& p) {
   ConvPositions at[kConvDims];
   for (int d = 0; d < kConvDims; ++d) {
     const int from = kConvDims - 1 - d;
-    ConvPhase phases[kMostPhases];
+    ConvPhaseSide phases[kMostPhases];
     kernel.phases[d] = static_cast<int>(p.stride[from]);
     int64_t begin = INT64_MAX, end = INT64_MIN;
     for (int i = 0; i < kernel.phases[d]; ++i) {
-      int64_t index = i;  // Phases are numbered from the outermost dimension: of this one alone, i times those within.
-      for (int inner = from + 1; inner < kConvDims; ++inner) index *= p.stride[inner];
-      phases[i] = phase_at(p, index);
-      if (phases[i].taps[from] == 0) continue;
-      begin = std::min(begin, phases[i].first_y[from] - (phases[i].taps[from] - 1) * phases[i].y_step[from]);
-      end = std::max(end, phases[i].first_y[from]);
+      const ConvPhaseSide& phase = phases[i] = phase_side(p, from, i);
+      if (phase.taps == 0) continue;
+      begin = std::min(begin, phase.first_y - (phase.taps - 1) * phase.y_step);
+      end = std::max(end, phase.first_y);
     }
     for (int i = 0; i < kernel.phases[d]; ++i) {
-      const ConvPhase& phase = phases[i];
-      const int64_t last = phase.taps[from] - 1;
-      kernel.phase[d][i] = {static_cast<int>(phase.taps[from]),
-                            static_cast<int>(phase.first_y[from] - last * phase.y_step[from] - begin),
-                            static_cast<int>(phase.first_tap[from] + last * phase.tap_step[from])};
+      const ConvPhaseSide& phase = phases[i];
+      const int64_t last = phase.taps - 1;
+      kernel.phase[d][i] = {static_cast<int>(phase.taps), static_cast<int>(phase.first_y - last * phase.y_step - begin),
+                            static_cast<int>(phase.first_tap + last * phase.tap_step)};
     }
-    kernel.dilation[d] = static_cast<int>(phases[0].y_step[from]);
-    kernel.tap_step[d] = static_cast<int>(-phases[0].tap_step[from]);
+    kernel.dilation[d] = static_cast<int>(phases[0].y_step);
+    kernel.tap_step[d] = static_cast<int>(-phases[0].tap_step);
     at[d] = {(p.x_size[from] + p.stride[from] - 1) / p.stride[from], begin, 1, end - begin};
   }
   kernel.a.along_k = true;
