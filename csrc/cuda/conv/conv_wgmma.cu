@@ -14,8 +14,8 @@ constexpr ConvWgmmaShape kWide{128, 256, false}, kSquare{128, 128, true}, kNarro
 // The widest that `n` fills more than half of and that gives every multiprocessor a tile, else the narrow one.
 ConvWgmmaShape shape_for(int64_t m, int64_t n, bool measured) {
   for (const ConvWgmmaShape& shape : {kWide, kSquare}) {
-    const bool fits = shape.pingpong || !measured;  // A consumer of its own has as many rows as a tile.
-    if (fits && 2 * n > shape.tile_n && shape.tiles(m, n) >= current_device().multiprocessors) return shape;
+    const bool alone = shape.pingpong || !measured;  // Statistics are those of a consumer's rows.
+    if (alone && 2 * n > shape.tile_n && shape.tiles(m, n) >= current_device().multiprocessors) return shape;
   }
   return kNarrow;
 }
@@ -79,7 +79,7 @@ bool fits(const PixelProduct& product, const ConvParams& p, const Sides& sides) 
   const GemmParams& g = k.gemm;
   const int64_t tiles = product.shape.tiles(product.rows, g.n) * k.phases[0] * k.phases[1] * k.phases[2];
   if (2 * sides.channels < int64_t{k.spans} * span_of(p.dtype)) return false;
-  if (2 * tiles < current_device().multiprocessors) return false;
+  if (2 * tiles < current_device().multiprocessors || tiles > INT32_MAX) return false;
   if (sides.output.stride[1] != 1 || conv_pixel_stride(sides.output, p.batch, sides.output_size, g.n) != g.n)
     return false;
   if (g.residual != nullptr && g.residual_row == 0) return false;

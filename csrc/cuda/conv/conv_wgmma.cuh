@@ -17,7 +17,7 @@ void conv_fprop_wgmma(const ConvParams& params, Stream stream);
 bool conv_dgrad_wgmma_takes(const ConvParams& params);
 void conv_dgrad_wgmma(const ConvParams& params, Stream stream);
 
-// The same of the weight's gradient, of at least 32 filters.
+// The same of the weight's gradient, of at least 32 filters, whose parts are blocks for half of the multiprocessors.
 bool conv_wgrad_wgmma_takes(const ConvParams& params);
 int conv_wgrad_wgmma_splits(const ConvParams& params);
 // With splits `partials` holds what conv.h says.

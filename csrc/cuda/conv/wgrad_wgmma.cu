@@ -46,12 +46,6 @@ bool writes_evenly(const ConvParams& p) {
 
 }  // namespace
 
-bool conv_wgrad_wgmma_takes(const ConvParams& p) {
-  if (!could_take_wgmma(p)) return false;
-  if (2 * p.filters < kFewFilters.tile_m || 2 * p.channels < spans_of(p) * kBoxRows) return false;
-  return writes_evenly(p) && x_map(p).fits() && y_map(p).fits();
-}
-
 int conv_wgrad_wgmma_splits(const ConvParams& p) {
   // A block for each multiprocessor of an H100, and no part shorter than kLeastSteps, as in wgrad_mma.cu.
   constexpr int64_t kBlocks = 132, kLeastSteps = 16;
@@ -59,6 +53,14 @@ int conv_wgrad_wgmma_splits(const ConvParams& p) {
   const int splits = allowed_splits(p, std::min(kBlocks / tiles, steps / kLeastSteps));
   const int64_t split_steps = (steps + splits - 1) / splits;
   return static_cast<int>((steps + split_steps - 1) / split_steps);  // None is empty.
+}
+
+bool conv_wgrad_wgmma_takes(const ConvParams& p) {
+  if (!could_take_wgmma(p)) return false;
+  if (2 * p.filters < kFewFilters.tile_m || 2 * p.channels < spans_of(p) * kBoxRows) return false;
+  const int64_t blocks = shape_for(p).tiles(p.filters, columns_of(p)) * conv_wgrad_wgmma_splits(p);
+  if (2 * blocks < current_device().multiprocessors) return false;
+  return writes_evenly(p) && x_map(p).fits() && y_map(p).fits();
 }
 
 void conv_wgrad_wgmma(const ConvParams& p, float* partials, int splits, Stream stream) {
