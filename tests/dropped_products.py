@@ -20,6 +20,7 @@ from torch import Tensor
 
 import warpwright
 from warpwright import ops
+from warpwright._conv import in_format
 from warpwright.testing import Make
 
 SEEDS = 6
@@ -61,11 +62,31 @@ def _sparse() -> Iterator[tuple[Any, ...]]:
     yield ops.linear_sparse24, (t(448, 72).mT, weight), {}
 
 
+def _conv() -> Iterator[tuple[Any, ...]]:
+    def last(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = True) -> Tensor:
+        return in_format(Make(dtype).tensor(*shape, grad=False), True).requires_grad_(grad)
+
+    b, half = Make(torch.bfloat16).tensor(136), Make(torch.float16).tensor(72, grad=False)
+    # The activation's derivative makes the gradient that the backward kernels read, channels last.
+    silu = {"activation": "silu"}
+    yield ops.conv2d, (last(2, 72, 9, 7), last(136, 72, 3, 2), b, 1, 1), silu
+    strided = last(1, 64, 9, 8, dtype=torch.float16), last(40, 64, 2, 3, dtype=torch.float16)
+    yield ops.conv2d, (*strided, None, (3, 2), 1), silu
+    w = last(72, 40, 1, 1, dtype=torch.float16, grad=False)
+    norm, training = (half, half.abs() + 0.5, half, half, half), (None, None, None, None)
+    yield ops.conv2d_batch_norm, (last(2, 40, 9, 8, dtype=torch.float16, grad=False), w, *norm), {}
+    # So many tiles that a consumer has two of them, and so few that they are narrow.
+    for batch, bias, filters in ((8, half, 72), (1, half, 72), (2, None, 24)):
+        x = last(batch, 40, 9, 8, dtype=torch.float16, grad=False)
+        yield ops.conv2d_batch_norm, (x, w[:filters], *training, bias, 1, 0, 1, 1, True), {}
+
+
 CASES: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
     "gated": _gated,
     "grouped": _grouped,
     "scaled": _scaled,
     "sparse": _sparse,
+    "conv": _conv,
 }
 
 

@@ -393,7 +393,7 @@ def test_im2col_loads(hopper, rank, dtype, swizzle, emulator_seed):
     loads = []
     for _ in range(6):
         base = [int(random.choice(along)) for along in positions]
-        channel = int(random.integers(-box.channels // 2, tensor.size[0]))
+        channel = int(random.integers(-box.channels // 2, tensor.size[0] + box.channels))
         offsets = [int(x) for x in random.integers(0, taps) * dilation]
         loads.append(([channel, *base, int(random.integers(0, tensor.size[-1] + 1))], offsets))
     check_im2col(hopper, tensor, box, swizzle, loads)

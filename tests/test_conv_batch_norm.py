@@ -122,6 +122,7 @@ FOLDED = {
     "statistics alone": (8, 12, 1, "silu", False, False),
     "few channels": (2, 3, 1, None, True, True),
     "depthwise": (12, 12, 12, "relu", True, False),
+    "spans of channels": (72, 136, 1, "silu", True, True),
 }
 
 
@@ -134,7 +135,7 @@ def test_a_folded_norm_is_no_further_off(matrix, name, dtype, last):
     make = Make(dtype, matrix)
     layout = torch.channels_last if last else torch.contiguous_format
     x = make.tensor(2, channels, 7, 6, grad=False).contiguous(memory_format=layout)
-    w = make.tensor(filters, channels // groups, 3, 3, grad=False)
+    w = make.tensor(filters, channels // groups, 3, 3, grad=False).contiguous(memory_format=layout)
     wide = Make(torch.float32, matrix)
     mean, var = wide.tensor(filters, grad=False), wide.tensor(filters, grad=False).square() + 0.1
     scale, shift = (wide.tensor(filters, grad=False) if affine else None for _ in range(2))

@@ -1,5 +1,5 @@
-"""Every barrier, wait, fence, arrival and predicate of Hopper's gated, grouped, 8-bit and sparse products matters to
-the emulator, as in test_dropped_statements.py."""
+"""Every barrier, wait, fence, arrival and predicate of Hopper's gated, grouped, 8-bit and sparse products and of its
+convolutions matters to the emulator, as in test_dropped_statements.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ FILES = {
     "grouped": [CUDA / "grouped" / "grouped_wgmma.cu"],
     "scaled": [CUDA / "scaled" / "scaled_wgmma.cu"],
     "sparse": [CUDA / "sparse" / "linear_sparse24_wgmma.cu"],
+    "conv": [CUDA / "conv" / f"{name}.cuh" for name in ("conv_wgmma_kernel", "wgmma_epilogue", "wgmma_loader")],
 }
+#: What is made of rewritten headers, and stays as it is.
+USERS = [CUDA / "conv" / f"{name}_wgmma.cu" for name in ("conv", "wgrad")]
 ENTRY = '#include "dropped_site.h"\nint dropped_site = 0;\n'
 ENTRY += 'extern "C" __attribute__((visibility("default"))) void drop_site(int site) { dropped_site = site; }\n'
 
@@ -66,7 +69,9 @@ def test_what_is_dropped_is_missed(family):
     folder = ROOT / "build" / "cases" / "dropped_products"
     emulated.write(folder / dropped_statements.SWITCH, dropped_statements.SWITCH_TEXT)
     emulated.write(folder / "dropped_entry.cpp", ENTRY)
-    emulated.build_planted(TEXTS, folder.name, more=[folder / "dropped_entry.cpp"])
+    emulated.build_planted(
+        TEXTS | {path: path.read_text() for path in USERS}, folder.name, more=[folder / "dropped_entry.cpp"]
+    )
     chosen = [site for site in SITES[family] if (site.file, site.text) not in UNMISSED]
     numbers = ["0", *(str(site.number) for site in chosen)]
     variables = os.environ | {"WARPWRIGHT_LIBRARY_DIR": str(folder)}

@@ -23,7 +23,8 @@ FILES = {
     "wgmma": [
         *(CUDA / "tile" / f"wgmma_{part}.cuh" for part in ("walk", "pipeline", "operand", "mainloop")),
         CUDA / "tile" / "warp_specialised.cuh",
-        *(CUDA / "matmul" / name for name in ("gemm_wgmma_epilogue.cuh", "gemm_wgmma_kernel.cuh", "split_k.cu")),
+        *(CUDA / "matmul" / f"gemm_wgmma_{part}.cuh" for part in ("consumer", "epilogue", "kernel")),
+        CUDA / "matmul" / "split_k.cu",
     ],
 }
 SEEDS = 8

@@ -9,16 +9,19 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import emulated
 import pytest
 import torch
+import torch.nn.functional as F
 from thinning import thinned
 from torch import Tensor
 
 import warpwright
 from warpwright import _gemm_plans
+from warpwright.ops import conv2d
 from warpwright.testing import SPECS, Make, OpSpec, Sample, compare, evaluate_in_place
 
 #: Of the last row or column from the first one, in elements, at least; lines start at multiples of 16 bytes.
@@ -104,3 +107,51 @@ def test_every_kernel_of_a_product(m, dtype, layout):
     kernels = {kernel for kernel, *_ in reached}
     vector = {"gemv"} if m == 1 else set()
     assert kernels >= vector | ({"tf32"} if dtype == torch.float32 else {"mma", "wgmma"})
+
+
+@pytest.mark.skipif(emulated.missing() is not None, reason=str(emulated.missing()))
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dim", [0, 1], ids=["images", "rows"])
+def test_hoppers_convolutions(dim, stride):
+    """Images, or their rows, of what a kernel reads are far apart, or filters. Results of tensors with gaps are another
+    kernel's to write, and not asked for."""
+    emulated.activate()
+    make = Make(torch.float16)
+
+    def values(*shape: int, dim: int | None = None) -> Tensor:
+        """(batch, height, width, channels) as (batch, channels, height, width), far apart in `dim` of the former."""
+        lying = make.integers(*shape, low=-2, high=3).to(torch.float16)
+        return (lying if dim is None else far_apart(lying, dim)).movedim(-1, 1)
+
+    def launched(kernel: str, call: Callable[[], Tensor]) -> Tensor:
+        before = emulated.launches(kernel)
+        with warpwright.use_backend("emulated"):
+            result = call()
+        assert emulated.launches(kernel) == before + 1
+        return result.double()
+
+    size = ((6 - 1) // stride + 1, (5 - 1) // stride + 1)
+    x, w = values(2, 6, 5, 40), values(40, 3, 3, 40)
+    far_x, far_w = values(2, 6, 5, 40, dim=dim), values(40, 3, 3, 40, dim=0)
+    grad = values(2, *size, 40, dim=dim)
+    # Of a residual each pixel is a step from the one before.
+    pixels = make.integers(2 * size[0] * size[1], 40, low=-2, high=3).to(torch.float16)
+    residual = far_apart(pixels, 0).unflatten(0, (2, *size)).movedim(-1, 1)
+
+    for image, filters in ((far_x, w), (x, far_w)):
+        exact = F.conv2d(image.double(), filters.double(), None, stride, 1)
+        forward = partial(conv2d, image, filters, None, stride, 1, residual=residual)
+        ours = launched("conv_fprop_wgmma", forward)
+        assert torch.equal(ours, exact + residual)
+
+    def gradient(x: Tensor, w: Tensor, of: Tensor) -> Callable[[], Tensor]:
+        return lambda: torch.autograd.grad(conv2d(x, w, None, stride, 1), of, grad)[0]
+
+    x.requires_grad_()
+    ours = launched("conv_dgrad_wgmma", gradient(x, far_w, x))
+    exact = F.conv2d(x.double(), far_w.double(), None, stride, 1)
+    assert torch.equal(ours, torch.autograd.grad(exact, x, grad.double())[0].double())
+    w.requires_grad_()
+    ours = launched("conv_wgrad_wgmma", gradient(far_x, w, w))
+    exact = F.conv2d(far_x.double(), w.double(), None, stride, 1)
+    assert torch.equal(ours, torch.autograd.grad(exact, w, grad.double())[0].double())

@@ -49,7 +49,8 @@ def _relative(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
 def test_inference_takes_a_kernel_for_each_convolution():
     theirs, ours = counted(training=False)
     assert theirs["convolution"] == theirs["native_batch_norm"] == 53
-    assert ours == {"conv_fprop": 1, "conv_fprop_mma": 52}
+    # Hopper's takes those of 32 channels and more.
+    assert ours == {"conv_fprop": 1, "conv_fprop_mma": 32, "conv_fprop_wgmma": 20}
     assert theirs.total() == 171
 
 

@@ -32,6 +32,15 @@ MOST_SPLITS = 32
 LIBRARIES: dict[str, Path] = {}
 
 
+def device_kind(device: torch.device, backend: str) -> tuple[int, int]:
+    """(compute capability, multiprocessors)."""
+    if backend == "emulated":  # csrc/emulator/runtime.h.
+        arch = os.environ.get("WARPWRIGHT_EMULATOR_ARCH", "90")
+        return int(arch), int(os.environ.get("WARPWRIGHT_EMULATOR_MULTIPROCESSORS", "2"))
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major * 10 + properties.minor, properties.multi_processor_count
+
+
 @dataclass(frozen=True)
 class GemmPlan:
     """One way to compute a product.

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpwright import _library
+from warpwright import _hopper_conv, _library
 from warpwright._arithmetic import convolution_precision_of
 from warpwright._backend import triton_interpreted
 from warpwright._check import needs_preact
 from warpwright._conv import channels_last
-from warpwright._gemm_plans import LIBRARIES, GemmPlan, chosen
+from warpwright._gemm_plans import LIBRARIES, GemmPlan, chosen, device_kind
 from warpwright.ops._epilogue import wants_grad
 
 #: kPlainWork, kFusedWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
@@ -45,7 +45,7 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
         if backend != "emulated":
             major, minor = torch.cuda.get_device_capability(device)
             where = f"sm_{major}{minor}"
-        family = f": {_gpu_convolution(op, bound)}" if op in _CONVOLUTIONS else ""
+        family = f": {_gpu_convolution(op, bound, backend, device)}" if op in _CONVOLUTIONS else ""
         return f"{op} (C++ CUDA, {where}{family})"
     if op == "linear":
         return f"{op} ({_cpu_linear(bound)})"
@@ -81,13 +81,15 @@ def _cpu_linear(bound: dict[str, Any]) -> str:
     return f"{product}, then one pass for the epilogue in C++, {_library.cpu_isa()}"
 
 
-def _gpu_convolution(op: str, bound: dict[str, Any]) -> str:
-    """The choice of csrc/cuda/conv: conv_mma_takes, depthwise_takes, in_vectors."""
+def _gpu_convolution(op: str, bound: dict[str, Any], backend: str, device: torch.device) -> str:
+    """The choice of csrc/cuda/conv: conv_wgmma.cuh, conv_mma_takes, depthwise_takes, in_vectors."""
     input: Tensor = bound["input"]
     weight: Tensor = bound["weight"]
     groups, precision = bound.get("groups", 1), convolution_precision_of(input)
     batched = input if input.dim() == weight.dim() else input.unsqueeze(0)
     filters, channels = weight.shape[0] // max(groups, 1), weight.shape[1]  # of a group
+    if groups == 1 and _hopper_takes(op, bound, batched, backend, device):
+        return "products on Hopper's tensor cores, pixels through TMA"
     if (input.dtype != torch.float32 or precision != "ieee") and channels * filters >= _LEAST_PRODUCT:
         vector = 16 // input.element_size()
         summed = filters if "transpose" in op else channels
@@ -101,6 +103,21 @@ def _gpu_convolution(op: str, bound: dict[str, Any]) -> str:
     if channels == filters == 1 and height <= _MOST_TAPS_OF_HEIGHT:
         return "depthwise strips"
     return "float32 products without tensor cores"
+
+
+def _hopper_takes(op: str, bound: dict[str, Any], batched: Tensor, backend: str, device: torch.device) -> bool:
+    residual = bound.get("residual")
+    if op == "conv2d_batch_norm" and (bound.get("training") or _norm_follows(bound)):
+        residual = None  # The norm's kernel adds it.
+    if residual is not None and residual.dim() < batched.dim():
+        residual = residual.unsqueeze(0)
+    geometry = _hopper_conv.bound_geometry(op, bound)
+    return _hopper_conv.takes(batched, bound["weight"], residual, geometry, device_kind(device, backend))
+
+
+def _norm_follows(bound: dict[str, Any]) -> bool:
+    """Whether a batch norm in inference is a pass of its own: where gradients are wanted."""
+    return wants_grad(*(tensor for tensor in bound.values() if isinstance(tensor, Tensor)))
 
 
 def _in_vectors(tensor: Tensor, channels: int, elements: int) -> bool:

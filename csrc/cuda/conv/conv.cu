@@ -7,9 +7,11 @@
 //   wgrad   m = filter               n = (channel, tap)  k = (n, position in y)  a = y,           b = x gathered
 //
 // Every sum runs over k in order in one thread: no atomics, the same bits every time. Any strides and sizes, and
-// float32 multiplied as float32; conv_mma.cuh has what the tensor cores take, depthwise.h what has a filter a channel.
+// float32 multiplied as float32; conv_wgmma.cuh has what Hopper's tensor cores take, conv_mma.cuh what any tensor cores
+// do, depthwise.h what has a filter a channel.
 
 #include "cuda/conv/conv_mma.cuh"
+#include "cuda/conv/conv_wgmma.cuh"
 #include "cuda/conv/depthwise.h"
 #include "cuda/conv/epilogue.cuh"
 #include "cuda/conv/geometry.cuh"
@@ -137,10 +139,12 @@ void launch_products(const char* name, void (*kernel)(ConvParams), const ConvPar
 // places, and so do strips: a pass over what was stored finds the statistics there. So it does for TF32, whose tile has
 // fewer columns than store_statistics' warps share among them.
 int64_t conv_statistics_slab(const ConvParams& params) {
+  if (conv_fprop_wgmma_takes(params)) return conv_fprop_wgmma_rows();
   return conv_mma_takes(params) && params.dtype != DType::kFloat32 ? conv_fprop_mma_rows(params) : 0;
 }
 
 void conv_fprop(const ConvParams& params, Stream stream) {
+  if (conv_fprop_wgmma_takes(params)) return conv_fprop_wgmma(params, stream);
   if (conv_mma_takes(params)) return conv_fprop_mma(params, stream);
   if (depthwise_takes(params)) return depthwise_fprop(params, stream);
   visit_float(params.dtype, [&](auto tag) {
@@ -151,6 +155,7 @@ void conv_fprop(const ConvParams& params, Stream stream) {
 }
 
 void conv_dgrad(const ConvParams& params, Stream stream) {
+  if (conv_dgrad_wgmma_takes(params)) return conv_dgrad_wgmma(params, stream);
   if (conv_mma_takes(params)) return conv_dgrad_mma(params, stream);
   if (depthwise_takes(params)) return depthwise_dgrad(params, stream);
   visit_float(params.dtype, [&](auto tag) {
@@ -161,11 +166,13 @@ void conv_dgrad(const ConvParams& params, Stream stream) {
 }
 
 int conv_wgrad_splits(const ConvParams& params) {
+  if (conv_wgrad_wgmma_takes(params)) return conv_wgrad_wgmma_splits(params);
   if (conv_mma_takes(params)) return conv_wgrad_mma_splits(params);
   return depthwise_takes(params) ? depthwise_wgrad_splits(params) : 1;
 }
 
 void conv_wgrad(const ConvParams& params, float* partials, int splits, Stream stream) {
+  if (conv_wgrad_wgmma_takes(params)) return conv_wgrad_wgmma(params, partials, splits, stream);
   if (conv_mma_takes(params)) return conv_wgrad_mma(params, partials, splits, stream);
   if (depthwise_takes(params)) return depthwise_wgrad(params, partials, splits, stream);
   visit_float(params.dtype, [&](auto tag) {

@@ -70,25 +70,41 @@ WARPWRIGHT_HOST_DEVICE int64_t most_phase_pixels(const ConvParams& p) {
   return pixels;
 }
 
+// One dimension of a phase.
+struct ConvPhaseSide {
+  int64_t size, first_tap, tap_step, taps, first_y, y_step;
+};
+
+WARPWRIGHT_HOST_DEVICE ConvPhaseSide phase_side(const ConvParams& p, int d, int64_t origin) {
+  const int64_t stride = p.stride[d], dilation = p.dilation[d];
+  int64_t step = 1;  // Of one tap to the next that falls on the same phase.
+  while (step * dilation % stride != 0) ++step;
+  int64_t tap = 0;
+  while (tap < step && (origin + p.padding[d] - tap * dilation) % stride != 0) ++tap;
+  const bool met = tap < step && tap < p.kernel[d];
+  ConvPhaseSide side;
+  side.size = origin < p.x_size[d] ? (p.x_size[d] - origin + stride - 1) / stride : 0;
+  side.first_tap = met ? tap : 0;
+  side.tap_step = step;
+  side.taps = met ? (p.kernel[d] - tap + step - 1) / step : 0;
+  side.first_y = (origin + p.padding[d] - side.first_tap * dilation) / stride;
+  side.y_step = step * dilation / stride;
+  return side;
+}
+
 __device__ __forceinline__ ConvPhase phase_at(const ConvParams& p, int64_t index) {
   ConvPhase phase;
 #pragma unroll
   for (int d = kConvDims - 1; d >= 0; --d) {
-    const int64_t stride = p.stride[d], dilation = p.dilation[d];
-    const int64_t origin = index % stride;
-    index /= stride;
-    phase.origin[d] = origin;
-    phase.size[d] = origin < p.x_size[d] ? (p.x_size[d] - origin + stride - 1) / stride : 0;
-    int64_t step = 1;  // Of one tap to the next that falls on the same phase.
-    while (step * dilation % stride != 0) ++step;
-    int64_t tap = 0;
-    while (tap < step && (origin + p.padding[d] - tap * dilation) % stride != 0) ++tap;
-    const bool met = tap < step && tap < p.kernel[d];
-    phase.first_tap[d] = met ? tap : 0;
-    phase.tap_step[d] = step;
-    phase.taps[d] = met ? (p.kernel[d] - tap + step - 1) / step : 0;
-    phase.first_y[d] = (origin + p.padding[d] - phase.first_tap[d] * dilation) / stride;
-    phase.y_step[d] = step * dilation / stride;
+    phase.origin[d] = index % p.stride[d];
+    index /= p.stride[d];
+    const ConvPhaseSide side = phase_side(p, d, phase.origin[d]);
+    phase.size[d] = side.size;
+    phase.first_tap[d] = side.first_tap;
+    phase.tap_step[d] = side.tap_step;
+    phase.taps[d] = side.taps;
+    phase.first_y[d] = side.first_y;
+    phase.y_step[d] = side.y_step;
   }
   return phase;
 }

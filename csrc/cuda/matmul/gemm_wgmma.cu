@@ -57,10 +57,6 @@ WgmmaOperand batched_operand(const Operand& operand, int tile_rows, int sharers)
   return result;
 }
 
-ptx::TensorLayout output_layout(const GemmParams& p) {
-  return {p.output, p.output_dtype, 3, {p.n, p.m, p.matrices()}, {1, p.n, p.m * p.n}};
-}
-
 int64_t tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
 int64_t steps_of_a_split(const GemmParams& p, const WgmmaConfig& c) { return tiles(wgmma_steps(p), c.splits); }
@@ -137,17 +133,9 @@ void gemm_wgmma(const GemmParams& params, const WgmmaConfig& config, void* works
   p.gemm = params;
   p.walk = walk_of(params, config);
   p.batched = params.matrices() > 1;
-  p.packs = results_in_packs(params);
   const bool split = p.walk.splits > 1;
   p.partials = split ? static_cast<float*>(workspace) : nullptr;
-  p.by_tma = !split && !config.swapped && wgmma_leaves_by_tma(params);
-  p.bare =
-      params.alpha == 1 && params.output_scale == 1 && params.bias == nullptr && params.activation == Activation::kNone;
-  if (p.by_tma) {
-    const int columns = box_columns(config.tile_n);
-    p.output = ptx::encode_tiled(output_layout(params), {{columns, kWarpRows, 1}}, output_swizzle(columns));
-  }
-  p.residual_packs = !split && residual_in_packs(params);
+  set_epilogue(p, config.tile_n, !split && !config.swapped && wgmma_leaves_by_tma(params));
 
   const unsigned clusters = static_cast<unsigned>(current_device().multiprocessors) / p.walk.cluster;
   const dim3 grid(std::min(p.walk.places(), clusters) * p.walk.cluster);

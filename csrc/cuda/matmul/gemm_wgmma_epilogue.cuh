@@ -61,6 +61,24 @@ struct GemmWgmmaParams {
   bool residual_packs;  // and residual_in_packs.
 };
 
+// As a tensor map has it.
+inline ptx::TensorLayout output_layout(const GemmParams& p) {
+  return {p.output, p.output_dtype, 3, {p.n, p.m, p.matrices()}, {1, p.n, p.m * p.n}};
+}
+
+// The host's: how the results of `p`, whose product and partials are set, leave tiles of `tile_n` columns.
+inline void set_epilogue(GemmWgmmaParams& p, int tile_n, bool by_tma) {
+  const GemmParams& g = p.gemm;
+  p.packs = results_in_packs(g);
+  p.residual_packs = p.partials == nullptr && residual_in_packs(g);
+  p.bare = g.alpha == 1 && g.output_scale == 1 && g.bias == nullptr && g.activation == Activation::kNone;
+  p.by_tma = by_tma;
+  if (by_tma) {
+    const int columns = box_columns(tile_n);
+    p.output = ptx::encode_tiled(output_layout(g), {{columns, kWarpRows, 1}}, output_swizzle(columns));
+  }
+}
+
 // The lane, as a number that the compiler has not seen before. It would work out once what depends on the lane alone,
 // and keep it over all tiles in registers that the sums need.
 __device__ __forceinline__ int fresh_lane() {
@@ -236,6 +254,35 @@ __device__ __forceinline__ void finish_pack(const GemmWgmmaParams& p, const Matr
   store_output(g.output_dtype, g.output, at, values, place.count, p.packs);
 }
 
+// ---- what another kernel's products may want otherwise ----
+//
+// Kernels whose Params derive from GemmWgmmaParams overload these; a matrix product's are the plain ones.
+
+// A place's tile, and the steps that are added up for it.
+template <int kTileM, int kTileN>
+__device__ __forceinline__ WgmmaTile tile_at(const GemmWgmmaParams& p, unsigned place, unsigned rank) {
+  return p.walk.template tile<kTileM, kTileN>(place, rank);
+}
+
+// Where a row of a tile lies in the output, and the column in which a pack of the tile's begins: m and n for one outside.
+__device__ __forceinline__ int output_row(const GemmWgmmaParams&, const WgmmaTile&, int row) { return row; }
+__device__ __forceinline__ int output_column(const GemmWgmmaParams&, int col) { return col; }
+
+// What is applied to a warp's sums before all else, while they pass through its buffer: made for each kColumns of its
+// columns from `col` on, then given each pack of them, by all lanes.
+struct NoColumnStep {
+  __device__ __forceinline__ void operator()(float (&)[kPack], int) const {}
+};
+template <int kColumns>
+__device__ __forceinline__ NoColumnStep column_step(const GemmWgmmaParams&, int, int) {
+  return {};
+}
+
+// What a consumer does with a tile's sums once they are on their way.
+template <int kMmas, int kSums>
+__device__ __forceinline__ void measure(const GemmWgmmaParams&, const WgmmaTile&, unsigned char (*)[kWarpBufferBytes],
+                                        int, const float (&)[kMmas][kSums]) {}
+
 // ---- through shared memory in float32 ----
 
 // Where float (row, col) of a warp's 16 rows by kColumns lies in its buffer, row by row. The 16-byte units of a row are
@@ -276,9 +323,9 @@ __device__ __forceinline__ void read_staged(const float* buffer, int pack, float
 
 // A warp's 16 rows of each 64 that are its warpgroup's, from (row0, col0) of the roles' output on. Of the residual,
 // kAhead packs are on their way to each lane.
-template <bool kSwapped, int kMmas, int kSums>
-__device__ __forceinline__ void store_rows(const GemmWgmmaParams& p, unsigned char* warp_buffer, const WgmmaTile& tile,
-                                           int row0, int col0, const float (&sums)[kMmas][kSums]) {
+template <bool kSwapped, class Params, int kMmas, int kSums>
+__device__ __forceinline__ void store_rows(const Params& p, unsigned char* warp_buffer, const WgmmaTile& tile, int row0,
+                                           int col0, const float (&sums)[kMmas][kSums]) {
   constexpr int kN = 2 * kSums, kColumns = kSwapped ? (kN < 32 ? kN : 32) : box_columns(kN);
   constexpr int kBoxes = kN / kColumns;                      // Side by side.
   constexpr int kPacks = kWarpRows * kColumns / kPack / 32;  // Of a lane, in a box.
@@ -295,7 +342,7 @@ __device__ __forceinline__ void store_rows(const GemmWgmmaParams& p, unsigned ch
       return PackPlace(p.gemm, col + pack / 2, row + pack % 2 * kPack);
     } else {
       constexpr int kWidth = kColumns / kPack;
-      return PackPlace(p.gemm, row + pack / kWidth, col + pack % kWidth * kPack);
+      return PackPlace(p.gemm, output_row(p, tile, row + pack / kWidth), output_column(p, col + pack % kWidth * kPack));
     }
   };
   const MatrixPlace matrix(p.gemm, tile.matrix);
@@ -312,11 +359,13 @@ __device__ __forceinline__ void store_rows(const GemmWgmmaParams& p, unsigned ch
       }
     }
     __syncwarp();
+    const auto step = column_step<kColumns>(p, col0 + box % kBoxes * kColumns, lane);
 #pragma unroll 1
     for (int i = 0; i < kPacks; ++i) {
       const PackPlace at = place(box * kPacks + i);
       float values[kPack];
       read_staged<kColumns, kSwapped>(buffer, i * 32 + lane, values);
+      step(values, lane);
       if (at.count > 0) {
         if (p.partials == nullptr) {
           finish_pack(p, matrix, at, residual[0], values);

@@ -22,33 +22,9 @@
 #include <iterator>
 #include <stdexcept>
 
-#include "cuda/matmul/gemm_wgmma_epilogue.cuh"
-#include "cuda/ptx/cluster.cuh"
-#include "cuda/tile/turns.cuh"
-#include "cuda/tile/warp_specialised.cuh"
-#include "cuda/tile/wgmma_mainloop.cuh"
+#include "cuda/matmul/gemm_wgmma_consumer.cuh"
 
 namespace warpwright::cuda {
-
-// What the epilogues of a block need of its shared memory: the warps' buffers, and the barriers of pingpong.
-struct WgmmaBuffers {
-  unsigned char warps[kWgmmaConsumers][kWgmmaWarps][kWarpBufferBytes];
-  ptx::Mbarrier turns[kWgmmaConsumers];
-};
-
-// The shared memory of a block: stages of both operands' tiles before all else.
-template <int kTileM, int kTileN, bool kPingpong>
-struct WgmmaLayout : WgmmaShared<(kTileM + kTileN) * kSpanBytes, static_cast<int>(sizeof(WgmmaBuffers))> {
-  static constexpr int kRows = kPingpong ? kTileM : kTileM / kWgmmaConsumers;  // A consumer's of a tile.
-  static constexpr int kMmas = kRows / ptx::kWgmmaM;
-  static constexpr int kATileBytes = kTileM * kSpanBytes;
-  static_assert(kRows % ptx::kWgmmaM == 0);
-  static_assert(WgmmaLayout::kStageBytes % kPatternBytes == 0 && kATileBytes % kPatternBytes == 0);
-
-  static __device__ __forceinline__ WgmmaBuffers& buffers(unsigned char* shared) {
-    return *reinterpret_cast<WgmmaBuffers*>(shared + WgmmaLayout::kBuffersAt);
-  }
-};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA kernels
@@ -109,46 +85,6 @@ __device__ __forceinline__ void multiply_tile(const GemmWgmmaParams& p, unsigned
   }
 }
 
-template <int kTileM, int kTileN, bool kPingpong, bool kSwapped>
-__device__ __forceinline__ void consume(const GemmWgmmaParams& p, unsigned char* shared, int consumer) {
-  using Layout = WgmmaLayout<kTileM, kTileN, kPingpong>;
-  const int warp = static_cast<int>(threadIdx.x) / 32 % kWgmmaWarps;
-  const int row = kPingpong ? 0 : consumer * Layout::kRows;  // The consumer's first one of a tile.
-  const unsigned rank = ptx::cluster_rank();
-  WgmmaBuffers& buffers = Layout::buffers(shared);
-  unsigned char* const buffer = buffers.warps[consumer][warp];
-  TmaWriter writer(buffer);
-  Turns<kWgmmaConsumers> turns(buffers.turns, consumer);
-  typename Layout::Stage stage;
-  float sums[Layout::kMmas][kTileN / 2];
-  int others = consumer;  // Tiles that are the other's, before the next one of this consumer's.
-  for (unsigned place = blockIdx.x / p.walk.cluster; place < p.walk.places(); place += gridDim.x / p.walk.cluster) {
-    const WgmmaTile tile = p.walk.template tile<kTileM, kTileN>(place, rank);
-    if constexpr (kPingpong) {
-      if (others > 0) {
-        others = 0;
-        stage.advance(tile.steps);
-        continue;
-      }
-      others = 1;
-      turns.wait();
-    }
-    multiply_tile<Layout>(p, shared, row, tile.steps, stage, sums, [&] {
-      if constexpr (kPingpong) turns.pass();
-    });
-    const int row0 = tile.m0 + row + warp * kWarpRows;
-    if constexpr (!kSwapped) {
-      if (p.by_tma) {
-        p.bare ? writer.store<true>(p, tile, row0, tile.n0, sums) : writer.store<false>(p, tile, row0, tile.n0, sums);
-      }
-    }
-    if constexpr (leaves_any_way(Layout::kMmas * kTileN / 2)) {
-      if (!p.by_tma) store_rows<kSwapped>(p, buffer, tile, row0, tile.n0, sums);
-    }
-  }
-  ptx::tma_store_wait_read<0>();  // Shared memory ends with the block.
-}
-
 #endif  // WARPWRIGHT_SM90A
 
 // machine code: sm_80: empty; true>: HGMMA, UTMALDG; else: HGMMA, UTMALDG, STSM, UTMASTG
@@ -157,13 +93,12 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) gemm_wgmma_kernel(const __gr
 #if WARPWRIGHT_SM90A
   using Layout = WgmmaLayout<kTileM, kTileN, kPingpong>;
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  const auto init = [&] {
-    Turns<kWgmmaConsumers>::init(Layout::buffers(shared).turns);
-    Layout::ring(shared).init(p.walk.cluster * kWgmmaWarps * (kPingpong ? 1 : kWgmmaConsumers));
+  const auto multiply = [&](int row, int steps, auto& stage, auto& sums, const auto& all_started) {
+    multiply_tile<Layout>(p, shared, row, steps, stage, sums, all_started);
   };
-  specialise_warps(
-      init, [&](bool leader) { produce<kTileM, kTileN, kPingpong>(p, shared, leader); },
-      [&](int consumer) { consume<kTileM, kTileN, kPingpong, kSwapped>(p, shared, consumer); });
+  specialise_warps([&] { init_barriers<kTileM, kTileN, kPingpong>(shared, p.walk.cluster); },
+                   [&](bool leader) { produce<kTileM, kTileN, kPingpong>(p, shared, leader); },
+                   [&](int consumer) { consume<kTileM, kTileN, kPingpong, kSwapped>(p, shared, consumer, multiply); });
 #endif
 }
 

@@ -184,12 +184,13 @@ inline void check_driver(CUresult result, const char* name) {
   throw std::logic_error("warpwright: tensor map: " + why);
 }
 
+inline std::string out_of_range(const std::string& what, int64_t value, int64_t low, int64_t high) {
+  return what + " is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " + std::to_string(high);
+}
+
 // Throws unless `value`, which `what` names, is one of [low, high].
 inline void check_range(const std::string& what, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high) {
-    refuse_map(what + " is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " +
-               std::to_string(high));
-  }
+  if (value < low || value > high) refuse_map(out_of_range(what, value, low, high));
 }
 
 inline void check_map(const TensorLayout& layout, int64_t inner_elements, Swizzle swizzle) {
@@ -235,29 +236,44 @@ inline TensorMap encode_tiled(const TensorLayout& layout, const TiledBox& box, S
   return map;
 }
 
+// What keeps an im2col map of a box from being made, or an empty text; the layout has none of tensor_map_fault's.
+inline std::string im2col_fault(const TensorLayout& layout, const Im2colBox& box) {
+  std::string fault;
+  const auto check = [&](const char* what, int64_t value, int64_t low, int64_t high, int dimension = -1) {
+    if (!fault.empty() || (value >= low && value <= high)) return;
+    fault = out_of_range(dimension < 0 ? what : what + std::to_string(dimension), value, low, high);
+  };
+  check("the rank of an im2col map", layout.rank, 3, kMaxTensorRank);
+  if (!fault.empty()) return fault;
+  check("the number of channels", box.channels, 1, 256);
+  check("the number of pixels", box.pixels, 1, 1024);
+  const int spatial = layout.rank - 2, limit = spatial == 1 ? 32768 : spatial == 2 ? 128 : 16;
+  for (int d = 0; d < layout.rank; ++d) check("the step of dimension ", box.step[d], 1, d == 0 ? 1 : 8, d);
+  for (int d = 0; d < spatial; ++d) {
+    check("the lower corner of dimension ", box.lower[d], -limit, limit - 1, d + 1);
+    check("the upper corner of dimension ", box.upper[d], -limit, limit - 1, d + 1);
+    const int64_t extent = layout.size[d + 1] + box.upper[d] - box.lower[d];
+    if (fault.empty() && extent < 1) {
+      fault = "the pixel box has " + std::to_string(extent) + " elements of dimension " + std::to_string(d + 1) +
+              ", expected 1";
+    }
+  }
+  return fault;
+}
+
+// The most that a load's offset into an im2col map of `spatial` dimensions can be: it has 16, 8 or 5 bits.
+inline constexpr int most_im2col_offset(int spatial) { return spatial == 1 ? 0xffff : spatial == 2 ? 0xff : 0x1f; }
+
 inline TensorMap encode_im2col(const TensorLayout& layout, const Im2colBox& box, Swizzle swizzle) {
   check_map(layout, box.channels, swizzle);
-  check_range("the rank of an im2col map", layout.rank, 3, kMaxTensorRank);
-  check_range("the number of channels", box.channels, 1, 256);
-  check_range("the number of pixels", box.pixels, 1, 1024);
-  const int spatial = layout.rank - 2, limit = spatial == 1 ? 32768 : spatial == 2 ? 128 : 16;
-  for (int d = 0; d < layout.rank; ++d) {
-    check_range("the step of dimension " + std::to_string(d), box.step[d], 1, d == 0 ? 1 : 8);
-  }
-  for (int d = 0; d < spatial; ++d) {
-    const std::string dimension = " of dimension " + std::to_string(d + 1);
-    check_range("the lower corner" + dimension, box.lower[d], -limit, limit - 1);
-    check_range("the upper corner" + dimension, box.upper[d], -limit, limit - 1);
-    const int64_t extent = layout.size[d + 1] + box.upper[d] - box.lower[d];
-    if (extent < 1)
-      refuse_map("the pixel box has " + std::to_string(extent) + " elements" + dimension + ", expected 1");
-  }
+  const std::string fault = im2col_fault(layout, box);
+  if (!fault.empty()) refuse_map(fault);
 #if defined(WARPWRIGHT_BACKEND_EMULATED)
   TensorMap map = pack_map(layout, swizzle, true, box.step);
   auto* to = reinterpret_cast<EmulatedTensorMap*>(map.bytes);
   to->box[0] = static_cast<uint16_t>(box.channels);
   to->box[1] = static_cast<uint16_t>(box.pixels);
-  for (int d = 0; d < spatial; ++d) {
+  for (int d = 0; d < layout.rank - 2; ++d) {
     to->lower[d] = static_cast<int16_t>(box.lower[d]);
     to->upper[d] = static_cast<int16_t>(box.upper[d]);
   }

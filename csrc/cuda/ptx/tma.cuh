@@ -83,7 +83,7 @@ inline const EmulatedTensorMap& emulated_map(const TensorMap* map) {
 
 // The filter's base must lie within the bounding box, and offsets have 16, 8 or 5 bits: PTX ISA 5.5.4.1.
 inline void check_im2col(const EmulatedTensorMap& map, const int* coordinates, const uint16_t* offsets) {
-  const int spatial = map.rank - 2, bits = spatial == 1 ? 16 : spatial == 2 ? 8 : 5;
+  const int spatial = map.rank - 2, most = most_im2col_offset(spatial);
   for (int d = 0; d < spatial; ++d) {
     const int64_t base = coordinates[d + 1], end = int64_t{map.size[d + 1]} + map.upper[d];
     if (base < map.lower[d] || base >= end) {
@@ -91,9 +91,9 @@ inline void check_im2col(const EmulatedTensorMap& map, const int* coordinates, c
                      ", expected one within the pixel box, " + std::to_string(map.lower[d]) + " to " +
                      std::to_string(end - 1));
     }
-    if (offsets[d] >> bits != 0) {
+    if (offsets[d] > most) {
       emulator::stop("TMA: im2col offset " + std::to_string(d) + " is " + std::to_string(offsets[d]) +
-                     ", expected at most " + std::to_string((1 << bits) - 1));
+                     ", expected at most " + std::to_string(most));
     }
   }
 }

@@ -10,7 +10,6 @@ The backend "emulated" is that of the tests, on tensors of the CPU; its times me
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from warpwright import _gemm_plans, _library, _registry
 from warpwright._backend import use_backend
-from warpwright._gemm_plans import GemmPlan, GemmQuestion, question_of
+from warpwright._gemm_plans import GemmPlan, GemmQuestion, device_kind, question_of
 from warpwright.tuning import selector, tables
 from warpwright.tuning.launches import Calls, run_case
 from warpwright.tuning.tables import Config, Entry, Problem
@@ -160,15 +159,6 @@ def text_of(config: Config) -> str:
 # ---- what an op makes ----
 
 
-def _device(device: torch.device, backend: str) -> tuple[int, int]:
-    """(compute capability, multiprocessors)."""
-    if backend == "emulated":  # csrc/emulator/runtime.h.
-        arch = os.environ.get("WARPWRIGHT_EMULATOR_ARCH", "90")
-        return int(arch), int(os.environ.get("WARPWRIGHT_EMULATOR_MULTIPROCESSORS", "2"))
-    properties = torch.cuda.get_device_properties(device)
-    return properties.major * 10 + properties.minor, properties.multi_processor_count
-
-
 def _matrix(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
@@ -240,7 +230,7 @@ def record(case: Any, device: torch.device, backend: str, seed: int = 0, *, run:
     with mode, use_backend(backend), Calls(backend) as calls:
         run_case(case, device, seed)
         with torch.no_grad():
-            made = _made(backend, calls, _device(device, backend))
+            made = _made(backend, calls, device_kind(device, backend))
     return [product for product in made if product.candidates]
 
 
@@ -256,7 +246,7 @@ def foreseen(
     mode = FakeTensorMode()
     with mode, use_backend(backend), Calls(backend) as calls:
         function(*map_tensors(args, mode.from_tensor), **map_tensors(kwargs, mode.from_tensor))
-        return [product.question for product in _made(backend, calls, _device(device, backend))]
+        return [product.question for product in _made(backend, calls, device_kind(device, backend))]
 
 
 # ---- winners ----
@@ -292,7 +282,7 @@ def missing(backend: str) -> str | None:
 def gpu_name(device: torch.device | int | None, backend: str) -> str:
     """The name that tables go by."""
     if backend == "emulated":
-        return f"emulated sm_{_device(torch.device('cpu'), backend)[0]}"
+        return f"emulated sm_{device_kind(torch.device('cpu'), backend)[0]}"
     return torch.cuda.get_device_name(device)
 
 

@@ -106,6 +106,9 @@ def _samples(make: Make) -> Iterator[Sample]:
     yield Sample("1x1", (x, make.tensor(8, 16, 1, 1), *none, *affine_parameters(make, 8)), training)
     w = lying_last(make.tensor(72, 16, 1, 1))
     yield Sample("large tiles", (x, w, *none, *affine_parameters(make, 72)), training)
+    x, w = lying_last(make.tensor(3, 40, 9, 8)), lying_last(make.tensor(72, 40, 1, 1))
+    spans = (x, w, *none, *affine_parameters(make, 72), make.tensor(72))
+    yield Sample("spans of channels", spans, {"activation": "silu", **training})
     # A mean a thousand times the deviation, of what is rounded to few digits.
     x, w = make.tensor(3, 8, 5, 5), make.tensor(8, 8, 1, 1, low=0, high=0.01)
     large = make.tensor(8, low=99, high=101)
