@@ -128,9 +128,11 @@ FOLDED = {
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(7, 6), (19, 23)], ids=["7x6", "19x23"])
 @pytest.mark.parametrize("name", FOLDED)
-def test_a_folded_norm_is_no_further_off(matrix, name, dtype, last):
-    """Inference without gradients: nothing is rounded between the convolution and the norm."""
+def test_a_folded_norm_is_no_further_off(matrix, name, size, dtype, last):
+    """Inference without gradients: nothing is rounded between the convolution and the norm. On the CPU the weight of
+    the larger images is so much smaller than the output that the norm is folded into it."""
     channels, filters, groups, activation, affine, added = FOLDED[name]
     make = Make(dtype, matrix)
     layout = torch.channels_last if last else torch.contiguous_format
@@ -140,7 +142,7 @@ def test_a_folded_norm_is_no_further_off(matrix, name, dtype, last):
     mean, var = wide.tensor(filters, grad=False), wide.tensor(filters, grad=False).square() + 0.1
     scale, shift = (wide.tensor(filters, grad=False) if affine else None for _ in range(2))
     bias = make.tensor(filters, grad=False) if added else None
-    residual = make.tensor(2, filters, 7, 6, grad=False).contiguous(memory_format=layout) if added else None
+    residual = make.tensor(2, filters, *size, grad=False).contiguous(memory_format=layout) if added else None
 
     def by_torch(to):
         def cast(t):
@@ -172,6 +174,25 @@ def test_a_norm_that_was_folded_is_undone_for_a_backward_pass(matrix):
     cotangent = torch.rand_like(outputs[0])
     grads = [torch.autograd.grad(y, (x, w, bias, *norm[2:]), cotangent) for y in outputs]
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("size", [6, 32])
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_the_cpus_weight_takes_the_norm_where_it_is_much_smaller(size, last):
+    """oneDNN's fused call is below the profiler, the plain one is aten's."""
+    make = Make(torch.float32)
+    x = make.tensor(2, 8, size, size, grad=False)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    w, running = make.tensor(8, 8, 3, 3, grad=False), (torch.zeros(8), torch.ones(8))
+    with torch.profiler.profile() as profile:
+        ops.conv2d_batch_norm(x, w, *running, padding=1, activation="relu")
+    plain = "aten::mkldnn_convolution" in {event.key for event in profile.key_averages()}
+    kernel = warpwright.explain("conv2d_batch_norm", x, w, *running, padding=1, activation="relu").kernel
+    assert plain is (size == 6)
+    assert ("norm in its weight" in kernel) is not plain
+    with torch.profiler.profile() as profile:
+        ops.conv2d_batch_norm(x.to(torch.bfloat16), w.to(torch.bfloat16), *running, padding=1, activation="relu")
+    assert "aten::mkldnn_convolution" in {event.key for event in profile.key_averages()}
 
 
 def test_tritons_kernel_leaves_the_statistics(monkeypatch):

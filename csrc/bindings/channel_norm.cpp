@@ -171,10 +171,10 @@ Tensor empty_partials(const ChannelShape& shape, bool needed, const Tensor& like
 
 NormOutput forward(const Tensor& input, ChannelShape shape, const std::vector<int64_t>& cells, const Affine& affine,
                    const Running& running, const OptionalTensor& residual, double eps, Activation activation,
-                   const SlabStatistics* found = nullptr) {
+                   const SlabStatistics* found = nullptr, bool in_place = false) {
   const ScalarType dtype = input.scalar_type(), statistics = acc_dtype(dtype);
-  NormOutput result{empty_output(input), empty(cells, statistics, input), empty(cells, statistics, input),
-                    empty_new(running.mean, !running.constant, input),
+  NormOutput result{in_place ? input : empty_output(input), empty(cells, statistics, input),
+                    empty(cells, statistics, input), empty_new(running.mean, !running.constant, input),
                     empty_new(running.var, !running.constant, input)};
   if (result.mean.numel() == 0) return result;
   Tensor input_holder, residual_holder;
@@ -361,8 +361,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_outpu
 
 NormOutput batch_norm_forward(const Tensor& input, const Affine& affine, const Running& running,
                               const OptionalTensor& residual, double eps, Activation activation,
-                              const SlabStatistics* found) {
-  return forward(input, shape_of(input), {input.size(1)}, affine, running, residual, eps, activation, found);
+                              const SlabStatistics* found, bool in_place) {
+  return forward(input, shape_of(input), {input.size(1)}, affine, running, residual, eps, activation, found, in_place);
 }
 
 NormGrads batch_norm_grads(const Tensor& grad_output, const Tensor& input, const Affine& affine,

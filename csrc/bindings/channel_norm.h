@@ -42,9 +42,10 @@ struct NormOutput {
   Tensor output, mean, rstd, new_mean, new_var;
 };
 
+// With `in_place` the output takes the place of the input, which has no gaps.
 NormOutput batch_norm_forward(const Tensor& input, const Affine& affine, const Running& running,
                               const OptionalTensor& residual, double eps, Activation activation,
-                              const SlabStatistics* found = nullptr);
+                              const SlabStatistics* found = nullptr, bool in_place = false);
 
 // (3, channels): mean, variance and number of a batch norm's elements, for others to join to theirs.
 Tensor batch_norm_moments(const Tensor& input, const SlabStatistics* found = nullptr);

@@ -40,8 +40,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> convolution_batch_nor
   SlabStatistics found;
   const Tensor product =
       conv_product(call, bias, std::nullopt, Activation::kNone, false, training ? &found : nullptr).output;
-  NormOutput r = batch_norm_forward(product, affine, running, residual, eps, activation, &found);
-  if (!training && !save_product) return {r.output, none, no_statistics, no_statistics, r.new_mean, r.new_var};
+  const bool in_place = !training && !save_product;  // Nobody else sees the product.
+  NormOutput r = batch_norm_forward(product, affine, running, residual, eps, activation, &found, in_place);
+  if (in_place) return {r.output, none, no_statistics, no_statistics, r.new_mean, r.new_var};
   return {r.output, product, r.mean, r.rstd, r.new_mean, r.new_var};
 }
 

@@ -28,8 +28,8 @@ _PLAIN_WORK, _FUSED_WORK, _ONEDNN_LONGEST_SUM = 1 << 22, 1 << 18, 768
 _LEAST_PRODUCT, _MOST_TAPS_OF_HEIGHT = 16, 64
 _CONVOLUTIONS = (*(f"conv{d}d" for d in (1, 2, 3)), *(f"conv_transpose{d}d" for d in (1, 2, 3)), "conv2d_batch_norm")
 
-#: kForwardTaps of csrc/bindings/onednn/conv.cpp.
-_DEPTHWISE_TAPS = 100
+#: kForwardTaps and kMuchSmaller of csrc/bindings/onednn/conv.cpp.
+_DEPTHWISE_TAPS, _MUCH_SMALLER = 100, 4
 
 
 def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, Any]) -> str:
@@ -50,7 +50,9 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
     if op == "linear":
         return f"{op} ({_cpu_linear(bound)})"
     if op.startswith("conv") and ("transpose" in op or not _own_convolution(bound)):
-        norm = f", then C++ CPU, {_library.cpu_isa()}" if op.endswith("batch_norm") else ""
+        norm = "" if not op.endswith("batch_norm") else f", then C++ CPU, {_library.cpu_isa()}"
+        if norm and _folds_norm(bound):
+            norm = ", with the norm in its weight"
         return f"{op} (aten's convolution, which is oneDNN's where that has one{norm})"
     return f"{op} (C++ CPU, {_library.cpu_isa()})"
 
@@ -139,6 +141,19 @@ def _own_convolution(bound: dict[str, Any]) -> bool:
     batched = input if input.dim() == weight.dim() else input.unsqueeze(0)
     onednn = input.dtype in (torch.float32, torch.bfloat16) and even and channels_last(batched, weight)
     return not onednn or taps.numel() >= _DEPTHWISE_TAPS
+
+
+def _folds_norm(bound: dict[str, Any]) -> bool:
+    """conv_normalized of csrc/bindings/onednn/conv.cpp."""
+    input: Tensor = bound["input"]
+    weight: Tensor = bound["weight"]
+    leaves = (input, weight, *(bound.get(name) for name in ("bias", "residual", "bn_weight", "bn_bias")))
+    if input.dtype != torch.float32 or bound.get("training", False) or wants_grad(*leaves):
+        return False
+    geometry = [bound.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
+    groups = bound.get("groups", 1)
+    output = torch.nn.functional.conv2d(_without_data(input), _without_data(weight), None, *geometry, groups)
+    return 0 < _MUCH_SMALLER * weight.numel() <= output.numel()
 
 
 def _without_data(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "bindings/onednn/post_op.h"
+#include "kernels/conv_fold.h"
 #include "kernels/depthwise.h"
 #include "kernels/epilogue.h"
 
@@ -307,10 +308,36 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
   return result;
 }
 
-// oneDNN's would take a weight that is multiplied beforehand: a pass over it at each call, rounded once more.
-std::optional<Tensor> conv_normalized(const ConvCall&, const OptionalTensor&, const OptionalTensor&, const Affine&,
-                                      const Running&, double, Activation) {
-  return std::nullopt;
+// The norm's factors go into the weight, its summands into the bias, so that oneDNN's post-ops do the rest: a pass over
+// the weight at each call, for which one over the output is saved. Where the weight is not much smaller, and in 16
+// bits, where it would be rounded once more to few digits, the norm stays a pass of its own.
+std::optional<Tensor> conv_normalized(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
+                                      const Affine& affine, const Running& running, double eps, Activation activation) {
+  constexpr int64_t kMuchSmaller = 4;
+  const ScalarType dtype = call.input.scalar_type();
+  const int64_t filters = call.output_sizes[1], outputs = call.output_sizes[0] * filters * call.output_pixels();
+  if (dtype != ScalarType::Float || is_empty(call) || kMuchSmaller * call.weight.numel() > outputs) return std::nullopt;
+  const bool format = is_channels_last(call.weight);
+  const Tensor weight = to_format(call.weight, format);
+  Tensor scaled = empty_in_format(sizes_of(weight), format, dtype, weight), shift = empty({filters}, dtype, weight);
+  const OptionalTensor bias_row = contiguous(bias), mean = contiguous(running.mean), var = contiguous(running.var);
+  const OptionalTensor factor = contiguous(affine.weight), summand = contiguous(affine.bias);
+  ConvFoldParams params{};
+  params.w = static_cast<const float*>(weight.const_data_ptr());
+  params.conv_bias = static_cast<const float*>(data_or_null(bias_row));
+  params.mean = per_channel(mean, dtype);
+  params.var = per_channel(var, dtype);
+  params.weight = per_channel(factor, dtype);
+  params.bias = per_channel(summand, dtype);
+  params.scaled = static_cast<float*>(scaled.mutable_data_ptr());
+  params.shift = static_cast<float*>(shift.mutable_data_ptr());
+  params.filters = filters;
+  params.size = weight.numel() / filters;
+  params.eps = eps;
+  cpu::conv_fold(params, nullptr);
+  ConvCall folded = call;
+  folded.weight = scaled;
+  return conv_product(folded, shift, residual, activation, false).output;
 }
 
 ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight) {

@@ -68,9 +68,10 @@ def conv2d_batch_norm(
 
     The convolution's result is rounded to input's dtype and kept for the backward pass. Where there is none to come and
     the statistics are the running ones, the norm is part of the convolution's own kernel, and nothing is rounded
-    between them; on the CPU it is a pass of its own. In training the kernels of the tensor cores and of Triton find the
-    statistics of what they store while they have it, so that it is read once more, for the norm, and not twice; float32
-    on CUDA, groups of few channels, depthwise ones, and the CPU take batch_norm's own pass over it.
+    between them; on the CPU it is folded into a float32 weight that is much smaller than the output, and else a pass of
+    its own, in place. In training the kernels of the tensor cores and of Triton find the statistics of what they store
+    while they have it, so that it is read once more, for the norm, and not twice; float32 on CUDA, groups of few
+    channels, depthwise ones, and the CPU take batch_norm's own pass over it.
 
     Accumulates in float32 (float64 for float64), the variance from the differences to the mean, so a large mean costs
     no digits. Differentiable in input, weight, bias, bn_weight, bn_bias and residual, by batch_norm's two passes and
