@@ -58,7 +58,7 @@ def _conv2d_samples(make: Make) -> Iterator[Sample]:
     yield Sample("eight channels at a time", (*chunks, make.tensor(24), 2, 1), {"activation": "silu"})
     chunks = _last(make.tensor(1, 72, 4, 3)), _last(make.tensor(72, 72, 1, 2))
     yield Sample("large tiles, eight channels at a time", (*chunks, make.tensor(72), 1, 1), {"activation": "relu"})
-    spans = _last(make.tensor(3, 72, 7, 5)), _last(make.tensor(136, 72, 3, 2))
+    spans = _last(make.tensor(3, 72, 7, 7)), _last(make.tensor(136, 72, 3, 2))
     yield Sample("spans of 64 channels", (*spans, make.tensor(136), 1, 1), {"activation": "silu"})
     spans = _last(make.tensor(2, 40, 7, 8)), _last(make.tensor(40, 40, 2, 3))
     yield Sample("spans of channels, strides", (*spans, None, (2, 3), (1, 2)), {"activation": "silu"})
