@@ -60,7 +60,7 @@ def _conv2d_samples(make: Make) -> Iterator[Sample]:
     yield Sample("large tiles, eight channels at a time", (*chunks, make.tensor(72), 1, 1), {"activation": "relu"})
     spans = _last(make.tensor(3, 72, 7, 7)), _last(make.tensor(136, 72, 3, 2))
     yield Sample("spans of 64 channels", (*spans, make.tensor(136), 1, 1), {"activation": "silu"})
-    spans = _last(make.tensor(2, 40, 7, 8)), _last(make.tensor(40, 40, 2, 3))
+    spans = _last(make.tensor(2, 40, 13, 20)), _last(make.tensor(40, 40, 2, 3))
     yield Sample("spans of channels, strides", (*spans, None, (2, 3), (1, 2)), {"activation": "silu"})
     yield Sample("a long sum", (make.tensor(1, 70, 4, 3), make.tensor(2, 70, 3, 3), None, 1, 1))
     yield Sample("same, even kernel", (x, make.tensor(4, 3, 2, 4), b, 1, "same"), {"activation": "relu"})
@@ -141,7 +141,7 @@ def _conv_transpose2d_samples(make: Make) -> Iterator[Sample]:
     yield Sample("channels last", (_last(x), _last(w), b, 2, 1), {"activation": "gelu"})
     yield Sample("past one tile", (make.tensor(1, 66, 9, 9), make.tensor(66, 20, 2, 2), make.tensor(20), 1, 1))
     spans = _last(make.tensor(2, 72, 5, 6)), _last(make.tensor(72, 40, 3, 2))
-    yield Sample("spans of 64 channels", (*spans, make.tensor(40), (2, 3), 1, (1, 0)), {"activation": "gelu"})
+    yield Sample("spans of 64 channels", (*spans, make.tensor(40), (2, 3), 1, (0, 1)), {"activation": "gelu"})
     yield Sample("unbatched", (make.tensor(3, 5, 5), w, b))
     yield Sample("no images", (make.tensor(0, 3, 5, 5), w, b))
 
