@@ -17,6 +17,7 @@ import machine_code
 import numpy as np
 import pytest
 import test_conv_tf32
+import test_conv_wgmma
 import test_gemm_plans
 import torch
 from thinning import EVERYTHING
@@ -215,6 +216,9 @@ BY_ARCHITECTURE = [
     "grouped_matmul",
     "scaled_matmul",
     "linear_sparse24",
+    "conv2d",
+    "conv_transpose2d",
+    "conv2d_batch_norm",
     "rms_norm",
     "layer_norm",
 ]
@@ -226,6 +230,10 @@ HOPPER = [
     "grouped_weight_grad_wgmma",
     "scaled_wgmma",
     "linear_sparse24_wgmma",
+    "conv_fprop_wgmma",
+    "conv_fprop_measured_wgmma",
+    "conv_dgrad_wgmma",
+    "conv_wgrad_wgmma",
 ]
 
 
@@ -266,6 +274,7 @@ def test_every_cuda_kernel_is_reached(monkeypatch):
         monkeypatch.setenv("WARPWRIGHT_EMULATOR_ARCH", "90")
         test_gemm_plans.run_every_plan()
         test_conv_tf32.run_every_kernel()
+        test_conv_wgmma.run_every_kernel()
     kernels = emulated.kernels()
     assert {re.sub(r"<.*", "", name).rsplit("::", 1)[-1] for name in kernels} == set(machine_code.all_declarations())
     assert not [name for name, reached in kernels.items() if not reached]

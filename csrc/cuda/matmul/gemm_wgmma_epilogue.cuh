@@ -264,7 +264,7 @@ __device__ __forceinline__ WgmmaTile tile_at(const GemmWgmmaParams& p, unsigned 
   return p.walk.template tile<kTileM, kTileN>(place, rank);
 }
 
-// Where a row of a tile lies in the output, and the column in which a pack of the tile's begins: m and n for one outside.
+// Where a row of a tile lies in the output, and the column in which a pack of the tile's begins; m and n outside.
 __device__ __forceinline__ int output_row(const GemmWgmmaParams&, const WgmmaTile&, int row) { return row; }
 __device__ __forceinline__ int output_column(const GemmWgmmaParams&, int col) { return col; }
 
