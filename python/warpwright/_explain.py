@@ -17,7 +17,17 @@ from warpwright._kernel_choice import Configuration, configurations, copied, gem
 from warpwright._peaks import peaks_of
 
 #: Families whose CUDA and Triton kernels multiply on the tensor cores.
-_TENSOR_CORE_FAMILIES = ("matmul", "gated", "grouped", "scaled", "packed", "sparse", "conv", "conv_batch_norm")
+_TENSOR_CORE_FAMILIES = (
+    "matmul",
+    "gated",
+    "grouped",
+    "scaled",
+    "packed",
+    "sparse",
+    "conv",
+    "conv_batch_norm",
+    "scaled_conv",
+)
 
 
 @dataclass(frozen=True)
