@@ -21,6 +21,10 @@ namespace {
 using Large = LargeByteTile;
 using Middle = ByteTile<64, 64, 2, 2, 4>;
 
+// Of a multiprocessor: for a second large tile the compiler would spill.
+template <class Tile>
+inline constexpr int kBlocks = std::is_same_v<Tile, Large> ? 1 : 3;
+
 struct ScaledConvMmaParams {
   ScaledConvParams scaled;
   Decodings formats;
@@ -29,7 +33,7 @@ struct ScaledConvMmaParams {
 // machine code: true, int>: IMMA, LDSM.4, LDGSTS.128, STG.128; false, int>: IMMA, LDSM.4, STG.128;
 // true, float>: HMMA.16816.F32, LDSM.4, LDGSTS.128, STG.128; else: HMMA.16816.F32, LDSM.4, STG.128
 template <class Tile, bool kVectors, class S>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile>)
     scaled_conv_mma_kernel(const __grid_constant__ ScaledConvMmaParams params) {
   const ConvParams& p = params.scaled.conv;
   WARPWRIGHT_DYNAMIC_SHARED(shared);
