@@ -87,7 +87,8 @@ def _scaled_conv_kernel(
 def _tile(m: int, n: int, k: int) -> dict[str, int]:
     """Fixed on a GPU; the interpreter takes its time by the call, so there a tile holds what it can."""
     if not interpreted():
-        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+        # The least K of a product of bytes: with twice as much the addresses of 64 x 64 bytes would be spilled.
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}
     names = zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (m, n, k), (256, 64, 256), strict=True)
     return {name: min(limit, max(16, triton.next_power_of_2(size))) for name, size, limit in names}
 
