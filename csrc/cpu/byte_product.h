@@ -99,12 +99,15 @@ void multiply(VecOfSum<typename Words::Sum> (&sums)[kRows][kVectors], const type
   V local[kRows][kVectors]{};
   for (int64_t i = 0; i < count; ++i) {
     V b[kVectors];
-    std::memcpy(b, panel + i * kPanel, sizeof(b));
+    for (int v = 0; v < kVectors; ++v) std::memcpy(&b[v], panel + i * kPanel + v * kFloatLanes, sizeof(V));
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) local[r][v] = multiply_add(local[r][v], row[r][i], b[v]);
     }
   }
-  std::memcpy(sums, local, sizeof(local));
+  // One by one: a copy of the whole would have the compiler keep them in memory, and store each at each step.
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = local[r][v];
+  }
 }
 
 inline Vec<float> load_sums(const float* p) { return load(p); }

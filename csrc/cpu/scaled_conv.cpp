@@ -22,7 +22,10 @@ struct Tap {
 };
 
 struct Taps {
-  explicit Taps(const ConvParams& p) : p(p), places(p.taps()) {
+  explicit Taps(const ConvParams& p)
+      : p(p),
+        places(p.taps()),
+        rows_together(p.groups == 1 && p.dilation[2] == 1 && p.x.stride[1] == 1 && p.x.stride[4] == p.channels) {
     for (int64_t t = 0; t < p.taps(); ++t) {
       Tap& tap = places.data()[t];
       tap.offset = 0;
@@ -37,6 +40,7 @@ struct Taps {
 
   const ConvParams& p;
   Scratch<Tap> places;
+  bool rows_together;  // Whether the elements that a row of taps meets lie one after the other.
 };
 
 // What one pixel of y reads.
@@ -63,11 +67,12 @@ class Window {
   // Elements [k0, k0 + count) of (tap, channel), of the group whose first channel this is: where they lie, or gathered.
   const uint8_t* elements(int64_t channel0, int64_t k0, int64_t count, uint8_t* gathered) const {
     const ConvParams& p = taps_.p;
-    const int64_t channels = p.group_channels(), step = p.x.stride[1];
-    int64_t t = k0 / channels, channel = k0 % channels;
-    for (int64_t done = 0; done < count; ++t, channel = 0) {
-      const int64_t run = std::min(channels - channel, count - done);
-      const uint8_t* const from = at(t, channel0 + channel);
+    const bool rows = taps_.rows_together && origin_[2] >= 0 && origin_[2] + p.kernel[2] <= p.x_size[2];
+    const int64_t taps = rows ? p.kernel[2] : 1, length = taps * p.group_channels(), step = p.x.stride[1];
+    int64_t t = k0 / length * taps, first = k0 % length;  // Of a run of taps.
+    for (int64_t done = 0; done < count; t += taps, first = 0) {
+      const int64_t run = std::min(length - first, count - done);
+      const uint8_t* const from = at(t, channel0 + first);
       if (from != nullptr && run == count && step == 1) return from;
       if (from == nullptr) {
         std::memset(gathered + done, 0, run);
@@ -86,14 +91,14 @@ class Window {
   int64_t origin_[kConvDims], offset_;
 };
 
-// Byte `channel` of a filter at tap t.
-uint8_t weight_at(const ConvParams& p, int64_t filter, int64_t channel, int64_t t) {
-  int64_t offset = filter * p.w.stride[0] + channel * p.w.stride[1];
+// The filter's bytes through tap t, of its first channel on.
+const uint8_t* weights_at(const ConvParams& p, int64_t filter, int64_t t) {
+  int64_t offset = filter * p.w.stride[0];
   for (int d = kConvDims - 1; d >= 0; --d) {
     offset += t % p.kernel[d] * p.w.stride[2 + d];
     t /= p.kernel[d];
   }
-  return static_cast<const uint8_t*>(p.w.data)[offset];
+  return static_cast<const uint8_t*>(p.w.data) + offset;
 }
 
 // ---- products ----
@@ -127,8 +132,9 @@ class Panels {
   void pack(const ConvParams& p, const Words& words, int64_t panel, int64_t col, uint8_t* line) {
     const int64_t group = panel / panels_, filter = panel % panels_ * kPanel + col;
     const bool there = filter < p.group_filters();
-    for (int64_t k = 0; there && k < k_; ++k) {
-      line[k] = weight_at(p, group * p.group_filters() + filter, k % p.group_channels(), k / p.group_channels());
+    for (int64_t t = 0; there && t < p.taps(); ++t) {
+      const uint8_t* const from = weights_at(p, group * p.group_filters() + filter, t);
+      for (int64_t c = 0; c < p.group_channels(); ++c) line[t * p.group_channels() + c] = from[c * p.w.stride[1]];
     }
     typename Words::Word* const to = words_.data() + panel * steps_ * kStepWords + col;
     for (int64_t k = 0; k < k_; k += Words::kTerms) {
@@ -211,26 +217,36 @@ VecOfSum<typename Words::Sum> channel_lanes(const uint8_t* bytes, N count) {
     return load_stored(reinterpret_cast<const Float8<typename Words::Format>*>(bytes), count);
 }
 
-// totals (kTileRows, kTileCols) of a tile; weights (taps, filters).
+// What a tap inside of the image meets, and its weights: of the tile's first channel.
+template <class Sum>
+struct MetTap {
+  const uint8_t* from;
+  const Sum* weights;
+};
+
+// totals (rows, kTileCols) of a tile; weights (taps, pitch). `met` has room for all taps.
 template <class Words>
-void sum_taps(const Taps& taps, const typename Words::Sum* weights, const ConvTile& tile, typename Words::Sum* totals) {
+void sum_taps(const Taps& taps, const typename Words::Sum* weights, int64_t pitch, const ConvTile& tile,
+              MetTap<typename Words::Sum>* met, typename Words::Sum* totals) {
   using V = VecOfSum<typename Words::Sum>;
   const ConvParams& p = taps.p;
   ConvPixel pixel = ConvPixel::at(p, tile.row0);
-  std::memset(totals, 0, sizeof(*totals) * tile.rows * kTileCols);
   for (int64_t row = 0; row < tile.rows; ++row, pixel.advance(p)) {
     const Window window(taps, pixel);
+    int64_t count = 0;
+    for (int64_t t = 0; t < p.taps(); ++t) {
+      const uint8_t* const from = window.at(t, tile.filter0);
+      if (from != nullptr) met[count++] = {from, weights + t * pitch + tile.filter0};
+    }
     for_each_vector<float>(tile.cols, [&](int64_t i, auto n) {
       V total{};
       // Part by part: one long sum rounds more than the sum of shorter ones.
-      for (int64_t first = 0; first < p.taps(); first += kStep) {
+      for (int64_t first = 0; first < count; first += kStep) {
         V sum{};
-        for (int64_t t = first; t < std::min(first + kStep, p.taps()); ++t) {
-          const uint8_t* const from = window.at(t, tile.filter0 + i);
-          if (from == nullptr) continue;
+        for (int64_t t = first; t < std::min(first + kStep, count); ++t) {
           V w;
-          std::memcpy(&w, weights + t * (p.filters + kFloatLanes) + tile.filter0 + i, sizeof(w));
-          sum += channel_lanes<Words>(from, n) * w;
+          std::memcpy(&w, met[t].weights + i, sizeof(w));
+          sum += channel_lanes<Words>(met[t].from + i, n) * w;
         }
         total += sum;
       }
@@ -249,7 +265,7 @@ void slide_filters(const ScaledConvParams& params) {
   Scratch<Sum> weights(p.taps() * pitch);
   for (int64_t t = 0; t < p.taps(); ++t) {
     for (int64_t filter = 0; filter < pitch; ++filter) {
-      const uint8_t byte = filter < p.filters ? weight_at(p, filter, 0, t) : 0;
+      const uint8_t byte = filter < p.filters ? *weights_at(p, filter, t) : 0;
       if constexpr (std::is_same_v<Sum, float>)
         weights.data()[t * pitch + filter] = format.table[byte];
       else
@@ -260,13 +276,14 @@ void slide_filters(const ScaledConvParams& params) {
   const int64_t pixels = p.y_pixels(), across = (p.filters + kTileCols - 1) / kTileCols;
   const int64_t tiles = (pixels + kTall - 1) / kTall * across, work = kTall * kTileCols * p.taps();
   parallel_for(0, tiles, row_grain(work / kFloatLanes), [&](int64_t begin, int64_t end) {
+    Scratch<MetTap<Sum>> met(p.taps());
     Scratch<Sum> totals(kTall * kTileCols);
     Scratch<float> values(kTall * kTileCols);
     for (int64_t index = begin; index < end; ++index) {
       ConvTile tile{index / across * kTall, kTall, index % across * kTileCols, kTileCols};
       tile.rows = std::min(kTall, pixels - tile.row0);
       tile.cols = std::min(kTileCols, p.filters - tile.filter0);
-      sum_taps<AWords>(taps, weights.data(), tile, totals.data());
+      sum_taps<AWords>(taps, weights.data(), pitch, tile, met.data(), totals.data());
       finish_sums(params, tile, totals.data(), values.data());
       store_values(params, tile, values.data());
     }
