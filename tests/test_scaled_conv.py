@@ -64,6 +64,15 @@ def test_sums_of_integers_are_exact(matrix, name, last):
     assert torch.equal(codes, rounded((exact / 1024).float(), INT8))
 
 
+@pytest.mark.parametrize("first", [0, 8])
+def test_some_channels_of_a_tensor_are_read_where_they_lie(matrix, first):
+    """Sixteen of 24, whose pixels do not all start at multiples of 16 bytes."""
+    x, w = in_format(integers(2, 24, 6, 5).to(matrix), True), in_format(integers(8, 16, 3, 3, seed=1).to(matrix), True)
+    one, part = scalar(1.0, matrix), x[:, first : first + 16]
+    exact = F.conv2d(part.double(), w.double())
+    assert torch.equal(scaled_conv2d(part, w, one, one, out_dtype=torch.float32), exact.float())
+
+
 def test_sums_past_what_float32_counts(matrix):
     """2304 products of up to 2^14: past 2^24, where a float32 sum of integers is not exact."""
     x, w = integers(1, 256, 4, 3) // 16 + 112, integers(3, 256, 3, 3, seed=1) // 16 + 119
