@@ -14,6 +14,7 @@ from warpwright import ops
 from warpwright._check import ACTIVATIONS
 from warpwright._conv import in_format
 from warpwright.nn._activation import TORCH_ACTIVATIONS
+from warpwright.ops.conv import Numbers
 from warpwright.testing.spec import BadInput, Cost, Make, OpSpec, Sample, add, nbytes
 from warpwright.testing.specs.quantize import E4M3, E5M2, any_float8
 
@@ -37,7 +38,11 @@ def _composed(dims: int) -> Callable[..., Tensor]:
         input_scale: Tensor,
         weight_scale: Tensor,
         bias: Tensor | None = None,
-        *geometry: Any,
+        stride: Numbers = 1,
+        padding: Numbers | str = 0,
+        dilation: Numbers = 1,
+        groups: int = 1,
+        *,
         residual: Tensor | None = None,
         residual_scale: Tensor | None = None,
         activation: str | None = None,
@@ -48,7 +53,7 @@ def _composed(dims: int) -> Callable[..., Tensor]:
         wide = input_scale.dtype
         x = input.to(wide) * input_scale.reshape(())
         w = weight.to(wide) * weight_scale.reshape(-1, *[1] * (dims + 1))
-        value = _CONVOLUTIONS[dims](x, w, None, *geometry)
+        value = _CONVOLUTIONS[dims](x, w, None, stride, padding, dilation, groups)
         if bias is not None:
             value = value + bias.to(wide).view(by_filter)
         if residual is not None:
@@ -278,7 +283,11 @@ def _cost(dims: int) -> Callable[..., Cost]:
         input_scale: Tensor,
         weight_scale: Tensor,
         bias: Tensor | None = None,
-        *geometry: Any,
+        stride: Numbers = 1,
+        padding: Numbers | str = 0,
+        dilation: Numbers = 1,
+        groups: int = 1,
+        *,
         residual: Tensor | None = None,
         residual_scale: Tensor | None = None,
         activation: str | None = None,
@@ -286,7 +295,7 @@ def _cost(dims: int) -> Callable[..., Cost]:
         output_scale: Tensor | None = None,
     ) -> Cost:
         meta = (torch.empty(t.shape, device="meta") for t in (input, weight))
-        shape = _CONVOLUTIONS[dims](*meta, None, *geometry).shape
+        shape = _CONVOLUTIONS[dims](*meta, None, stride, padding, dilation, groups).shape
         read = nbytes(input, weight, input_scale, weight_scale, bias, residual, residual_scale, output_scale)
         return Cost(2 * shape.numel() * weight.shape[1:].numel(), read + shape.numel() * out_dtype.itemsize)
 
