@@ -269,10 +269,10 @@ def _check(
     activation: str,
     out_dtype: torch.dtype,
 ) -> None:
-    op, geometry = f"scaled_{op_name(weight, False)}", (stride, padding, dilation, False, [], groups)
+    op = f"scaled_{op_name(weight, False)}"
     _check_dtypes(op, input, weight)
-    check_geometry(op, input, weight, *geometry)
-    sizes = output_sizes(op, input, weight, *geometry)
+    check_geometry(op, input, weight, stride, padding, dilation, False, [], groups)
+    sizes = output_sizes(op, input, weight, stride, padding, dilation, False, [], groups)
     _check_terms(op, input, weight)
     _check_one_scale(op, "input_scale", input_scale, input)
     _check_weight_scale(op, weight_scale, input, sizes[1])

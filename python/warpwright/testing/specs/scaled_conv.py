@@ -201,10 +201,11 @@ def _draw(dims: int) -> Callable[[Make, random.Random], Sample]:
         x, w = (rng.choice([0, 1, 1, 2, 3]), channels, *sizes), (filters, channels // groups, *kernel)
         dtypes = rng.choice([_I8, *((a, b) for a in (E4M3, E5M2) for b in (E4M3, E5M2))])
         name = f"{x} * {w} s{stride} p{padding} d{dilation} g{groups} {dtypes}"
+        biases: list[bool | torch.dtype] = [False, True, SINGLE]
         # A number at the edge between two codes is either: a step of a float is within its unit, one of int8 is not.
         return _call(
             make, name, x, w, stride, padding, dilation, groups, dtypes=dtypes, scales=rng.choice([(), (filters,)]),
-            bias=rng.choice([False, True, SINGLE]), residual=rng.choice([None, None, BF16, SINGLE, *_EIGHT_BITS]),
+            bias=rng.choice(biases), residual=rng.choice([None, None, BF16, SINGLE, *_EIGHT_BITS]),
             activation=rng.choice([None, *ACTIVATIONS]), out=rng.choice([None, None, E4M3, E5M2]),
             last=rng.choice([_LAST, (False, False), (True, False), (False, True)]),
         )  # fmt: skip
