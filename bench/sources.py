@@ -41,6 +41,7 @@ _PARTS = {
     "optim": ("lamb",),
     "packed": ("quantize_packed",),
     "quantize": ("quantize_matrix",),
+    "scaled_conv": ("conv",),
 }
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)

@@ -116,6 +116,14 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
       " str precision, bool need_input, bool need_weight, bool need_bias, bool need_residual)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
+  // scaled_conv: output = activation(convolution of dequantised input and weight + bias + dequantised residual),
+  // divided by output_scale where out_dtype has 8 bits; residual_scale goes with a residual of 8 bits. The lists are
+  // those of convolution.
+  m.def(
+      "scaled_convolution(Tensor input, Tensor weight, Tensor input_scale, Tensor weight_scale, Tensor? bias,"
+      " Tensor? residual, Tensor? residual_scale, Tensor? output_scale, int[] stride, int[] padding, int[] dilation,"
+      " int groups, str activation, ScalarType out_dtype) -> Tensor");
+
   // conv_batch_norm: output = activation(batch_norm(product) + residual), product = convolution + bias. The statistics
   // are batch_norm's, of the product as it is stored. In inference the product is rounded only if it is saved; else it,
   // mean and rstd have no elements.

@@ -136,6 +136,16 @@ TINY = {
         *({"m": 5, "n": 6, "k": 130, "scales": scales, "bias": True} for scales in ("tensor", "row", "block")),
         {"m": 5, "n": 6, "k": 7, "format": "int8", "scales": "row", "activation": "silu"},
     ],
+    "scaled_conv1d": [{"batch": 2, "channels": 5, "size": 9, "kernel": 3, "stride": 2, "bias": True}],
+    "scaled_conv2d": [
+        {"batch": 1, "channels": 6, "size": 5, "kernel": 3, "groups": 6, "format": "e5m2", "activation": "relu"},
+        {
+            "batch": 1, "channels": 5, "filters": 7, "size": 5, "kernel": 3, "stride": 2, "bias": True,
+            "residual": True, "channels_last": True,
+        },
+        {"batch": 1, "channels": 5, "size": 4, "kernel": 1, "format": "e4m3", "out": "e4m3"},
+    ],
+    "scaled_conv3d": [{"batch": 1, "channels": 3, "size": [3, 4, 5], "kernel": [1, 2, 3], "padding": 0}],
     "rms_norm": [{"rows": 3, "width": 40, "residual": residual} for residual in (False, True)],
     "layer_norm": [{"rows": 3, "width": 40, "residual": residual} for residual in (False, True)],
     "softmax": [{"rows": 3, "width": 40}, {"rows": 3, "width": 40, "causal": True}],

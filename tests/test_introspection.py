@@ -247,6 +247,8 @@ def test_roofline_takes_the_larger_of_compute_and_memory(monkeypatch):
     assert time == 10**12 / peaks.memory
     assert reason.startswith("memory-bound")
     assert _roofline(10**15, 10, torch.float32, device, True)[0] == 10**15 / peaks.fp32
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        assert _roofline(10**15, 10, dtype, device, True)[0] == 10**15 / (2 * peaks.half)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 MIG 1g.18gb")
     assert _roofline(1, 1, torch.float32, device, True) == (
         None,

@@ -40,14 +40,13 @@ PRODUCTS = (
     "sparse:_linear_sparse24_kernel",
 )
 #: The same for 8 bits: as they are, or as float16.
-PRODUCTS_OF_8_BITS = {
-    "scaled:_scaled_kernel": {
-        "sm_80": ("IMMA", "HMMA"),
-        # Tiles of few rows take mma.sync everywhere.
-        "sm_90": ("IGMMA", "QGMMA", "HGMMA", "IMMA", "HMMA"),
-        "sm_100": ("IMMA", "UTCQMMA", "UTCHMMA", "HMMA"),
-    }
+OF_8_BITS = {
+    "sm_80": ("IMMA", "HMMA"),
+    # Tiles of few rows take mma.sync everywhere.
+    "sm_90": ("IGMMA", "QGMMA", "HGMMA", "IMMA", "HMMA"),
+    "sm_100": ("IMMA", "UTCQMMA", "UTCHMMA", "HMMA"),
 }
+PRODUCTS_OF_8_BITS = {"scaled:_scaled_kernel": OF_8_BITS, "scaled_conv:_scaled_conv_kernel": OF_8_BITS}
 
 
 def test_every_kernel_is_launched():

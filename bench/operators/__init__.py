@@ -19,6 +19,7 @@ from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     quantize,
     rotary,
     scaled,
+    scaled_conv,
     softmax,
     sparse,
     sync_batch_norm,

@@ -22,7 +22,7 @@ Sizes = int | list[int]
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def _each(value: Sizes, dims: int) -> list[int]:
+def each(value: Sizes, dims: int) -> list[int]:
     found = [value] * dims if isinstance(value, int) else value
     if len(found) != dims:
         raise RuntimeError(f"warpwright: bench: a {dims}d convolution takes 1 or {dims} numbers, got {value}")
@@ -33,7 +33,7 @@ def _alike(values: Sequence[int]) -> bool:
     return len(set(values)) == 1
 
 
-def _short(values: Sequence[int]) -> Any:
+def short(values: Sequence[int]) -> Any:
     """One number where all are alike: kernels of users should not have to take lists apart."""
     return values[0] if _alike(values) else list(values)
 
@@ -43,7 +43,7 @@ def _text(values: Sequence[int]) -> str:
     return str(values[0]) if _alike(values) else "x".join(map(str, values))
 
 
-def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
+def laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
     """The same leaf in the wanted memory format."""
     layout = _LAST[tensor.dim()] if channels_last else torch.contiguous_format
     return tensor.detach().contiguous(memory_format=layout).requires_grad_(tensor.requires_grad)
@@ -67,6 +67,28 @@ def smaller_conv(parameters: dict[str, Any]) -> dict[str, Any] | None:
 # ---- conv1d, conv2d and conv3d ----
 
 
+def conv_label(
+    batch: int,
+    channels: int,
+    filters: int,
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    paddings: Sequence[int],
+    groups: int,
+    depthwise: bool,
+    sizes: Sequence[int],
+    channels_last: bool,
+) -> str:
+    usual = [d * (k - 1) // 2 for k, d in zip(kernels, dilations, strict=True)]
+    label = f"N{batch} {channels}->{filters} {'x'.join(map(str, kernels))}"
+    label += "" if _text(strides) == "1" else f" s{_text(strides)}"
+    label += "" if list(paddings) == usual else f" p{_text(paddings)}"
+    label += "" if _text(dilations) == "1" else f" d{_text(dilations)}"
+    label += " dw" if depthwise else f" g{groups}" if groups > 1 else ""
+    return f"{label} @{_text(sizes)}{' NHWC' if channels_last else ''}"
+
+
 def draw_conv(
     draw: Draw,
     dims: int,
@@ -86,31 +108,28 @@ def draw_conv(
     residual: bool,
     channels_last: bool,
 ) -> Sample:
-    sizes, kernels, strides, dilations = (_each(v, dims) for v in (size, kernel, stride, dilation))
+    sizes, kernels, strides, dilations = (each(v, dims) for v in (size, kernel, stride, dilation))
     usual = [d * (k - 1) // 2 for k, d in zip(kernels, dilations, strict=True)]
-    paddings = usual if padding is None else _each(padding, dims)
+    paddings = usual if padding is None else each(padding, dims)
     filters = channels if filters is None else filters
     groups = channels if depthwise else groups
     if groups < 1 or channels % groups or filters % groups:
         raise RuntimeError(
             f"warpwright: bench: groups must divide {channels} channels and {filters} filters, got {groups}"
         )
-    x = _laid_out(draw.tensor(batch, channels, *sizes), channels_last)
+    x = laid_out(draw.tensor(batch, channels, *sizes), channels_last)
     weight = draw_weight(draw, filters, channels // groups, *kernels, fan_in=channels // groups * prod(kernels))
-    args = (x, _laid_out(weight, channels_last), draw.tensor(filters) if bias else None)
+    args = (x, laid_out(weight, channels_last), draw.tensor(filters) if bias else None)
     kwargs: dict[str, Any] = {"activation": activation} if activation else {}
     if residual:
         reach = [d * (k - 1) + 1 for k, d in zip(kernels, dilations, strict=True)]
         out = [(s + 2 * p - r) // t + 1 for s, p, r, t in zip(sizes, paddings, reach, strides, strict=True)]
-        kwargs["residual"] = _laid_out(draw.tensor(batch, filters, *out), channels_last)
-    label = f"N{batch} {channels}->{filters} {'x'.join(map(str, kernels))}"
-    label += "" if _text(strides) == "1" else f" s{_text(strides)}"
-    label += "" if paddings == usual else f" p{_text(paddings)}"
-    label += "" if _text(dilations) == "1" else f" d{_text(dilations)}"
-    label += " dw" if depthwise else f" g{groups}" if groups > 1 else ""
-    label += f" @{_text(sizes)}{' NHWC' if channels_last else ''}"
+        kwargs["residual"] = laid_out(draw.tensor(batch, filters, *out), channels_last)
+    label = conv_label(
+        batch, channels, filters, kernels, strides, dilations, paddings, groups, depthwise, sizes, channels_last
+    )
     label += suffix(bias=bias, residual=residual, activation=activation)
-    return Sample(label, (*args, _short(strides), _short(paddings), _short(dilations), groups), kwargs)
+    return Sample(label, (*args, short(strides), short(paddings), short(dilations), groups), kwargs)
 
 
 @operator("conv1d", smaller=smaller_conv)
@@ -208,15 +227,15 @@ def _draw_transpose(
     channels_last: bool,
 ) -> Sample:
     numbers = (size, kernel, stride, padding, output_padding)
-    sizes, kernels, strides, paddings, ends = (_each(v, dims) for v in numbers)
-    x = _laid_out(draw.tensor(batch, channels, *sizes), channels_last)
+    sizes, kernels, strides, paddings, ends = (each(v, dims) for v in numbers)
+    x = laid_out(draw.tensor(batch, channels, *sizes), channels_last)
     # Each output sums over the kernel's elements that one stride brings past it.
     weight = draw_weight(draw, channels, filters, *kernels, fan_in=max(1, channels * prod(kernels) // prod(strides)))
     label = f"N{batch} {channels}->{filters} {'x'.join(map(str, kernels))} s{_text(strides)} p{_text(paddings)}"
     label += f" op{_text(ends)}" if any(ends) else ""
     label += f" @{_text(sizes)}{' NHWC' if channels_last else ''}{suffix(bias=bias)}"
-    args = (x, _laid_out(weight, channels_last), draw.tensor(filters) if bias else None)
-    return Sample(label, (*args, _short(strides), _short(paddings), _short(ends)))
+    args = (x, laid_out(weight, channels_last), draw.tensor(filters) if bias else None)
+    return Sample(label, (*args, short(strides), short(paddings), short(ends)))
 
 
 @operator("conv_transpose1d", smaller=smaller_conv)

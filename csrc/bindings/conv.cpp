@@ -52,9 +52,6 @@ Tensor to_format(const Tensor& tensor, bool channels_last) {
   return moved;
 }
 
-#if !defined(WARPWRIGHT_BACKEND_CPU)
-namespace {
-
 ConvTensor as_conv_tensor(const Tensor& tensor) {
   ConvTensor result{const_cast<void*>(tensor.const_data_ptr()), {}};
   const int64_t missing = kConvDims + 2 - tensor.dim();
@@ -65,8 +62,7 @@ ConvTensor as_conv_tensor(const Tensor& tensor) {
   return result;
 }
 
-// For tensors in the roles of the call: `input` and `output` are its input and output, or gradients of theirs.
-ConvParams params_of(const ConvCall& call, const Tensor& input, const Tensor& weight, const Tensor& output) {
+ConvParams conv_params(const ConvCall& call, const Tensor& input, const Tensor& weight, const Tensor& output) {
   const Tensor &x = call.transposed ? output : input, &y = call.transposed ? input : output;
   ConvParams params{};
   params.x = as_conv_tensor(x);
@@ -90,9 +86,12 @@ ConvParams params_of(const ConvCall& call, const Tensor& input, const Tensor& we
   return params;
 }
 
+#if !defined(WARPWRIGHT_BACKEND_CPU)
+namespace {
+
 ConvParams forward_params(const ConvCall& call, const Tensor& output, const OptionalTensor& bias_row,
                           const OptionalTensor& residual, Activation activation) {
-  ConvParams params = params_of(call, call.input, call.weight, output);
+  ConvParams params = conv_params(call, call.input, call.weight, output);
   if (residual.has_value()) params.residual = as_conv_tensor(*residual);
   params.bias = data_or_null(bias_row);
   params.activation = activation;
@@ -146,12 +145,12 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   Launch launch(grad);
   if (need_input) {
     grads.grad_input = empty_in_format(sizes_of(call.input), is_channels_last(call.input), dtype, grad);
-    const ConvParams params = params_of(call, grads.grad_input, call.weight, grad);
+    const ConvParams params = conv_params(call, grads.grad_input, call.weight, grad);
     call.transposed ? backend::conv_fprop(params, launch.stream()) : backend::conv_dgrad(params, launch.stream());
   }
   if (need_weight) {
     grads.grad_weight = empty_in_format(sizes_of(call.weight), is_channels_last(call.weight), dtype, grad);
-    const ConvParams params = params_of(call, call.input, grads.grad_weight, grad);
+    const ConvParams params = conv_params(call, call.input, grads.grad_weight, grad);
     const int splits = backend::conv_wgrad_splits(params);
     Tensor partials = empty({splits > 1 ? splits * grads.grad_weight.numel() : 0}, ScalarType::Float, grad);
     backend::conv_wgrad(params, static_cast<float*>(partials.mutable_data_ptr()), splits, launch.stream());
@@ -177,13 +176,11 @@ void check_list(const char* op, const char* name, const std::vector<int64_t>& va
   }
 }
 
-void check_operands(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry) {
-  check_float(op, "input", input);
+void check_geometry(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry) {
   const int64_t rank = weight.dim();
   WARPWRIGHT_CHECK(rank >= 3 && rank <= kConvDims + 2, op, "weight must have 3, 4 or 5 dimensions, got ", rank);
   WARPWRIGHT_CHECK(input.dim() == rank, op, "input must have ", rank, " dimensions, got ", input.dim());
   check_same_device(op, "weight", weight, "input", input);
-  check_same_dtype(op, "weight", weight, "input", input);
   const auto dims = static_cast<size_t>(rank - 2);
   check_list(op, "stride", geometry.stride, dims, 1);
   const bool both_sides = geometry.padding.size() == 2 * dims && !geometry.transposed;
@@ -227,9 +224,8 @@ int64_t output_size(const char* op, const ConvCall& call, size_t d) {
 
 }  // namespace
 
-ConvCall check_conv(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry,
-                    const std::string& precision) {
-  check_operands(op, input, weight, geometry);
+ConvCall check_conv_shapes(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry) {
+  check_geometry(op, input, weight, geometry);
   const size_t dims = geometry.stride.size();
   const auto middle = geometry.padding.begin() + static_cast<std::ptrdiff_t>(dims);
   ConvCall call{
@@ -243,9 +239,17 @@ ConvCall check_conv(const char* op, const Tensor& input, const Tensor& weight, c
       geometry.transposed,
       geometry.groups,
       {input.size(0), geometry.transposed ? weight.size(1) * geometry.groups : weight.size(0)},
-      is_channels_last(input) || is_channels_last(weight),
-      to_arithmetic(op, precision, false).precision};
+      is_channels_last(input) || is_channels_last(weight)};
   for (size_t d = 0; d < dims; ++d) call.output_sizes.push_back(output_size(op, call, d));
+  return call;
+}
+
+ConvCall check_conv(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry,
+                    const std::string& precision) {
+  check_float(op, "input", input);
+  check_same_dtype(op, "weight", weight, "input", input);
+  ConvCall call = check_conv_shapes(op, input, weight, geometry);
+  call.precision = to_arithmetic(op, precision, false).precision;
   return call;
 }
 

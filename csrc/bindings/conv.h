@@ -5,6 +5,7 @@
 
 #include "bindings/channel_norm.h"
 #include "bindings/gemm.h"
+#include "kernels/conv.h"
 
 namespace warpwright {
 
@@ -34,7 +35,13 @@ struct ConvGeometry {
 std::string conv_name(const Tensor& weight, bool transposed, const char* suffix);
 ConvCall check_conv(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry,
                     const std::string& precision);
+// The same for tensors of any dtypes.
+ConvCall check_conv_shapes(const char* op, const Tensor& input, const Tensor& weight, const ConvGeometry& geometry);
 void check_conv_output(const char* op, const char* name, const Tensor& tensor, const ConvCall& call);
+
+ConvTensor as_conv_tensor(const Tensor& tensor);
+// For tensors in the roles of the call: `input` and `output` are its input and output, or gradients of theirs.
+ConvParams conv_params(const ConvCall& call, const Tensor& input, const Tensor& weight, const Tensor& output);
 
 // activation(convolution + bias + residual), and the pre-activation if `keep`. Where the kernel of a plain convolution
 // finds the statistics of its output on the way, as it does on the tensor cores, they are left in `found`.

@@ -73,17 +73,28 @@ inline Vec<float> decode_float8(U32s byte) {
   return (Vec<float>)(sign | select((U32s)(magnitude >= F::kFirstNonFinite), odd, finite));
 }
 
+// By the instructions' own names: GCC 12 makes these conversions element by element.
 inline void store_bytes(uint8_t* p, U32s v, Whole) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
+#else
   const U8s bytes = __builtin_convertvector(v, U8s);
   std::memcpy(p, &bytes, sizeof(bytes));
+#endif
 }
 inline void store_bytes(uint8_t* p, U32s v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint8_t>(v[i]);
 }
 inline U32s load_bytes(const uint8_t* p, Whole) {
+#if defined(__AVX512F__)
+  return (U32s)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (U32s)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
   U8s bytes;
   std::memcpy(&bytes, p, sizeof(bytes));
   return __builtin_convertvector(bytes, U32s);
+#endif
 }
 inline U32s load_bytes(const uint8_t* p, int64_t count) {
   U32s v{};

@@ -80,11 +80,26 @@ def check_operands(
 ) -> None:
     """Input, weight and numbers fit each other; what sizes they make is checked by `output_sizes`."""
     check_float(op, "input", input)
+    check_same_dtype(op, "weight", weight, "input", input)
+    check_geometry(op, input, weight, stride, padding, dilation, transposed, output_padding, groups)
+
+
+def check_geometry(
+    op: str,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> None:
+    """The same for tensors of any dtypes."""
     rank = weight.dim()
     require(3 <= rank <= MOST_DIMS + 2, op, f"weight must have 3, 4 or 5 dimensions, got {rank}")
     require(input.dim() == rank, op, f"input must have {rank} dimensions, got {input.dim()}")
     check_same_device(op, "weight", weight, "input", input)
-    check_same_dtype(op, "weight", weight, "input", input)
     dims = rank - 2
     _check_list(op, "stride", stride, dims, 1)
     both_sides = len(padding) == 2 * dims and not transposed

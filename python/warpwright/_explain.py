@@ -17,7 +17,17 @@ from warpwright._kernel_choice import Configuration, configurations, copied, gem
 from warpwright._peaks import peaks_of
 
 #: Families whose CUDA and Triton kernels multiply on the tensor cores.
-_TENSOR_CORE_FAMILIES = ("matmul", "gated", "grouped", "scaled", "packed", "sparse", "conv", "conv_batch_norm")
+_TENSOR_CORE_FAMILIES = (
+    "matmul",
+    "gated",
+    "grouped",
+    "scaled",
+    "packed",
+    "sparse",
+    "conv",
+    "conv_batch_norm",
+    "scaled_conv",
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,8 @@ def explain(fn: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanat
     outputs = _outputs(function, map_tensors, args, kwargs)
     cost = spec.cost(*args, **kwargs)
     autocast = _autocast_dtype(spec.kernels[0], device)
-    dtype = autocast or next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+    multiplied = (t.dtype for t in tensors.values() if t.is_floating_point() or t.dtype == torch.int8)
+    dtype = autocast or next(multiplied, torch.float32)
     roofline, roofline_reason = _roofline(cost.flops, cost.bytes, dtype, device, spec.family in _TENSOR_CORE_FAMILIES)
     return Explanation(
         op=name,

@@ -28,6 +28,8 @@ _PLAIN_WORK, _FUSED_WORK, _ONEDNN_LONGEST_SUM = 1 << 22, 1 << 18, 768
 _LEAST_PRODUCT, _MOST_TAPS_OF_HEIGHT = 16, 64
 _CONVOLUTIONS = (*(f"conv{d}d" for d in (1, 2, 3)), *(f"conv_transpose{d}d" for d in (1, 2, 3)), "conv2d_batch_norm")
 
+_SCALED_CONVOLUTIONS = tuple(f"scaled_conv{d}d" for d in (1, 2, 3))
+
 #: kForwardTaps and kMuchSmaller of csrc/bindings/onednn/conv.cpp.
 _DEPTHWISE_TAPS, _MUCH_SMALLER = 100, 4
 
@@ -46,6 +48,7 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
             major, minor = torch.cuda.get_device_capability(device)
             where = f"sm_{major}{minor}"
         family = f": {_gpu_convolution(op, bound, backend, device)}" if op in _CONVOLUTIONS else ""
+        family = f": {_gpu_scaled_convolution(bound)}" if op in _SCALED_CONVOLUTIONS else family
         return f"{op} (C++ CUDA, {where}{family})"
     if op == "linear":
         return f"{op} ({_cpu_linear(bound)})"
@@ -120,6 +123,19 @@ def _hopper_takes(op: str, bound: dict[str, Any], batched: Tensor, backend: str,
 def _norm_follows(bound: dict[str, Any]) -> bool:
     """Whether a batch norm in inference is a pass of its own: where gradients are wanted."""
     return wants_grad(*(tensor for tensor in bound.values() if isinstance(tensor, Tensor)))
+
+
+def _gpu_scaled_convolution(bound: dict[str, Any]) -> str:
+    """The choice of csrc/cuda/scaled_conv: scaled_conv_mma_takes, in_vectors."""
+    input: Tensor = bound["input"]
+    weight: Tensor = bound["weight"]
+    batched = input if input.dim() == weight.dim() else input.unsqueeze(0)
+    filters, channels = weight.shape[0] // max(bound.get("groups", 1), 1), weight.shape[1]  # of a group
+    if channels * filters < _LEAST_PRODUCT:
+        return "a thread sums each output"
+    vectors = _in_vectors(batched, channels, 16) and _in_vectors(weight, channels, 16)
+    arithmetic = "int8" if input.dtype == torch.int8 else "float16"
+    return f"products on the tensor cores as {arithmetic}, {'16 channels' if vectors else 'one channel'} at a time"
 
 
 def _in_vectors(tensor: Tensor, channels: int, elements: int) -> bool:

@@ -13,7 +13,7 @@ class Peaks:
 
     Attributes:
         memory: bytes a second from device memory.
-        half: float16 and bfloat16 FLOP/s of the tensor cores, accumulating in float32.
+        half: float16 and bfloat16 FLOP/s of the tensor cores, accumulating in float32; 8-bit types' are twice as many.
         tf32: TF32 FLOP/s of the tensor cores.
         fp32: float32 FLOP/s outside the tensor cores.
         source: which datasheet.
@@ -29,6 +29,8 @@ class Peaks:
         """FLOP/s for operands of `dtype`: on the tensor cores if the kernel uses them and they take it."""
         if tensor_cores and dtype in (torch.float16, torch.bfloat16):
             return self.half
+        if tensor_cores and dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2):
+            return 2 * self.half
         return self.fp32
 
 

@@ -3,9 +3,10 @@
 from mutations._mutation import planted_in
 
 MUTATIONS = [
-    *planted_in("csrc/cpu/scaled.cpp",
+    *planted_in("csrc/cpu/byte_product.h",
          ("scaled_matmul", "forget the second of two", "high = left > 1 ? static_cast<int8_t>(from[stride]) : 0;",
-          "high = 0 * left * stride;"),
+          "high = 0 * left * stride;")),
+    *planted_in("csrc/cpu/scaled.cpp",
          ("scaled_matmul", "the scale of the first block", "p.other_scale.at(tile.col0 + col, block) : 1.0f;",
           "p.other_scale.at(tile.col0 + col, 0) : 1.0f;")),
     *planted_in("csrc/bindings/scaled.cpp",
@@ -13,10 +14,11 @@ MUTATIONS = [
     *planted_in("csrc/cuda/scaled/epilogue.cuh",
          ("scaled_matmul", "forget the channel's scale", "if (!p.other_scale.by_block) total *=",
           "if (false) total *=")),
-    *planted_in("csrc/cuda/scaled/scaled_mma.cu",
+    *planted_in("csrc/cuda/tile/byte_tile.cuh",
          ("scaled_matmul", "lose NaN", "((magnitude + 0x01000100u) & decoding.nan) >> 1;", "0u;"),
-         ("scaled_matmul", "promote a block late", "(step + 1) * kStepK % kScaleBlock == 0 || step", "step"),
-         ("scaled_matmul", "odd bytes twice", "const int up = odd ? 0 : 8;", "const int up = odd ? 0 : 0;"),
+         ("scaled_matmul", "promote a block late", "(step + 1) * Tile::kInner % kScaleBlock == 0 || step", "step"),
+         ("scaled_matmul", "odd bytes twice", "const int up = odd ? 0 : 8;", "const int up = odd ? 0 : 0;")),
+    *planted_in("csrc/cuda/scaled/scaled_mma.cu",
          ("scaled_matmul", "copy past the row's end", "left < ptx::kCopyBytes ? static_cast<int>(left) : ptx", "ptx")),
     *planted_in("csrc/cuda/scaled/scaled_wgmma.cu",
          ("scaled_matmul", "add integers to the last tile's", "part > 0 || (!kFloat && k > 0)",

@@ -1,9 +1,9 @@
 // A convolution's operands as matrices, gathered into the shared-memory tiles of tile/mma_tile.cuh and tf32_tile.cuh.
 //
-// Two ways: by vectors, where channels lie together and cp.async moves 16 bytes of them; and element by element, of 16
-// bits through registers, for any strides and any number of channels. Inner dimensions are flat, (tap, channel) or
-// pixels, so a tile has no holes where a filter has 3 channels; what a thread needs to find its elements it keeps and
-// moves on by additions.
+// Two ways: by vectors, where channels lie together and cp.async moves 16 bytes of them; and element by element, of 8
+// and 16 bits through registers, for any strides and any number of channels. Inner dimensions are flat, (tap, channel)
+// or pixels, so a tile has no holes where a filter has 3 channels; what a thread needs to find its elements it keeps
+// and moves on by additions.
 
 #pragma once
 
@@ -42,20 +42,25 @@ struct RunShare {
   static __device__ __forceinline__ int k() { return static_cast<int>(threadIdx.x) / kRows * kLength; }
 };
 
-__device__ __forceinline__ uint32_t bits_or_zero(const uint16_t* element) { return element == nullptr ? 0 : *element; }
+template <class Element>
+__device__ __forceinline__ uint32_t bits_or_zero(const Element* element) {
+  return element == nullptr ? 0 : *element;
+}
 
 // Writes the thread's run of a tile: element(), called once for each, says where it is, null for a zero, and moves on.
 template <class Tile, int kRows, class Next>
 __device__ __forceinline__ void write_run(unsigned char* tile, const typename Tile::Element* any, const Next& element) {
   using Share = RunShare<Tile, kRows>;
-  if constexpr (sizeof(typename Tile::Element) == 2) {  // cp.async takes no less than 4 bytes.
+  constexpr int kBytes = sizeof(typename Tile::Element), kInWord = 4 / kBytes;
+  if constexpr (kBytes < 4) {  // cp.async takes no less than 4 bytes.
 #pragma unroll
-    for (int first = 0; first < Share::kLength; first += kChunk) {
-      uint32_t words[kChunk / 2];
+    for (int first = 0; first < Share::kLength; first += Tile::kVector) {
+      uint32_t words[4];
 #pragma unroll
-      for (int e = 0; e < kChunk / 2; ++e) {
-        const uint32_t low = bits_or_zero(element());
-        words[e] = low | bits_or_zero(element()) << 16;
+      for (int e = 0; e < 4; ++e) {
+        words[e] = bits_or_zero(element());
+#pragma unroll
+        for (int next = 1; next < kInWord; ++next) words[e] |= bits_or_zero(element()) << next * 8 * kBytes;
       }
       *reinterpret_cast<uint4*>(tile + Tile::template place<true, kRows>(Share::row(), Share::k() + first)) =
           make_uint4(words[0], words[1], words[2], words[3]);

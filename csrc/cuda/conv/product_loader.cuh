@@ -100,13 +100,15 @@ class ProductRunLoader {
   int64_t filter_;
 };
 
-// Finishes the sums of a tile. Neighbouring threads take neighbouring channels where those lie together, else pixels.
-template <class T, class Tile>
-__device__ __forceinline__ void store_tile(const ConvParams& p, const ConvTensor& output,
-                                           const Product<typename Tile::Element>& product, const float* staged,
-                                           int64_t m0, int64_t n0, int64_t first_channel) {
+// Calls store(place, channel, sums, count) for pieces of a tile's sums: of up to kStoredColumns neighbouring channels
+// of the group, from `channel` on, at a place of `output`. Neighbouring threads take neighbouring channels where those
+// lie together, else pixels.
+inline constexpr int kStoredColumns = 8;  // of a thread at a time: a row's place is worked out once for them.
+template <class Tile, class Store>
+__device__ __forceinline__ void for_each_piece(const ConvTensor& output, const Product<typename Tile::Element>& product,
+                                               const float* staged, int64_t m0, int64_t n0, const Store& store) {
   const bool channels_together = output.stride[1] == 1;
-  constexpr int kColumns = 8;  // of a thread at a time: a row's place is worked out once for them.
+  constexpr int kColumns = kStoredColumns;
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < Tile::kM * Tile::kN / kColumns; i += Tile::kThreads) {
     const int row = channels_together ? i / (Tile::kN / kColumns) : i % Tile::kM;
@@ -118,9 +120,20 @@ __device__ __forceinline__ void store_tile(const ConvParams& p, const ConvTensor
       place.position[d] = product.written[d] + place.position[d] * product.written_step[d];
     }
     const int64_t left = product.filters.rows - n0 - col;
-    store_channels<T, kColumns>(p, output, place, first_channel + n0 + col, staged + row * Tile::kStagedColumns + col,
-                                left < kColumns ? static_cast<int>(left) : kColumns);
+    store(place, n0 + col, staged + row * Tile::kStagedColumns + col,
+          left < kColumns ? static_cast<int>(left) : kColumns);
   }
+}
+
+// Finishes the sums of a tile.
+template <class T, class Tile>
+__device__ __forceinline__ void store_tile(const ConvParams& p, const ConvTensor& output,
+                                           const Product<typename Tile::Element>& product, const float* staged,
+                                           int64_t m0, int64_t n0, int64_t first_channel) {
+  const auto store = [&](const ConvPlace& place, int64_t channel, const float* sums, int count) {
+    store_channels<T, kStoredColumns>(p, output, place, first_channel + channel, sums, count);
+  };
+  for_each_piece<Tile>(output, product, staged, m0, n0, store);
 }
 
 }  // namespace warpwright::cuda

@@ -28,6 +28,7 @@ from warpwright.ops.qk_norm import qk_norm_rotary
 from warpwright.ops.quantize import dequantize, dequantize_fp8, quantize, quantize_fp8
 from warpwright.ops.rotary import rotary_embedding, rotary_embedding_qk
 from warpwright.ops.scaled import scaled_matmul
+from warpwright.ops.scaled_conv import scaled_conv1d, scaled_conv2d, scaled_conv3d
 from warpwright.ops.softmax import log_softmax, softmax
 from warpwright.ops.sparse import Sparse24Weight, dense_from_sparse24, linear_sparse24, prune_24
 from warpwright.ops.sync_batch_norm import batch_norm_input_grad, batch_norm_join, batch_norm_moments, batch_norm_sums
@@ -101,6 +102,9 @@ __all__ = [
     "rms_norm_quantize",
     "rotary_embedding",
     "rotary_embedding_qk",
+    "scaled_conv1d",
+    "scaled_conv2d",
+    "scaled_conv3d",
     "scaled_matmul",
     "sgd_",
     "silu",

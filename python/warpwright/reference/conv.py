@@ -35,7 +35,7 @@ def _taps(
         yield number, window
 
 
-class _Convolution:
+class Convolution:
     """The relation between x, w and y of a convolution, with sums in `acc`: see csrc/kernels/conv.h."""
 
     def __init__(
@@ -110,9 +110,9 @@ def convolution(
     sizes = output_sizes("convolution", input, weight, stride, padding, dilation, transposed, output_padding, groups)
     geometry = (weight.shape[2:], stride, padding, dilation, groups)
     if transposed:
-        preact = _Convolution(sizes[2:], input.shape[2:], *geometry).dgrad(input.to(acc), weight.to(acc))
+        preact = Convolution(sizes[2:], input.shape[2:], *geometry).dgrad(input.to(acc), weight.to(acc))
     else:
-        preact = _Convolution(input.shape[2:], sizes[2:], *geometry).fprop(input.to(acc), weight.to(acc))
+        preact = Convolution(input.shape[2:], sizes[2:], *geometry).fprop(input.to(acc), weight.to(acc))
     if bias is not None:
         preact = preact + bias.view(-1, *[1] * len(stride))
     if residual is not None:
@@ -148,13 +148,13 @@ def convolution_backward(
     geometry = (weight.shape[2:], stride, padding, dilation, groups)
     grads = [input.new_empty(0) for _ in range(4)]
     if transposed:
-        conv = _Convolution(grad.shape[2:], input.shape[2:], *geometry)
+        conv = Convolution(grad.shape[2:], input.shape[2:], *geometry)
         wide = (
             conv.fprop(grad, wide_weight) if need_input else None,
             conv.wgrad(grad, wide_input, weight.shape[0]) if need_weight else None,
         )
     else:
-        conv = _Convolution(input.shape[2:], grad.shape[2:], *geometry)
+        conv = Convolution(input.shape[2:], grad.shape[2:], *geometry)
         wide = (
             conv.dgrad(grad, wide_weight) if need_input else None,
             conv.wgrad(wide_input, grad, weight.shape[0]) if need_weight else None,

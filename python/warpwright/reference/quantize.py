@@ -48,7 +48,7 @@ def dequantize_fp8(input: Tensor, scale: Tensor, block_size: int | None, dtype: 
 # ---- any granularity ----
 
 
-def _encoded(quotient: Tensor, dtype: torch.dtype, words: Tensor | None) -> Tensor:
+def encoded(quotient: Tensor, dtype: torch.dtype, words: Tensor | None) -> Tensor:
     """Rounded to the nearest, or with random words up with the probability of the part that is cut off."""
     uniform = None if words is None else (words >> 8).to(torch.float32) * 2.0**-24
     if dtype == torch.int8:
@@ -102,7 +102,7 @@ def _quantized(
     if seed is not None:
         rows = x.shape[:-1].numel()
         words = random_words(torch.tensor(seed, device=x.device), rows, x.shape[-1], offset).reshape(x.shape)
-    return _encoded(quotient, dtype, words).contiguous(), scale.contiguous()
+    return encoded(quotient, dtype, words).contiguous(), scale.contiguous()
 
 
 def quantize(
