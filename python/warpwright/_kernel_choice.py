@@ -53,9 +53,10 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
     if op == "linear":
         return f"{op} ({_cpu_linear(bound)})"
     if op.startswith("conv") and ("transpose" in op or not _own_convolution(bound)):
-        norm = "" if not op.endswith("batch_norm") else f", then C++ CPU, {_library.cpu_isa()}"
-        if norm and _folds_norm(bound):
-            norm = ", with the norm in its weight"
+        norm = ""
+        if op.endswith("batch_norm"):
+            folds = _folds_norm(bound)
+            norm = ", with the norm in its weight" if folds else f", then C++ CPU, {_library.cpu_isa()}"
         return f"{op} (aten's convolution, which is oneDNN's where that has one{norm})"
     return f"{op} (C++ CPU, {_library.cpu_isa()})"
 
@@ -166,7 +167,7 @@ def _folds_norm(bound: dict[str, Any]) -> bool:
     leaves = (input, weight, *(bound.get(name) for name in ("bias", "residual", "bn_weight", "bn_bias")))
     if input.dtype != torch.float32 or bound.get("training", False) or wants_grad(*leaves):
         return False
-    geometry = [bound.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
+    geometry: Any = [bound.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
     groups = bound.get("groups", 1)
     output = torch.nn.functional.conv2d(_without_data(input), _without_data(weight), None, *geometry, groups)
     return 0 < _MUCH_SMALLER * weight.numel() <= output.numel()
