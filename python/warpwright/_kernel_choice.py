@@ -167,9 +167,11 @@ def _folds_norm(bound: dict[str, Any]) -> bool:
     leaves = (input, weight, *(bound.get(name) for name in ("bias", "residual", "bn_weight", "bn_bias")))
     if input.dtype != torch.float32 or bound.get("training", False) or wants_grad(*leaves):
         return False
-    geometry: Any = [bound.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
-    groups = bound.get("groups", 1)
-    output = torch.nn.functional.conv2d(_without_data(input), _without_data(weight), None, *geometry, groups)
+    stride, dilation, groups = (bound.get(name, 1) for name in ("stride", "dilation", "groups"))
+    padding: Any = bound.get("padding", 0)
+    output = torch.nn.functional.conv2d(
+        _without_data(input), _without_data(weight), None, stride, padding, dilation, groups
+    )  # fmt: skip
     return 0 < _MUCH_SMALLER * weight.numel() <= output.numel()
 
 
