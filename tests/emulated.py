@@ -111,7 +111,9 @@ def _build(out: Path, sources: list[Path], others: list[Path], link: str, includ
     flags = [*build.CXX_FLAGS, *build.EMULATED_FLAGS, *build.INSTRUMENT_FLAGS]
     flags += [f"-I{include}", f"-I{ROOT / 'csrc'}", f"-isystem {build.cuda_headers()}"]
     ninja = build.Ninja(folder)
-    ninja.rule("cxx", f"{build.compiler(build.cxx())} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out")
+    # By the names of a file's headers alone ccache would miss that one is found in `include` now.
+    compiler = f"CCACHE_NODIRECT=1 {build.compiler(build.cxx())}"
+    ninja.rule("cxx", f"{compiler} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out")
     ninja.rule("link", link, depfile=False)
     ninja.edge("link", out, [*others, *(ninja.edge("cxx", folder / f"{part.stem}.o", [part]) for part in sources)])
     with open(folder / "lock", "w") as lock:
