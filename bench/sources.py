@@ -27,6 +27,7 @@ _ALSO = {
     "matmul": ("epilogue",),
     "conv": ("epilogue",),
     "conv_batch_norm": ("channel_norm", "conv", "epilogue"),
+    "sync_batch_norm": ("channel_norm",),
     **dict.fromkeys(("gated", "grouped", "packed", "sparse"), ("epilogue", "matmul")),
     "linear_loss": ("epilogue", "loss", "matmul"),
     "distillation": ("epilogue", "linear_loss", "loss", "matmul"),
@@ -35,7 +36,7 @@ _ALSO = {
 _PARTS = {
     "causal_conv": ("causal_conv_backward",),
     "channel_norm": ("channel_norm_backward",),
-    "conv": ("depthwise",),
+    "conv": ("conv_fold", "depthwise"),
     "linear_loss": ("linear_cross_entropy",),
     "loss": ("loss_sums", "nll_loss"),
     "optim": ("lamb",),

@@ -263,7 +263,7 @@ PROJECT = {"distillation", "gated", "grouped", "linear_loss", "matmul", "packed"
 #: Convolutions.
 CONVS = {"conv", "conv_batch_norm"}
 #: Those whose CPU kernels sum columns in two stages.
-PARTIALS = {"activation", "causal_conv", "channel_norm", "norm", "qk_norm", *CONVS, *PROJECT}
+PARTIALS = {"activation", "causal_conv", "channel_norm", "norm", "qk_norm", "sync_batch_norm", *CONVS, *PROJECT}
 NATIVE_CPU = {"warpwright-cpu", "warpwright"}
 NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
 
@@ -280,10 +280,11 @@ NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
         ("csrc/bindings/gemm.h", {"scaled_conv", *CONVS, *PROJECT}, NATIVE_CPU | NATIVE_CUDA),
         ("csrc/cpu/epilogue.cpp", {*CONVS, *PROJECT}, NATIVE_CPU),
         ("csrc/cpu/partials.h", PARTIALS, NATIVE_CPU),
-        ("csrc/cuda/channel_norm/units.cuh", {"channel_norm", "conv_batch_norm"}, NATIVE_CUDA),
+        ("csrc/cuda/channel_norm/units.cuh", {"channel_norm", "conv_batch_norm", "sync_batch_norm"}, NATIVE_CUDA),
         ("csrc/cuda/rotary/rotary.cu", {"rotary"}, NATIVE_CUDA),
         ("csrc/cuda/ptx/mma.cuh", {"scaled", "scaled_conv", *CONVS, *PROJECT}, NATIVE_CUDA),
-        ("csrc/cuda/tile/float8.cuh", {"norm_quantize", "quantize", "scaled", "scaled_conv", *PROJECT}, NATIVE_CUDA),
+        ("csrc/cuda/tile/float8.cuh", {"norm_quantize", "quantize", "scaled", "scaled_conv", *CONVS, *PROJECT},
+         NATIVE_CUDA),
         ("csrc/bindings/conv.cpp", {"scaled_conv", *CONVS}, NATIVE_CPU | NATIVE_CUDA),
         ("csrc/cpu/quantize_matrix.cpp", {"quantize"}, NATIVE_CPU),
         ("triton_kernels/_gemm.py", {*CONVS, *PROJECT} - {"grouped"}, {"warpwright-triton", "warpwright"}),
