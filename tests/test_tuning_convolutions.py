@@ -1,5 +1,5 @@
-"""Tuning of the C++ kernels' convolutions, on the emulated kernels: which plans are tried, which one wins, and that it is
-the one that runs. tests/test_tuning_products.py has what they share with matrix products. No time is real."""
+"""Tuning of the C++ kernels' convolutions, on the emulated kernels: which plans are tried, which one wins, and that it
+is the one that runs. tests/test_tuning_products.py has what they share with matrix products. No time is real."""
 
 from __future__ import annotations
 

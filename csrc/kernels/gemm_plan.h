@@ -93,11 +93,12 @@ inline constexpr WgmmaShape kWgmmaShapes[] = {
     {128, 96, true, false},   {128, 64, true, false},   {128, 64, false, true},   {128, 32, false, true},
     {128, 16, false, true},
 };
-// Of a convolution: wide tiles read the fewest bytes for a product; pingpong ones hide their epilogue.
-inline constexpr WgmmaShape kConvShapes[] = {{128, 256, false, false}, {128, 128, true, false}, {128, 64, true, false}};
+// Of a convolution: wide tiles read the fewest bytes for a product; pingpong ones hide their epilogue. Of two that take
+// as long the one that comes first, and wastes less, is taken.
+inline constexpr WgmmaShape kConvShapes[] = {{128, 64, true, false}, {128, 128, true, false}, {128, 256, false, false}};
 // Of a weight's gradient, whose sums are long, so that epilogues are few; of 64 filters each consumer takes all, for
 // columns of its own.
-inline constexpr WgmmaShape kWeightShapes[] = {{128, 256, false, false}, {64, 256, true, false}};
+inline constexpr WgmmaShape kWeightShapes[] = {{64, 256, true, false}, {128, 256, false, false}};
 
 namespace gemm_plan {
 
@@ -315,6 +316,14 @@ inline void add_splits(const GemmQuestion& q, const GpuModel& gpu, const Tile& t
   }
 }
 
+// Whether half of a convolution's tile would do, which is compiled too.
+inline bool too_large(const GemmQuestion& q, const Tile& tile) {
+  const int least_m = tile.kernel == GemmKernel::kWgmma && q.role != GemmRole::kWeightGradient ? 128 : 64;
+  const int least_n = tile.kernel == GemmKernel::kWgmma && q.role == GemmRole::kWeightGradient ? 256 : 64;
+  if (tile.kernel != GemmKernel::kWgmma && tile.kernel != GemmKernel::kMma) return false;
+  return (tile.m > least_m && 2 * q.m <= tile.m) || (tile.n > least_n && 2 * q.n <= tile.n);
+}
+
 // The first one of a tile has the parts that follow from the sizes.
 inline void add_parts(const GemmQuestion& q, const GpuModel& gpu, const Tile& tile, std::vector<GemmPlan>& plans) {
   const int parts = weight_parts(q, tile.kernel);
@@ -332,8 +341,9 @@ inline void add_parts(const GemmQuestion& q, const GpuModel& gpu, const Tile& ti
 }  // namespace gemm_plan
 
 // Every way to compute the product, the one that should be fastest first. Of a convolution Hopper's kernel goes before
-// others, whose threads find every pixel's address themselves, which the model does not count; then what gives half of
-// the multiprocessors a block; and of a weight's gradient before all else the parts that follow from the sizes alone.
+// others, whose threads find every pixel's address themselves, which the model does not count; then a tile that is
+// filled; then what gives half of the multiprocessors a block; and of a weight's gradient before all else the parts
+// that follow from the sizes alone.
 inline std::vector<GemmPlan> gemm_plans(const GemmQuestion& q) {
   using namespace gemm_plan;
   const GpuModel gpu = gpu_model(q.capability);
@@ -351,7 +361,8 @@ inline std::vector<GemmPlan> gemm_plans(const GemmQuestion& q) {
     const Tile tile{plan.kernel, plan.tile_m, plan.tile_n, 0, 0, 0};
     const bool idle = conv && 2 * tiles_of(q, tile) * plan.splits < q.multiprocessors;
     const bool other_parts = weight && plan.splits != weight_parts(q, plan.kernel);
-    return std::tuple(other_parts, conv && plan.kernel != GemmKernel::kWgmma, idle, plan.seconds);
+    return std::tuple(other_parts, conv && plan.kernel != GemmKernel::kWgmma, conv && too_large(q, tile), idle,
+                      plan.seconds);
   };
   std::stable_sort(plans.begin(), plans.end(), [&](const auto& x, const auto& y) { return rank(x) < rank(y); });
   return plans;

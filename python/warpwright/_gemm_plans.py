@@ -295,13 +295,13 @@ _NAMES = {"dtype": DTYPES, "precision": PRECISIONS, "role": ROLES}
 
 
 def _as_c(question: GemmQuestion) -> Question:
-    values = {name: getattr(question, name) for name, _ in Question._fields_}
+    values = {field[0]: getattr(question, field[0]) for field in Question._fields_}
     return Question(**{name: _NAMES[name].index(v) if name in _NAMES else v for name, v in values.items()})
 
 
 def question_from(found: Question) -> GemmQuestion:
     """The library's own as Python has it."""
-    values = {name: getattr(found, name) for name, _ in Question._fields_}
+    values = {field[0]: getattr(found, field[0]) for field in Question._fields_}
     return GemmQuestion(**{name: _NAMES[name][v] if name in _NAMES else v for name, v in values.items()})
 
 

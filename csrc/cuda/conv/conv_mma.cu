@@ -10,7 +10,6 @@
 #include "cuda/conv/product_loader.cuh"
 #include "cuda/conv/statistics.cuh"
 #include "cuda/conv/tiles.cuh"
-#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/tile/scheduler.cuh"
 

@@ -132,22 +132,15 @@ PixelProduct dgrad_product_of(const ConvParams& p) {
   return product;
 }
 
-// Calls f.operator()<shape>() for the plan's shape, if kernels of Params are compiled for it.
-template <class Params, size_t kAt = 0, class F>
-void with_shape(const GemmPlan& plan, const F& f) {
+// By the plan's tile, which is one that kernels of Params are compiled for.
+template <class Params, size_t kAt = 0>
+void run_tile(const char* name, const Params& k, const GemmPlan& plan, Stream stream) {
   if constexpr (kAt < std::size(kConvShapes)) {
     constexpr WgmmaShape kShape = kConvShapes[kAt];
-    constexpr bool kMeasures = std::is_same_v<Params, ConvMeasuredParams>;
-    if (plan.tile_n != kShape.tile_n) return with_shape<Params, kAt + 1>(plan, f);
-    if constexpr (kShape.measures() || !kMeasures) f.template operator()<kShape>();
+    constexpr bool kCompiled = kShape.measures() || !std::is_same_v<Params, ConvMeasuredParams>;
+    if (plan.tile_n != kShape.tile_n) return run_tile<Params, kAt + 1>(name, k, plan, stream);
+    if constexpr (kCompiled) launch_conv_wgmma<Params, kShape.tile_m, kShape.tile_n, kShape.pingpong>(name, k, stream);
   }
-}
-
-template <class Params>
-void run_shape(const char* name, const Params& k, const GemmPlan& plan, Stream stream) {
-  with_shape<Params>(plan, [&]<WgmmaShape kShape>() {
-    launch_conv_wgmma<Params, kShape.tile_m, kShape.tile_n, kShape.pingpong>(name, k, stream);
-  });
 }
 
 void run(const char* name, PixelProduct product, const GemmPlan& plan, Stream stream) {
@@ -160,9 +153,9 @@ void run(const char* name, PixelProduct product, const GemmPlan& plan, Stream st
   const bool normed = k.norm.mean.data != nullptr;
   set_epilogue(k, plan.tile_n, !k.phased && !normed && wgmma_leaves_by_tma(k.gemm));
   if (k.mean_partials != nullptr) {
-    run_shape(name, k, plan, stream);
+    run_tile(name, k, plan, stream);
   } else {
-    run_shape<ConvPixelsParams>(name, k, plan, stream);
+    run_tile<ConvPixelsParams>(name, k, plan, stream);
   }
 }
 

@@ -9,7 +9,7 @@
 namespace warpwright::cuda {
 namespace {
 
-constexpr WgmmaShape kWide = kWeightShapes[0], kFewFilters = kWeightShapes[1];
+constexpr WgmmaShape kFewFilters = kWeightShapes[0], kWide = kWeightShapes[1];
 static_assert(std::size(kWeightShapes) == 2);
 
 int64_t steps_of(const ConvParams& p) { return (p.y_pixels() + span_of(p.dtype) - 1) / span_of(p.dtype); }
@@ -74,10 +74,12 @@ void conv_wgrad_wgmma(const ConvParams& p, const GemmPlan& plan, float* partials
   const bool whole = p.channels % kBoxRows == 0;
   set_walk(k, plan, p.filters, columns_of(p), steps_of(p), splits);
   set_epilogue(k, plan.tile_n, splits == 1 && whole && wgmma_leaves_by_tma(k.gemm));
-  const auto launch = [&]<WgmmaShape kShape>() {
-    launch_conv_wgmma<ConvWeightParams, kShape.tile_m, kShape.tile_n, kShape.pingpong>("conv_wgrad_wgmma", k, stream);
-  };
-  plan.tile_m == kWide.tile_m ? launch.template operator()<kWide>() : launch.template operator()<kFewFilters>();
+  if (plan.tile_m == kWide.tile_m) {
+    launch_conv_wgmma<ConvWeightParams, kWide.tile_m, kWide.tile_n, kWide.pingpong>("conv_wgrad_wgmma", k, stream);
+  } else {
+    launch_conv_wgmma<ConvWeightParams, kFewFilters.tile_m, kFewFilters.tile_n, kFewFilters.pingpong>(
+        "conv_wgrad_wgmma", k, stream);
+  }
   if (splits > 1) reduce_wgrad({p, partials, splits}, stream);
 }
 

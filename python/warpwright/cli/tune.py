@@ -36,7 +36,7 @@ def tune(
     backend: Annotated[
         str | None,
         typer.Option(
-            help="native (the C++ kernels of products and convolutions) or triton; both where they can run, unless given."
+            help="native (C++ kernels of products and convolutions) or triton; both where they can run, unless given."
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, or cpu with TRITON_INTERPRET=1.")] = None,

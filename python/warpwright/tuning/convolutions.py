@@ -49,8 +49,11 @@ class _Call:
     """A convolution's arguments: those of an operator."""
 
     def __init__(self, library: Path, values: dict[str, Any]) -> None:
-        self.library, self.values = library, {"transposed": False, "output_padding": []} | values
-        self.input, self.weight = values["input"], values["weight"]
+        self.library = library
+        plain: dict[str, Any] = {"transposed": False, "output_padding": []}
+        self.values = plain | values
+        self.input: Tensor = values["input"]
+        self.weight: Tensor = values["weight"]
         self.transposed: bool = self.values["transposed"]
 
     def forward(self, residual: Tensor | None, measured: bool) -> GemmQuestion | None:
