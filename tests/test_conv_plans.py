@@ -46,7 +46,7 @@ def on_emulator() -> Iterator[None]:
 
 @dataclass
 class Layer:
-    """A 3x3 convolution of whole numbers, whose sums float32 holds exactly."""
+    """A convolution of whole numbers, whose sums float32 holds exactly."""
 
     dtype: torch.dtype = torch.float16
     batch: int = 2
@@ -55,12 +55,19 @@ class Layer:
     size: tuple[int, int] = (9, 7)
     stride: int = 1
     groups: int = 1
+    kernel: int = 3
     last: bool = True
     precision: str = "ieee"
 
     def __post_init__(self) -> None:
         make = Make(self.dtype)
-        shapes = (self.batch, self.channels, *self.size), (self.filters, self.channels // self.groups, 3, 3)
+        shapes = (
+            (self.batch, self.channels, *self.size),
+            (
+                *(self.filters, self.channels // self.groups),
+                *(self.kernel, self.kernel),
+            ),
+        )
         sizes = [(s - 1) // self.stride + 1 for s in self.size]
         self.x, self.w, self.y = (
             in_format(make.integers(*shape, low=-2, high=3).to(self.dtype), self.last)
@@ -69,7 +76,7 @@ class Layer:
 
     @property
     def numbers(self) -> tuple[list[int], list[int], list[int]]:
-        return [self.stride] * 2, [1, 1], [1, 1]
+        return [self.stride] * 2, [self.kernel // 2] * 2, [1, 1]
 
     def question(self, role: str, **measured: bool) -> GemmQuestion:
         where = torch.device("cpu")
@@ -105,10 +112,10 @@ LAYERS = {
 }
 #: Of many pixels, whose sum is cut into parts.
 LONG = {
-    "Hopper's": Layer(channels=32, filters=72, size=(48, 40)),
-    "few filters": Layer(channels=32, filters=40, size=(48, 40), dtype=torch.bfloat16),
-    "in vectors": Layer(groups=2, channels=16, filters=16, size=(31, 40)),
-    "TF32": Layer(dtype=torch.float32, precision="tf32x3", channels=4, filters=9, size=(33, 40), last=False),
+    "Hopper's": Layer(channels=32, filters=72, size=(48, 40), kernel=1),
+    "few filters": Layer(channels=32, filters=40, size=(48, 40), kernel=1, dtype=torch.bfloat16),
+    "in vectors": Layer(groups=2, channels=16, filters=16, size=(31, 40), kernel=1),
+    "TF32": Layer(dtype=torch.float32, precision="tf32x3", channels=4, filters=9, size=(33, 40), kernel=1, last=False),
 }
 
 

@@ -87,7 +87,7 @@ def test_the_products_of_a_forward_and_a_backward_pass():
              "kernel": 3, "bias": True, "activation": "gelu"}),
         Case("", "conv2d", torch.float16, ("both",), SIZES | {"stride": 2, "residual": True, "activation": "relu"}),
         Case("", "conv2d", torch.bfloat16, ("both",), SIZES | {"groups": 2, "batch": 1}),
-        Case("", "conv2d", torch.float16, ("both",), SIZES | {"size": 40, "kernel": 1, "batch": 2}),
+        Case("", "conv2d", torch.float16, ("both",), SIZES | {"size": 41, "kernel": 1, "batch": 1}),
         Case("", "conv_transpose2d", torch.bfloat16, ("both",), {"batch": 2, "channels": 40, "filters": 72, "size": 7,
              "kernel": 4, "stride": 2, "padding": 1, "channels_last": True}),
         Case("", "conv3d", torch.bfloat16, ("both",), {"batch": 1, "channels": 40, "size": [3, 4, 5], "kernel": 3,
@@ -163,13 +163,12 @@ def test_the_winners_are_saved_and_run_here_and_in_a_new_process(folder):
 
 
 def test_other_parts_of_a_weights_gradient_may_win(folder):
-    case = dataclasses.replace(CASE, parameters=SIZES | {"size": 48, "kernel": 1, "batch": 2})
+    case = dataclasses.replace(CASE, parameters=SIZES | {"size": 41, "kernel": 1, "batch": 1})
     product = made(case)[2]
     other = next(c for c in product.candidates if c["splits"] > 1 and c["splits"] != product.default["splits"])
     found = tune(Measure(lambda config: 0.5 if config == other else 0.9), case)
     assert found[2].config == other
     assert taken(product).text == products.plan_of(other).text
-    assert taken(product, m=136).splits != 0
 
 
 def test_a_winner_holds_for_its_bucket_channels_role_and_kind_of_device(folder):
