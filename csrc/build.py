@@ -30,10 +30,10 @@ CPU_LIBRARY = "libwarpwright.so"
 CUDA_LIBRARY = "libwarpwright_cuda.so"
 BUILD_INFO = "build_info.json"
 RELEASE_FILES = (CPU_LIBRARY, CUDA_LIBRARY, BUILD_INFO)
-# What the times of matrix products on a GPU depend on.
+# What the times of matrix products and convolutions on a GPU depend on.
 GEMM_SOURCES = (
-    *("cuda/device.h", "cuda/launch.h", "cuda/matmul", "cuda/ptx", "cuda/tile"),
-    *("kernels/gemm_plan.h", "kernels/matmul.h"),
+    *("cuda/conv", "cuda/device.h", "cuda/launch.h", "cuda/matmul", "cuda/ptx", "cuda/tile"),
+    *("kernels/conv.h", "kernels/gemm_plan.h", "kernels/matmul.h"),
 )
 DEFAULT_ARCHS = "80;90a;90+PTX"
 

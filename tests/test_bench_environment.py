@@ -283,8 +283,11 @@ NATIVE_CUDA = {"warpwright-cuda", "warpwright"}
         ("csrc/cuda/channel_norm/units.cuh", {"channel_norm", "conv_batch_norm", "sync_batch_norm"}, NATIVE_CUDA),
         ("csrc/cuda/rotary/rotary.cu", {"rotary"}, NATIVE_CUDA),
         ("csrc/cuda/ptx/mma.cuh", {"scaled", "scaled_conv", *CONVS, *PROJECT}, NATIVE_CUDA),
-        ("csrc/cuda/tile/float8.cuh", {"norm_quantize", "quantize", "scaled", "scaled_conv", *CONVS, *PROJECT},
-         NATIVE_CUDA),
+        (
+            "csrc/cuda/tile/float8.cuh",
+            {"norm_quantize", "quantize", "scaled", "scaled_conv", *CONVS, *PROJECT},
+            NATIVE_CUDA,
+        ),
         ("csrc/bindings/conv.cpp", {"scaled_conv", *CONVS}, NATIVE_CPU | NATIVE_CUDA),
         ("csrc/cpu/quantize_matrix.cpp", {"quantize"}, NATIVE_CPU),
         ("triton_kernels/_gemm.py", {*CONVS, *PROJECT} - {"grouped"}, {"warpwright-triton", "warpwright"}),

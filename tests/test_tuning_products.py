@@ -332,12 +332,14 @@ def test_whatever_goes_wrong_with_tables_products_are_computed(monkeypatch):
 
 def test_the_hash_is_of_what_products_depend_on(monkeypatch, tmp_path):
     build = emulated.build_script()
-    for name in ("cuda/matmul/gemm.cu", "cuda/norm/norm.cu", "kernels/gemm_plan.h", "kernels/norm.h"):
+    changed = {"cuda/norm/norm.cu": False, "cuda/matmul/gemm.cu": True, "cuda/conv/conv.cu": True}
+    changed |= {"kernels/norm.h": False, "kernels/gemm_plan.h": True}
+    for name in changed:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("one")
     monkeypatch.setattr(build, "CSRC", tmp_path)
     before = build.gemm_sources()
-    for name, changes in (("cuda/norm/norm.cu", False), ("cuda/matmul/gemm.cu", True), ("kernels/gemm_plan.h", True)):
+    for name, changes in changed.items():
         (tmp_path / name).write_text("two")
         assert (build.gemm_sources() != before) == changes, name
         before = build.gemm_sources()
@@ -421,8 +423,10 @@ def test_the_command_tunes_lists_and_clears(cli, folder):
 
 def test_an_op_without_a_product_is_no_op_of_this_backend(capsys):
     with pytest.raises(SystemExit):
-        main(["tune", "--backend", "emulated", "--op", "conv2d"])
-    assert "--op must be one of linear, matmul, bmm, addmm, got 'conv2d'" in capsys.readouterr().err
+        main(["tune", "--backend", "emulated", "--op", "rms_norm"])
+    known = ", ".join(products.PRODUCT_OPS)
+    assert f"--op must be one of {known}, got 'rms_norm'" in capsys.readouterr().err
+    assert known.startswith("linear, matmul, bmm, addmm, conv1d, conv2d, ")
 
 
 def test_explain_says_what_was_measured(folder):

@@ -99,8 +99,8 @@ ConvParams forward_params(const ConvCall& call, const Tensor& output, const Opti
 }
 
 // Has the kernel write partial results, if it is one that does.
-void leave_statistics(ConvParams& params, SlabStatistics& found, const Tensor& like) {
-  found.slab = backend::conv_statistics_slab(params);
+void leave_statistics(ConvParams& params, const GemmPlan& plan, SlabStatistics& found, const Tensor& like) {
+  found.slab = backend::conv_statistics_slab(plan);
   if (found.slab == 0) return;
   const int64_t slabs = (params.y_pixels() + found.slab - 1) / found.slab;
   found.means = empty({slabs, params.filters}, ScalarType::Float, like);
@@ -119,9 +119,12 @@ ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, con
   const OptionalTensor bias_row = contiguous(bias);
   ConvParams params = forward_params(call, result.output, bias_row, residual, activation);
   params.preact = keep ? result.preact.mutable_data_ptr() : nullptr;
-  if (found != nullptr) leave_statistics(params, *found, call.input);
   Launch launch(call.input);
-  call.transposed ? backend::conv_dgrad(params, launch.stream()) : backend::conv_fprop(params, launch.stream());
+  const GemmRole role = call.transposed ? GemmRole::kInputGradient : GemmRole::kForward;
+  const GemmPlan plan = backend::conv_plan(params, role, found != nullptr);
+  if (found != nullptr) leave_statistics(params, plan, *found, call.input);
+  call.transposed ? backend::conv_dgrad(params, plan, launch.stream())
+                  : backend::conv_fprop(params, plan, launch.stream());
   return result;
 }
 
@@ -135,7 +138,7 @@ std::optional<Tensor> conv_normalized(const ConvCall& call, const OptionalTensor
   params.norm = {per_channel(mean, dtype), per_channel(var, dtype), per_channel(scale, dtype),
                  per_channel(shift, dtype), static_cast<float>(eps)};
   Launch launch(call.input);
-  backend::conv_fprop(params, launch.stream());
+  backend::conv_fprop(params, backend::conv_plan(params, GemmRole::kForward), launch.stream());
   return output;
 }
 
@@ -146,14 +149,16 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   if (need_input) {
     grads.grad_input = empty_in_format(sizes_of(call.input), is_channels_last(call.input), dtype, grad);
     const ConvParams params = conv_params(call, grads.grad_input, call.weight, grad);
-    call.transposed ? backend::conv_fprop(params, launch.stream()) : backend::conv_dgrad(params, launch.stream());
+    const GemmPlan plan = backend::conv_plan(params, call.transposed ? GemmRole::kForward : GemmRole::kInputGradient);
+    call.transposed ? backend::conv_fprop(params, plan, launch.stream())
+                    : backend::conv_dgrad(params, plan, launch.stream());
   }
   if (need_weight) {
     grads.grad_weight = empty_in_format(sizes_of(call.weight), is_channels_last(call.weight), dtype, grad);
     const ConvParams params = conv_params(call, call.input, grads.grad_weight, grad);
-    const int splits = backend::conv_wgrad_splits(params);
-    Tensor partials = empty({splits > 1 ? splits * grads.grad_weight.numel() : 0}, ScalarType::Float, grad);
-    backend::conv_wgrad(params, static_cast<float*>(partials.mutable_data_ptr()), splits, launch.stream());
+    const GemmPlan plan = backend::conv_plan(params, GemmRole::kWeightGradient);
+    Tensor partials = empty({plan.splits > 1 ? plan.splits * grads.grad_weight.numel() : 0}, ScalarType::Float, grad);
+    backend::conv_wgrad(params, plan, static_cast<float*>(partials.mutable_data_ptr()), launch.stream());
   }
   return grads;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/channel_norm.h"
+#include "kernels/gemm_plan.h"
 
 namespace warpwright {
 
@@ -51,14 +52,17 @@ struct ConvParams {
 }  // namespace warpwright
 
 namespace warpwright::cuda {
-// How many pixels, in the order of (batch, *y_size), one partial result of conv_fprop holds; 0 where it makes none.
-int64_t conv_statistics_slab(const ConvParams& params);
-// Writes y: a convolution, or the input's gradient of a transposed one.
-void conv_fprop(const ConvParams& params, Stream stream);
-// Writes x: the input's gradient of a convolution, or a transposed one.
-void conv_dgrad(const ConvParams& params, Stream stream);
-// Writes w, and knows no epilogue. With more than one split `partials` holds (splits, filters, channels / groups, taps)
-// floats: at most 64 MiB.
-int conv_wgrad_splits(const ConvParams& params);
-void conv_wgrad(const ConvParams& params, float* partials, int splits, Stream stream);
+// How the current device computes what one of the functions below writes, which take the plan. `measured`: whether
+// statistics of y are wanted.
+GemmPlan conv_plan(const ConvParams& params, GemmRole role, bool measured = false);
+// How many pixels, in the order of (batch, *y_size), one partial result of conv_fprop holds by a plan that was made
+// with `measured`; 0 where it makes none.
+int64_t conv_statistics_slab(const GemmPlan& plan);
+// Writes y: a convolution, or the input's gradient of a transposed one. The plan is that of kForward.
+void conv_fprop(const ConvParams& params, const GemmPlan& plan, Stream stream);
+// Writes x: the input's gradient of a convolution, or a transposed one. The plan is that of kInputGradient.
+void conv_dgrad(const ConvParams& params, const GemmPlan& plan, Stream stream);
+// Writes w, and knows no epilogue. The plan is that of kWeightGradient; with more than one split `partials` holds
+// (splits, filters, channels / groups, taps) floats: at most 64 MiB.
+void conv_wgrad(const ConvParams& params, const GemmPlan& plan, float* partials, Stream stream);
 }  // namespace warpwright::cuda

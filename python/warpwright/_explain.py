@@ -13,7 +13,7 @@ from torch import Tensor
 from warpwright import _library, _registry, ops
 from warpwright._backend import backend_for, current_backend
 from warpwright._gemm_plans import GemmPlan
-from warpwright._kernel_choice import Configuration, configurations, copied, gemm_plans, kernel_text
+from warpwright._kernel_choice import Configuration, configurations, copied, kernel_text, products_of
 from warpwright._peaks import peaks_of
 
 #: Families whose CUDA and Triton kernels multiply on the tensor cores.
@@ -63,8 +63,9 @@ class Explanation:
         roofline: seconds below which no kernel can do that on this device, from datasheet peaks; None where those are
             not known, and `roofline_reason` says where they are from, or why there are none.
         configurations: tile, warps and stages of the forward pass's Triton kernels, and where they come from.
-        plans: the ways in which the C++ kernels of a GPU could compute a product, with predicted times: the one that is
-            taken, with its measured time where `warpwright tune` has found it, then the alternatives.
+        plans: the ways in which the C++ kernels of a GPU could compute a product of matrices or a convolution, with
+            predicted times: the one that is taken, with its measured time where `warpwright tune` has found it, then
+            the alternatives.
     """
 
     op: str
@@ -138,11 +139,12 @@ def explain(fn: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanat
     multiplied = (t.dtype for t in tensors.values() if t.is_floating_point() or t.dtype == torch.int8)
     dtype = autocast or next(multiplied, torch.float32)
     roofline, roofline_reason = _roofline(cost.flops, cost.bytes, dtype, device, spec.family in _TENSOR_CORE_FAMILIES)
+    products = products_of(name, backend, device, function, args, kwargs)
     return Explanation(
         op=name,
         backend=backend,
         backend_reason=_backend_reason(backend, device),
-        kernel=kernel_text(name, backend, device, bound),
+        kernel=kernel_text(name, backend, device, bound, products),
         autocast=None if autocast is None else str(autocast),
         inputs=[_facts(key, tensor, copied(name, backend, key, tensor, bound)) for key, tensor in tensors.items()],
         outputs=[_facts(key, tensor, False) for key, tensor in _named_tensors({"output": outputs}).items()],
@@ -151,7 +153,7 @@ def explain(fn: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanat
         roofline=roofline,
         roofline_reason=roofline_reason,
         configurations=configurations(name, backend, function, args, kwargs) if device.type != "meta" else [],
-        plans=gemm_plans(name, backend, device, function, args, kwargs),
+        plans=[plan for _, plans in products for plan in plans],
     )
 
 

@@ -1,4 +1,5 @@
-"""How C++ kernels compute a matrix product on a GPU: the model of csrc/kernels/gemm_plan.h, and what overrules it.
+"""How C++ kernels compute a matrix product, or a convolution, on a GPU: the model of csrc/kernels/gemm_plan.h, and what
+overrules it.
 
 A library overrules the model by what it was told to `prefer`: by the winners of `warpwright tune`, which
 `warpwright.tuning.products` hands over when a kind of device is first used.
@@ -23,10 +24,11 @@ from warpwright._check import PRECISIONS
 
 #: In the order of the enums of csrc/kernels.
 KERNELS = ("simple", "gemv", "mma", "tf32", "wgmma")
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+ROLES = ("matrices", "forward", "input gradient", "weight gradient")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_PLANS = 256
-#: More blocks than these never share a tile's sum.
-MOST_SPLITS = 32
+#: More blocks than these never share a tile's sum, of each role.
+MOST_SPLITS = {"matrices": 32, "forward": 1, "input gradient": 1, "weight gradient": 256}
 
 #: backend -> the library that has its kernels; see `add_library`.
 LIBRARIES: dict[str, Path] = {}
@@ -97,6 +99,13 @@ class GemmQuestion:
         aligned: whether every line starts at a multiple of 16 bytes.
         tma: whether Hopper's kernel can read both operands; `by_tma`: whether it can store results by TMA.
         capability: 90 for sm_90; `multiprocessors`: how many.
+        measured: whether a convolution's statistics are wanted.
+        role: of `ROLES`: whether it is of matrices, or of a convolution and which.
+        channels: of a convolution's group, those that each tap has in k, or in n of a weight's gradient; 0 of matrices.
+        gathered: elements of the tensor that a convolution gathers pixels from.
+
+    Of a convolution `lines` says whether it is one for the tensor cores at all, and `aligned` whether channels are read
+    in vectors.
     """
 
     matrices: int
@@ -114,11 +123,15 @@ class GemmQuestion:
     aligned: bool = True
     tma: bool = True
     by_tma: bool = True
+    measured: bool = False
+    role: str = "matrices"
+    channels: int = 0
+    gathered: int = 0
 
     def plans(self) -> list[GemmPlan]:
         """Every way to compute it, the one that should be fastest first."""
         question, found = _as_c(self), (_Plan * _MOST_PLANS)()
-        count = _function(_library.CPU_LIBRARY, "warpwright_gemm_plans")(ctypes.byref(question), found, _MOST_PLANS)
+        count = function_of(_library.CPU_LIBRARY, "warpwright_gemm_plans")(ctypes.byref(question), found, _MOST_PLANS)
         return [_of_c(plan) for plan in found[:count]]
 
     def bucketed(self) -> GemmQuestion:
@@ -180,24 +193,24 @@ def prefer(library: Path, plan: GemmPlan, question: GemmQuestion | None = None) 
         plan.measured or 0.0,
     )  # fmt: skip
     if question is None:
-        preference = _Preference(*[0] * 10, *kernel)
+        preference = _Preference(*[0] * 12, *kernel)
     else:
         q = question.bucketed()
         preference = _Preference(
-            q.matrices, q.m, q.n, q.k, _DTYPES.index(q.dtype), PRECISIONS.index(q.precision), q.a_along_k, q.b_along_k,
-            q.capability, q.multiprocessors, *kernel,
+            q.matrices, q.m, q.n, q.k, q.channels, ROLES.index(q.role), DTYPES.index(q.dtype),
+            PRECISIONS.index(q.precision), q.a_along_k, q.b_along_k, q.capability, q.multiprocessors, *kernel,
         )  # fmt: skip
-    _function(library, "warpwright_gemm_prefer")(ctypes.byref(preference))
+    function_of(library, "warpwright_gemm_prefer")(ctypes.byref(preference))
 
 
 def forget(library: Path) -> None:
     """Undoes every `prefer`."""
-    _function(library, "warpwright_gemm_forget")()
+    function_of(library, "warpwright_gemm_forget")()
 
 
 def chosen(library: Path, question: GemmQuestion) -> GemmPlan:
     """The plan that a library's kernels would take now."""
-    plan, choose = _Plan(), _function(library, "warpwright_gemm_choose")
+    plan, choose = _Plan(), function_of(library, "warpwright_gemm_choose")
     choose.restype = ctypes.c_double
     measured = choose(ctypes.byref(_as_c(question)), ctypes.byref(plan))
     return _of_c(plan, measured or None)
@@ -224,20 +237,20 @@ def add_library(backend: str, library: Path) -> None:
 
     LIBRARIES[backend] = library
     _loaders[backend] = _OnDevice(load)
-    _function(library, "warpwright_gemm_on_device")(_loaders[backend])
+    function_of(library, "warpwright_gemm_on_device")(_loaders[backend])
 
 
 def suspend(backend: str) -> None:
     """Takes a library's preferences away, until `reload`."""
     forget(LIBRARIES[backend])
-    _function(LIBRARIES[backend], "warpwright_gemm_on_device")(None)
+    function_of(LIBRARIES[backend], "warpwright_gemm_on_device")(None)
 
 
 def reload() -> None:
     """Makes every library ask for measured winners again."""
     for backend, library in LIBRARIES.items():
         forget(library)
-        _function(library, "warpwright_gemm_on_device")(_loaders[backend])
+        function_of(library, "warpwright_gemm_on_device")(_loaders[backend])
 
 
 # ---- the library's own types ----
@@ -245,14 +258,18 @@ def reload() -> None:
 _PLAN = ("kernel", "tile_m", "tile_n", "splits", "pingpong", "swapped", "cluster")
 
 
-class _Question(ctypes.Structure):
+class Question(ctypes.Structure):
+    """GemmQuestion of csrc/kernels/gemm_plan.h."""
+
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("matrices", "m", "n", "k")),
         *((name, ctypes.c_int32) for name in ("dtype", "precision", "capability", "multiprocessors")),
         *(
             (name, ctypes.c_bool)
-            for name in ("batch_invariant", "lines", "a_along_k", "b_along_k", "aligned", "tma", "by_tma")
+            for name in ("batch_invariant", "lines", "a_along_k", "b_along_k", "aligned", "tma", "by_tma", "measured")
         ),
+        ("role", ctypes.c_int32),
+        *((name, ctypes.c_int64) for name in ("channels", "gathered")),
     )
 
 
@@ -265,20 +282,27 @@ class _Plan(ctypes.Structure):
 
 class _Preference(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("matrices", "m", "n", "k")),
-        *((name, ctypes.c_int32) for name in ("dtype", "precision", "a_along_k", "b_along_k")),
+        *((name, ctypes.c_int64) for name in ("matrices", "m", "n", "k", "channels")),
+        *((name, ctypes.c_int32) for name in ("role", "dtype", "precision", "a_along_k", "b_along_k")),
         *((name, ctypes.c_int32) for name in ("capability", "multiprocessors")),
         *((name, ctypes.c_int32) for name in _PLAN),
         ("seconds", ctypes.c_double),
     )
 
 
-def _as_c(question: GemmQuestion) -> _Question:
-    q = question
-    return _Question(
-        q.matrices, q.m, q.n, q.k, _DTYPES.index(q.dtype), PRECISIONS.index(q.precision), q.capability,
-        q.multiprocessors, q.batch_invariant, q.lines, q.a_along_k, q.b_along_k, q.aligned, q.tma, q.by_tma,
-    )  # fmt: skip
+#: What is a number in C.
+_NAMES = {"dtype": DTYPES, "precision": PRECISIONS, "role": ROLES}
+
+
+def _as_c(question: GemmQuestion) -> Question:
+    values = {field[0]: getattr(question, field[0]) for field in Question._fields_}
+    return Question(**{name: _NAMES[name].index(v) if name in _NAMES else v for name, v in values.items()})
+
+
+def question_from(found: Question) -> GemmQuestion:
+    """The library's own as Python has it."""
+    values = {field[0]: getattr(found, field[0]) for field in Question._fields_}
+    return GemmQuestion(**{name: _NAMES[name][v] if name in _NAMES else v for name, v in values.items()})
 
 
 def _of_c(p: _Plan, measured: float | None = None) -> GemmPlan:
@@ -287,7 +311,8 @@ def _of_c(p: _Plan, measured: float | None = None) -> GemmPlan:
 
 
 @functools.cache
-def _function(library: Path, name: str) -> ctypes._NamedFuncPointer:
+def function_of(library: Path, name: str) -> ctypes._NamedFuncPointer:
+    """Of a library that is loaded."""
     return getattr(ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD), name)
 
 

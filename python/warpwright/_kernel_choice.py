@@ -6,36 +6,35 @@ Mirrors the choices of csrc/bindings; tests/test_introspection.py compares both 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from warpwright import _hopper_conv, _library
-from warpwright._arithmetic import convolution_precision_of
+from warpwright import _library
 from warpwright._backend import triton_interpreted
 from warpwright._check import needs_preact
 from warpwright._conv import channels_last
-from warpwright._gemm_plans import LIBRARIES, GemmPlan, chosen, device_kind
+from warpwright._gemm_plans import LIBRARIES, GemmPlan, GemmQuestion
 from warpwright.ops._epilogue import wants_grad
 
 #: kPlainWork, kFusedWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
 _PLAIN_WORK, _FUSED_WORK, _ONEDNN_LONGEST_SUM = 1 << 22, 1 << 18, 768
 
-#: Of csrc/cuda/conv: 2 * kChunk and kMostTapsOfHeight.
-_LEAST_PRODUCT, _MOST_TAPS_OF_HEIGHT = 16, 64
 _CONVOLUTIONS = (*(f"conv{d}d" for d in (1, 2, 3)), *(f"conv_transpose{d}d" for d in (1, 2, 3)), "conv2d_batch_norm")
 
 _SCALED_CONVOLUTIONS = tuple(f"scaled_conv{d}d" for d in (1, 2, 3))
+
+#: kVector of csrc/cuda/scaled_conv's smaller tile.
+_LEAST_PRODUCT = 16
 
 #: kForwardTaps and kMuchSmaller of csrc/bindings/onednn/conv.cpp.
 _DEPTHWISE_TAPS, _MUCH_SMALLER = 100, 4
 
 
-def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, Any]) -> str:
-    """What runs the forward pass of op(**bound)."""
+def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, Any], products: Products) -> str:
+    """What runs the forward pass of op(**bound), which makes these products."""
     if device.type == "meta":
         return f"{op} (none: meta tensors have no data)"
     if backend == "triton":
@@ -47,7 +46,7 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
         if backend != "emulated":
             major, minor = torch.cuda.get_device_capability(device)
             where = f"sm_{major}{minor}"
-        family = f": {_gpu_convolution(op, bound, backend, device)}" if op in _CONVOLUTIONS else ""
+        family = f": {_gpu_convolution(products)}" if op in _CONVOLUTIONS else ""
         family = f": {_gpu_scaled_convolution(bound)}" if op in _SCALED_CONVOLUTIONS else family
         return f"{op} (C++ CUDA, {where}{family})"
     if op == "linear":
@@ -87,43 +86,18 @@ def _cpu_linear(bound: dict[str, Any]) -> str:
     return f"{product}, then one pass for the epilogue in C++, {_library.cpu_isa()}"
 
 
-def _gpu_convolution(op: str, bound: dict[str, Any], backend: str, device: torch.device) -> str:
-    """The choice of csrc/cuda/conv: conv_wgmma.cuh, conv_mma_takes, depthwise_takes, in_vectors."""
-    input: Tensor = bound["input"]
-    weight: Tensor = bound["weight"]
-    groups, precision = bound.get("groups", 1), convolution_precision_of(input)
-    batched = input if input.dim() == weight.dim() else input.unsqueeze(0)
-    filters, channels = weight.shape[0] // max(groups, 1), weight.shape[1]  # of a group
-    if groups == 1 and _hopper_takes(op, bound, batched, backend, device):
-        return "products on Hopper's tensor cores, pixels through TMA"
-    if (input.dtype != torch.float32 or precision != "ieee") and channels * filters >= _LEAST_PRODUCT:
-        vector = 16 // input.element_size()
-        summed = filters if "transpose" in op else channels
-        vectors = _in_vectors(batched, summed, vector) and _in_vectors(weight, channels, vector)
-        arithmetic = "" if input.dtype != torch.float32 else f" as {precision}"
-        return (
-            f"products on the tensor cores{arithmetic}, {f'{vector} channels' if vectors else 'one channel'} at a time"
-        )
-    taps = weight.shape[2:]
-    height = taps[-1] if len(taps) == 1 or (taps[-2] == 1 and batched.shape[-2] == 1) else taps[-2]
-    if channels == filters == 1 and height <= _MOST_TAPS_OF_HEIGHT:
+def _gpu_convolution(found: Products) -> str:
+    """Whose kernel of csrc/cuda/conv it is."""
+    if not found:
         return "depthwise strips"
-    return "float32 products without tensor cores"
-
-
-def _hopper_takes(op: str, bound: dict[str, Any], batched: Tensor, backend: str, device: torch.device) -> bool:
-    residual = bound.get("residual")
-    if op == "conv2d_batch_norm" and (bound.get("training") or _norm_follows(bound)):
-        residual = None  # The norm's kernel adds it.
-    if residual is not None and residual.dim() < batched.dim():
-        residual = residual.unsqueeze(0)
-    geometry = _hopper_conv.bound_geometry(op, bound)
-    return _hopper_conv.takes(batched, bound["weight"], residual, geometry, device_kind(device, backend))
-
-
-def _norm_follows(bound: dict[str, Any]) -> bool:
-    """Whether a batch norm in inference is a pass of its own: where gradients are wanted."""
-    return wants_grad(*(tensor for tensor in bound.values() if isinstance(tensor, Tensor)))
+    ((question, (plan, *_)),) = found
+    if plan.kernel == "wgmma":
+        return "products on Hopper's tensor cores, pixels through TMA"
+    if plan.kernel == "simple":
+        return "float32 products without tensor cores"
+    arithmetic = "" if plan.kernel == "mma" else f" as {question.precision}"
+    channels = f"{16 // question.dtype.itemsize} channels" if question.aligned else "one channel"
+    return f"products on the tensor cores{arithmetic}, {channels} at a time"
 
 
 def _gpu_scaled_convolution(bound: dict[str, Any]) -> str:
@@ -213,7 +187,7 @@ class Configuration:
 def configurations(
     op: str, backend: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[Configuration]:
-    """Of Triton's kernels; `gemm_plans` has what the C++ kernels of a GPU choose among."""
+    """Of Triton's kernels; `products_of` has what the C++ kernels of a GPU choose among."""
     if backend != "triton":
         return []
     from warpwright.tuning.launches import TUNABLE_OPS, foreseen  # Here: it needs Triton.
@@ -228,29 +202,24 @@ def configurations(
 
 # ---- plans ----
 
+#: A product as the choice sees it, and its plans: the one that is taken, then the others, the fastest first.
+Products = list[tuple[GemmQuestion, list[GemmPlan]]]
 
-def gemm_plans(
+
+def products_of(
     op: str,
     backend: str,
     device: torch.device,
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> list[GemmPlan]:
-    """The ways in which a GPU's C++ kernels could compute op(*args, **kwargs): the one that they take, then the others,
-    the one that should be fastest first."""
+) -> Products:
+    """The products of op(*args, **kwargs) that a GPU's C++ kernels choose a plan for."""
     if backend not in LIBRARIES or (backend, device.type) not in (("native", "cuda"), ("emulated", "cpu")):
         return []
     from warpwright.tuning import products  # Here, so that importing warpwright does not load the tables.
 
-    if op not in products.PRODUCT_OPS:
-        return []
-    plans = []
-    for question in products.foreseen(function, args, kwargs, device, backend):
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            taken = chosen(LIBRARIES[backend], question)
-        plans += [taken, *(plan for plan in question.plans() if plan.text != taken.text)]
-    return plans
+    return products.foreseen(op, function, args, kwargs, device, backend)
 
 
 # ---- copies ----

@@ -8,7 +8,7 @@
 //
 // Every sum runs over k in order in one thread: no atomics, the same bits every time. Any strides and sizes, and
 // float32 multiplied as float32; conv_wgmma.cuh has what Hopper's tensor cores take, conv_mma.cuh what any tensor cores
-// do, depthwise.h what has a filter a channel.
+// do, depthwise.h what has a filter a channel. conv_plan.cu chooses among them.
 
 #include "cuda/conv/conv_mma.cuh"
 #include "cuda/conv/conv_wgmma.cuh"
@@ -138,15 +138,14 @@ void launch_products(const char* name, void (*kernel)(ConvParams), const ConvPar
 // Of 16-bit tensors on the tensor cores. The tiles of FFMA leave their sums in registers, each thread those of its own
 // places, and so do strips: a pass over what was stored finds the statistics there. So it does for TF32, whose tile has
 // fewer columns than store_statistics' warps share among them.
-int64_t conv_statistics_slab(const ConvParams& params) {
-  if (conv_fprop_wgmma_takes(params)) return conv_fprop_wgmma_rows();
-  return conv_mma_takes(params) && params.dtype != DType::kFloat32 ? conv_fprop_mma_rows(params) : 0;
+int64_t conv_statistics_slab(const GemmPlan& plan) {
+  return plan.kernel == GemmKernel::kWgmma || plan.kernel == GemmKernel::kMma ? plan.tile_m : 0;
 }
 
-void conv_fprop(const ConvParams& params, Stream stream) {
-  if (conv_fprop_wgmma_takes(params)) return conv_fprop_wgmma(params, stream);
-  if (conv_mma_takes(params)) return conv_fprop_mma(params, stream);
-  if (depthwise_takes(params)) return depthwise_fprop(params, stream);
+void conv_fprop(const ConvParams& params, const GemmPlan& plan, Stream stream) {
+  if (plan.kernel == GemmKernel::kWgmma) return conv_fprop_wgmma(params, plan, stream);
+  if (plan.kernel == GemmKernel::kDepthwise) return depthwise_fprop(params, stream);
+  if (plan.kernel != GemmKernel::kSimple) return conv_fprop_mma(params, plan, stream);
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
     launch_products("conv_fprop", conv_fprop_kernel<T>, params, params.groups, params.y_pixels(),
@@ -154,10 +153,10 @@ void conv_fprop(const ConvParams& params, Stream stream) {
   });
 }
 
-void conv_dgrad(const ConvParams& params, Stream stream) {
-  if (conv_dgrad_wgmma_takes(params)) return conv_dgrad_wgmma(params, stream);
-  if (conv_mma_takes(params)) return conv_dgrad_mma(params, stream);
-  if (depthwise_takes(params)) return depthwise_dgrad(params, stream);
+void conv_dgrad(const ConvParams& params, const GemmPlan& plan, Stream stream) {
+  if (plan.kernel == GemmKernel::kWgmma) return conv_dgrad_wgmma(params, plan, stream);
+  if (plan.kernel == GemmKernel::kDepthwise) return depthwise_dgrad(params, stream);
+  if (plan.kernel != GemmKernel::kSimple) return conv_dgrad_mma(params, plan, stream);
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
     launch_products("conv_dgrad", conv_dgrad_kernel<T>, params, params.groups * conv_phases(params),
@@ -165,16 +164,10 @@ void conv_dgrad(const ConvParams& params, Stream stream) {
   });
 }
 
-int conv_wgrad_splits(const ConvParams& params) {
-  if (conv_wgrad_wgmma_takes(params)) return conv_wgrad_wgmma_splits(params);
-  if (conv_mma_takes(params)) return conv_wgrad_mma_splits(params);
-  return depthwise_takes(params) ? depthwise_wgrad_splits(params) : 1;
-}
-
-void conv_wgrad(const ConvParams& params, float* partials, int splits, Stream stream) {
-  if (conv_wgrad_wgmma_takes(params)) return conv_wgrad_wgmma(params, partials, splits, stream);
-  if (conv_mma_takes(params)) return conv_wgrad_mma(params, partials, splits, stream);
-  if (depthwise_takes(params)) return depthwise_wgrad(params, partials, splits, stream);
+void conv_wgrad(const ConvParams& params, const GemmPlan& plan, float* partials, Stream stream) {
+  if (plan.kernel == GemmKernel::kWgmma) return conv_wgrad_wgmma(params, plan, partials, stream);
+  if (plan.kernel == GemmKernel::kDepthwise) return depthwise_wgrad(params, partials, plan.splits, stream);
+  if (plan.kernel != GemmKernel::kSimple) return conv_wgrad_mma(params, plan, partials, stream);
   visit_float(params.dtype, [&](auto tag) {
     using T = decltype(tag);
     const int64_t n = params.group_channels() * params.taps();

@@ -10,7 +10,6 @@
 #include "cuda/conv/product_loader.cuh"
 #include "cuda/conv/statistics.cuh"
 #include "cuda/conv/tiles.cuh"
-#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/tile/scheduler.cuh"
 
@@ -70,11 +69,6 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_dgrad_mma_kernel(const Co
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
-// A large tile where half of the multiprocessors or more get one, else the middle one.
-bool takes_large(int64_t products, int64_t m, int64_t n) {
-  return n > Middle::kN && 2 * products * tiles_of<Large::kM, Large::kN>(m, n) >= current_device().multiprocessors;
-}
-
 template <template <class, class, bool> class Kernel, class T, class Tile>
 void launch_tile(const char* name, const ConvParams& params, bool vectors, int64_t products, int64_t m, int64_t n,
                  Stream stream) {
@@ -85,24 +79,23 @@ void launch_tile(const char* name, const ConvParams& params, bool vectors, int64
   launch(name, kernel, {dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads), stream, kBytes}, params);
 }
 
-// Of 16-bit elements. `vectors(count)`: whether both operands can be read in vectors of as many elements.
-template <template <class, class, bool> class Kernel, class Vectors>
-void launch_half(const char* name, const ConvParams& params, const Vectors& vectors, int64_t products, int64_t m,
-                 int64_t n, Stream stream) {
+// Of 16-bit elements.
+template <template <class, class, bool> class Kernel>
+void launch_half(const char* name, const ConvParams& params, const GemmPlan& plan, bool vectors, int64_t products,
+                 int64_t m, int64_t n, Stream stream) {
   const auto with = [&](auto tag) {
     using T = decltype(tag);
-    const auto launch_one =
-        takes_large(products, m, n) ? launch_tile<Kernel, T, Large> : launch_tile<Kernel, T, Middle>;
-    launch_one(name, params, vectors(kChunk), products, m, n, stream);
+    const auto launch_one = plan.tile_m == Large::kM ? launch_tile<Kernel, T, Large> : launch_tile<Kernel, T, Middle>;
+    launch_one(name, params, vectors, products, m, n, stream);
   };
   params.dtype == DType::kFloat16 ? with(__half{}) : with(__nv_bfloat16{});
 }
 
-template <template <class, class, bool> class Kernel, class Vectors>
-void launch_product(const char* name, const ConvParams& params, const Vectors& vectors, int64_t products, int64_t m,
-                    int64_t n, Stream stream) {
-  if (params.dtype != DType::kFloat32) return launch_half<Kernel>(name, params, vectors, products, m, n, stream);
-  launch_tile<Kernel, float, Tf32Tile>(name, params, vectors(Tf32Tile::kVector), products, m, n, stream);
+template <template <class, class, bool> class Kernel>
+void launch_product(const char* name, const ConvParams& params, const GemmPlan& plan, bool vectors, int64_t products,
+                    int64_t m, int64_t n, Stream stream) {
+  if (params.dtype != DType::kFloat32) return launch_half<Kernel>(name, params, plan, vectors, products, m, n, stream);
+  launch_tile<Kernel, float, Tf32Tile>(name, params, vectors, products, m, n, stream);
 }
 
 template <class T, class Tile, bool kVectors>
@@ -125,27 +118,31 @@ bool conv_mma_takes(const ConvParams& p) {
   return !exact && p.group_channels() * p.group_filters() >= 2 * kChunk;
 }
 
-int64_t conv_fprop_mma_rows(const ConvParams& p) {
-  return takes_large(p.groups, p.y_pixels(), p.group_filters()) ? Large::kM : Middle::kM;
+bool conv_in_vectors(const ConvParams& p, GemmRole role) {
+  const int count = p.dtype == DType::kFloat32 ? Tf32Tile::kVector : kChunk;
+  const auto y = [&] { return in_vectors(p.y, p.group_filters(), count); };
+  const auto x = [&] { return in_vectors(p.x, p.group_channels(), count); };
+  const auto w = [&] { return in_vectors(p.w, p.group_channels(), count); };
+  switch (role) {
+    case GemmRole::kForward: return x() && w();
+    case GemmRole::kInputGradient: return y() && w();
+    default: return y() && x();
+  }
 }
 
-void conv_fprop_mma(const ConvParams& p, Stream stream) {
-  const auto vectors = [&](int count) {
-    return in_vectors(p.x, p.group_channels(), count) && in_vectors(p.w, p.group_channels(), count);
-  };
+void conv_fprop_mma(const ConvParams& p, const GemmPlan& plan, Stream stream) {
+  const bool vectors = conv_in_vectors(p, GemmRole::kForward);
   const int64_t m = p.y_pixels(), n = p.group_filters();
   if (p.mean_partials != nullptr) {
-    return launch_half<MeasuredFprop>("conv_fprop_measured_mma", p, vectors, p.groups, m, n, stream);
+    return launch_half<MeasuredFprop>("conv_fprop_measured_mma", p, plan, vectors, p.groups, m, n, stream);
   }
-  launch_product<Fprop>("conv_fprop_mma", p, vectors, p.groups, m, n, stream);
+  launch_product<Fprop>("conv_fprop_mma", p, plan, vectors, p.groups, m, n, stream);
 }
 
-void conv_dgrad_mma(const ConvParams& p, Stream stream) {
-  const auto vectors = [&](int count) {
-    return in_vectors(p.y, p.group_filters(), count) && in_vectors(p.w, p.group_channels(), count);
-  };
+void conv_dgrad_mma(const ConvParams& p, const GemmPlan& plan, Stream stream) {
+  const bool vectors = conv_in_vectors(p, GemmRole::kInputGradient);
   const int64_t products = p.groups * conv_phases(p), m = most_phase_pixels(p), n = p.group_channels();
-  launch_product<Dgrad>("conv_dgrad_mma", p, vectors, products, m, n, stream);
+  launch_product<Dgrad>("conv_dgrad_mma", p, plan, vectors, products, m, n, stream);
 }
 
 }  // namespace warpwright::cuda

@@ -11,12 +11,13 @@ namespace warpwright::cuda {
 // channels.
 bool conv_mma_takes(const ConvParams& params);
 
-// Rows of the tile that conv_fprop_mma takes.
-int64_t conv_fprop_mma_rows(const ConvParams& params);
-void conv_fprop_mma(const ConvParams& params, Stream stream);
-void conv_dgrad_mma(const ConvParams& params, Stream stream);
-int conv_wgrad_mma_splits(const ConvParams& params);
+// Whether all that a product reads comes in vectors of 16 bytes.
+bool conv_in_vectors(const ConvParams& params, GemmRole role);
+
+// By the plan's tile: 128 x 128 or 64 x 64 of 16-bit elements; float32 has one.
+void conv_fprop_mma(const ConvParams& params, const GemmPlan& plan, Stream stream);
+void conv_dgrad_mma(const ConvParams& params, const GemmPlan& plan, Stream stream);
 // With splits `partials` holds what conv.h says.
-void conv_wgrad_mma(const ConvParams& params, float* partials, int splits, Stream stream);
+void conv_wgrad_mma(const ConvParams& params, const GemmPlan& plan, float* partials, Stream stream);
 
 }  // namespace warpwright::cuda

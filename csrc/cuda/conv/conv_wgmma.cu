@@ -1,24 +1,22 @@
 // The forward product and the input's gradient on Hopper, see conv_wgmma_kernel.cuh: their kernels, and what they take.
 
+#include <algorithm>
+#include <iterator>
+#include <type_traits>
+
 #include "cuda/conv/conv_wgmma.cuh"
 #include "cuda/conv/conv_wgmma_kernel.cuh"
 #include "cuda/conv/geometry.cuh"
 #include "cuda/conv/wgmma_maps.h"
+#include "cuda/tile/scheduler.cuh"
 
 namespace warpwright::cuda {
 namespace {
 
-// Wide tiles read the fewest bytes for a product; pingpong ones hide their epilogue.
-constexpr ConvWgmmaShape kWide{128, 256, false}, kSquare{128, 128, true}, kNarrow{128, 64, true};
-
-// The widest that `n` fills more than half of and that gives every multiprocessor a tile, else the narrow one.
-ConvWgmmaShape shape_for(int64_t m, int64_t n, bool measured) {
-  for (const ConvWgmmaShape& shape : {kWide, kSquare}) {
-    const bool alone = shape.pingpong || !measured;  // Statistics are those of a consumer's rows.
-    if (alone && 2 * n > shape.tile_n && shape.tiles(m, n) >= current_device().multiprocessors) return shape;
-  }
-  return kNarrow;
-}
+// One of them has a producer's box of pixels for its rows.
+constexpr int kRows = kConvShapes[0].tile_m, kLeastColumns = 64;
+constexpr bool serves(const WgmmaShape& shape) { return shape.tile_m == kRows && shape.tile_n >= kLeastColumns; }
+static_assert(std::all_of(std::begin(kConvShapes), std::end(kConvShapes), serves));
 
 // The sides of a product: filters slide over `source`, whose channels are summed over, and `output` is written.
 struct Sides {
@@ -32,7 +30,6 @@ struct PixelProduct {
   ConvPixelsMap pixels;
   ptx::TensorLayout weight;
   ConvMeasuredParams kernel;
-  ConvWgmmaShape shape;
   int64_t rows;  // Of a phase.
   bool fits;
 };
@@ -67,8 +64,7 @@ PixelProduct product_of(const ConvParams& p, const Sides& sides, const ConvPosit
   k.square_partials = p.square_partials;
   const int span = span_of(p.dtype);
   k.spans = static_cast<int>((sides.channels + span - 1) / span);
-  product.shape = shape_for(product.rows * phases, g.n, p.mean_partials != nullptr);
-  product.pixels = conv_pixels_map(p, sides.source, sides.channels, sides.source_size, positions, product.shape.tile_m);
+  product.pixels = conv_pixels_map(p, sides.source, sides.channels, sides.source_size, positions, kRows);
   k.a_dims = product.pixels.dims();
   product.weight = conv_weight_layout(p);
   return product;
@@ -77,9 +73,8 @@ PixelProduct product_of(const ConvParams& p, const Sides& sides, const ConvPosit
 bool fits(const PixelProduct& product, const ConvParams& p, const Sides& sides) {
   const ConvMeasuredParams& k = product.kernel;
   const GemmParams& g = k.gemm;
-  const int64_t tiles = product.shape.tiles(product.rows, g.n) * k.phases[0] * k.phases[1] * k.phases[2];
-  if (2 * sides.channels < int64_t{k.spans} * span_of(p.dtype)) return false;
-  if (2 * tiles < current_device().multiprocessors || tiles > INT32_MAX) return false;
+  const int64_t most = tiles_of<kRows, kLeastColumns>(product.rows, g.n) * k.phases[0] * k.phases[1] * k.phases[2];
+  if (2 * sides.channels < int64_t{k.spans} * span_of(p.dtype) || most > INT32_MAX) return false;
   if (sides.output.stride[1] != 1 || conv_pixel_stride(sides.output, p.batch, sides.output_size, g.n) != g.n)
     return false;
   if (g.residual != nullptr && g.residual_row == 0) return false;
@@ -137,41 +132,39 @@ PixelProduct dgrad_product_of(const ConvParams& p) {
   return product;
 }
 
-template <class Params>
-void run_shape(const char* name, const Params& k, const ConvWgmmaShape& shape, Stream stream) {
-  if (shape.tile_n == kSquare.tile_n) {
-    launch_conv_wgmma<Params, kSquare.tile_m, kSquare.tile_n, kSquare.pingpong>(name, k, stream);
-  } else {
-    launch_conv_wgmma<Params, kNarrow.tile_m, kNarrow.tile_n, kNarrow.pingpong>(name, k, stream);
+// By the plan's tile, which is one that kernels of Params are compiled for.
+template <class Params, size_t kAt = 0>
+void run_tile(const char* name, const Params& k, const GemmPlan& plan, Stream stream) {
+  if constexpr (kAt < std::size(kConvShapes)) {
+    constexpr WgmmaShape kShape = kConvShapes[kAt];
+    constexpr bool kCompiled = kShape.measures() || !std::is_same_v<Params, ConvMeasuredParams>;
+    if (plan.tile_n != kShape.tile_n) return run_tile<Params, kAt + 1>(name, k, plan, stream);
+    if constexpr (kCompiled) launch_conv_wgmma<Params, kShape.tile_m, kShape.tile_n, kShape.pingpong>(name, k, stream);
   }
 }
 
-void run(const char* name, PixelProduct product, Stream stream) {
+void run(const char* name, PixelProduct product, const GemmPlan& plan, Stream stream) {
   ConvMeasuredParams& k = product.kernel;
-  const ConvPixelsParams& plain = k;
-  const ConvWgmmaShape& shape = product.shape;
   const int span = span_of(k.gemm.dtype);
   k.a.map = product.pixels.encode();
-  k.b.map = k.b.along_k ? ptx::encode_tiled(product.weight, {{span, 1, 1, 1, shape.tile_n}}, kOperandSwizzle)
+  k.b.map = k.b.along_k ? ptx::encode_tiled(product.weight, {{span, 1, 1, 1, plan.tile_n}}, kOperandSwizzle)
                         : ptx::encode_tiled(product.weight, {{kBoxRows, 1, 1, 1, span}}, kOperandSwizzle);
-  set_walk(k, shape, product.rows, k.gemm.n, 0, int64_t{k.phases[0]} * k.phases[1] * k.phases[2]);
+  set_walk(k, plan, product.rows, k.gemm.n, 0, int64_t{k.phases[0]} * k.phases[1] * k.phases[2]);
   const bool normed = k.norm.mean.data != nullptr;
-  set_epilogue(k, shape.tile_n, !k.phased && !normed && wgmma_leaves_by_tma(k.gemm));
+  set_epilogue(k, plan.tile_n, !k.phased && !normed && wgmma_leaves_by_tma(k.gemm));
   if (k.mean_partials != nullptr) {
-    run_shape(name, k, shape, stream);
-  } else if (shape.tile_n == kWide.tile_n) {
-    launch_conv_wgmma<ConvPixelsParams, kWide.tile_m, kWide.tile_n, kWide.pingpong>(name, plain, stream);
+    run_tile(name, k, plan, stream);
   } else {
-    run_shape(name, plain, shape, stream);
+    run_tile<ConvPixelsParams>(name, k, plan, stream);
   }
 }
 
 }  // namespace
 
 bool conv_fprop_wgmma_takes(const ConvParams& p) { return could_take_wgmma(p) && fprop_product_of(p).fits; }
-int64_t conv_fprop_wgmma_rows() { return kSquare.tile_m; }
-void conv_fprop_wgmma(const ConvParams& p, Stream stream) {
-  run(p.mean_partials == nullptr ? "conv_fprop_wgmma" : "conv_fprop_measured_wgmma", fprop_product_of(p), stream);
+void conv_fprop_wgmma(const ConvParams& p, const GemmPlan& plan, Stream stream) {
+  const char* name = p.mean_partials == nullptr ? "conv_fprop_wgmma" : "conv_fprop_measured_wgmma";
+  run(name, fprop_product_of(p), plan, stream);
 }
 
 bool conv_dgrad_wgmma_takes(const ConvParams& p) {
@@ -179,6 +172,8 @@ bool conv_dgrad_wgmma_takes(const ConvParams& p) {
   const bool few = *std::max_element(p.stride, p.stride + kConvDims) <= kMostPhases;
   return few && dgrad_product_of(p).fits;
 }
-void conv_dgrad_wgmma(const ConvParams& p, Stream stream) { run("conv_dgrad_wgmma", dgrad_product_of(p), stream); }
+void conv_dgrad_wgmma(const ConvParams& p, const GemmPlan& plan, Stream stream) {
+  run("conv_dgrad_wgmma", dgrad_product_of(p), plan, stream);
+}
 
 }  // namespace warpwright::cuda

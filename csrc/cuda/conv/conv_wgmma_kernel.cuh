@@ -90,19 +90,12 @@ inline bool could_take_wgmma(const ConvParams& p) {
   return columns <= kMost && std::min({x_pixels, y_pixels, p.channels, p.filters}) > 0;
 }
 
-struct ConvWgmmaShape {
-  int tile_m, tile_n;
-  bool pingpong;
-
-  int64_t tiles(int64_t m, int64_t n) const { return (m + tile_m - 1) / tile_m * ((n + tile_n - 1) / tile_n); }
-};
-
 // Sets the order of a kernel's tiles: of each of `splits` parts of the sum, or phases, `rows` by `columns`.
-inline void set_walk(ConvWgmmaParams& p, const ConvWgmmaShape& shape, int64_t rows, int64_t columns, int64_t steps,
+inline void set_walk(ConvWgmmaParams& p, const GemmPlan& plan, int64_t rows, int64_t columns, int64_t steps,
                      int64_t splits) {
   constexpr int kBand = 8;
-  p.walk.rows = static_cast<unsigned>((rows + shape.tile_m - 1) / shape.tile_m);
-  p.walk.cols = static_cast<unsigned>((columns + shape.tile_n - 1) / shape.tile_n);
+  p.walk.rows = static_cast<unsigned>((rows + plan.tile_m - 1) / plan.tile_m);
+  p.walk.cols = static_cast<unsigned>((columns + plan.tile_n - 1) / plan.tile_n);
   p.walk.matrices = p.walk.cluster = 1;
   p.walk.band = kBand;
   p.walk.splits = static_cast<unsigned>(splits);

@@ -57,55 +57,33 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_wgrad_mma_kernel(const Wg
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel launchers
 
-// Calls f with the tile that a convolution takes.
-template <class F>
-auto with_tile(const ConvParams& p, const F& f) {
-  if (p.dtype == DType::kFloat32) return f(Tf32Tile{});
-  const bool large = p.group_filters() > Middle::kM && p.group_channels() * p.taps() > Middle::kN;
-  return large ? f(Large{}) : f(Middle{});
-}
-
-template <class Tile>
-int64_t wgrad_tiles(const ConvParams& p) {
-  return p.groups * tiles_of<Tile::kM, Tile::kN>(p.group_filters(), p.group_channels() * p.taps());
-}
-
 template <class T, class Tile>
 void launch_wgrad(const WgradParams& params, Stream stream) {
   const ConvParams& p = params.conv;
-  const bool vectors =
-      in_vectors(p.y, p.group_filters(), Tile::kVector) && in_vectors(p.x, p.group_channels(), Tile::kVector);
-  const int64_t blocks = wgrad_tiles<Tile>(p) * params.splits;
+  const bool vectors = conv_in_vectors(p, GemmRole::kWeightGradient);
+  const int64_t tiles = tiles_of<Tile::kM, Tile::kN>(p.group_filters(), p.group_channels() * p.taps());
+  const int64_t blocks = p.groups * tiles * params.splits;
   if (blocks == 0) return;
   const auto kernel = vectors ? conv_wgrad_mma_kernel<T, Tile, true> : conv_wgrad_mma_kernel<T, Tile, false>;
   constexpr int kBytes = kConvSharedBytes<Tile>;
   launch("conv_wgrad_mma", kernel, {dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads), stream, kBytes}, params);
 }
 
-}  // namespace
-
-int conv_wgrad_mma_splits(const ConvParams& p) {
-  const int64_t tiles = with_tile(p, [&](auto tile) { return wgrad_tiles<decltype(tile)>(p); });
-  if (tiles == 0) return 1;
-  // Some 256 blocks, and no part shorter than kLeastSteps, or the partials cost what the parts save.
-  constexpr int64_t kBlocks = 256, kLeastSteps = 16;
-  const int64_t steps = (p.y_pixels() + kTileK - 1) / kTileK;
-  return allowed_splits(p, std::min(kBlocks / tiles, steps / kLeastSteps));
+template <class T>
+void launch_half(const WgradParams& params, int tile_m, Stream stream) {
+  tile_m == Large::kM ? launch_wgrad<T, Large>(params, stream) : launch_wgrad<T, Middle>(params, stream);
 }
 
-void conv_wgrad_mma(const ConvParams& p, float* partials, int splits, Stream stream) {
-  const WgradParams params{p, splits > 1 ? partials : nullptr, splits};
-  with_tile(p, [&](auto tile) {
-    using Tile = decltype(tile);
-    if constexpr (sizeof(typename Tile::Element) == sizeof(float)) {
-      launch_wgrad<float, Tile>(params, stream);
-    } else if (p.dtype == DType::kFloat16) {
-      launch_wgrad<__half, Tile>(params, stream);
-    } else {
-      launch_wgrad<__nv_bfloat16, Tile>(params, stream);
-    }
-  });
-  if (splits > 1) reduce_wgrad(params, stream);
+}  // namespace
+
+void conv_wgrad_mma(const ConvParams& p, const GemmPlan& plan, float* partials, Stream stream) {
+  const WgradParams params{p, plan.splits > 1 ? partials : nullptr, plan.splits};
+  switch (p.dtype) {
+    case DType::kFloat32: launch_wgrad<float, Tf32Tile>(params, stream); break;
+    case DType::kFloat16: launch_half<__half>(params, plan.tile_m, stream); break;
+    default: launch_half<__nv_bfloat16>(params, plan.tile_m, stream);
+  }
+  if (plan.splits > 1) reduce_wgrad(params, stream);
 }
 
 }  // namespace warpwright::cuda

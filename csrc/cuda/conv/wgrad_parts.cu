@@ -32,9 +32,8 @@ __global__ void __launch_bounds__(kReduceThreads) conv_wgrad_reduce_kernel(const
 // Kernel launchers
 
 int allowed_splits(const ConvParams& p, int64_t wanted) {
-  constexpr int64_t kMostBytes = int64_t{64} << 20;
   const int64_t each = 4 * p.filters * p.group_channels() * p.taps();
-  return each == 0 ? 1 : static_cast<int>(std::max<int64_t>(1, std::min(wanted, kMostBytes / each)));
+  return each == 0 ? 1 : static_cast<int>(std::max<int64_t>(1, std::min(wanted, gemm_plan::kMostPartBytes / each)));
 }
 
 void reduce_wgrad(const WgradParams& params, Stream stream) {

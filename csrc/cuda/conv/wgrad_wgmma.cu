@@ -9,10 +9,8 @@
 namespace warpwright::cuda {
 namespace {
 
-// Sums are long, so epilogues are few; of 64 filters each consumer takes all, for columns of its own.
-constexpr ConvWgmmaShape kWide{128, 256, false}, kFewFilters{64, 256, true};
-
-ConvWgmmaShape shape_for(const ConvParams& p) { return p.filters > kFewFilters.tile_m ? kWide : kFewFilters; }
+constexpr WgmmaShape kFewFilters = kWeightShapes[0], kWide = kWeightShapes[1];
+static_assert(std::size(kWeightShapes) == 2);
 
 int64_t steps_of(const ConvParams& p) { return (p.y_pixels() + span_of(p.dtype) - 1) / span_of(p.dtype); }
 int64_t spans_of(const ConvParams& p) { return (p.channels + kBoxRows - 1) / kBoxRows; }
@@ -46,25 +44,14 @@ bool writes_evenly(const ConvParams& p) {
 
 }  // namespace
 
-int conv_wgrad_wgmma_splits(const ConvParams& p) {
-  // A block for each multiprocessor of an H100, and no part shorter than kLeastSteps, as in wgrad_mma.cu.
-  constexpr int64_t kBlocks = 132, kLeastSteps = 16;
-  const int64_t steps = steps_of(p), tiles = shape_for(p).tiles(p.filters, columns_of(p));
-  const int splits = allowed_splits(p, std::min(kBlocks / tiles, steps / kLeastSteps));
-  const int64_t split_steps = (steps + splits - 1) / splits;
-  return static_cast<int>((steps + split_steps - 1) / split_steps);  // None is empty.
-}
-
 bool conv_wgrad_wgmma_takes(const ConvParams& p) {
   if (!could_take_wgmma(p)) return false;
   if (2 * p.filters < kFewFilters.tile_m || 2 * p.channels < spans_of(p) * kBoxRows) return false;
-  const int64_t blocks = shape_for(p).tiles(p.filters, columns_of(p)) * conv_wgrad_wgmma_splits(p);
-  if (2 * blocks < current_device().multiprocessors) return false;
   return writes_evenly(p) && x_map(p).fits() && y_map(p).fits();
 }
 
-void conv_wgrad_wgmma(const ConvParams& p, float* partials, int splits, Stream stream) {
-  const ConvWgmmaShape shape = shape_for(p);
+void conv_wgrad_wgmma(const ConvParams& p, const GemmPlan& plan, float* partials, Stream stream) {
+  const int splits = plan.splits;
   const ConvPixelsMap y = y_map(p), x = x_map(p);
   ConvWeightParams k{};
   k.gemm = plain_product(p.dtype, p.filters, p.channels * p.taps(), p.w.data);
@@ -85,12 +72,13 @@ void conv_wgrad_wgmma(const ConvParams& p, float* partials, int splits, Stream s
   }
   // A box of columns is one of the output's where no tap's last one reaches beyond its channels.
   const bool whole = p.channels % kBoxRows == 0;
-  set_walk(k, shape, p.filters, columns_of(p), steps_of(p), splits);
-  set_epilogue(k, shape.tile_n, splits == 1 && whole && wgmma_leaves_by_tma(k.gemm));
-  if (shape.pingpong) {
-    launch_conv_wgmma<ConvWeightParams, kFewFilters.tile_m, kFewFilters.tile_n, true>("conv_wgrad_wgmma", k, stream);
+  set_walk(k, plan, p.filters, columns_of(p), steps_of(p), splits);
+  set_epilogue(k, plan.tile_n, splits == 1 && whole && wgmma_leaves_by_tma(k.gemm));
+  if (plan.tile_m == kWide.tile_m) {
+    launch_conv_wgmma<ConvWeightParams, kWide.tile_m, kWide.tile_n, kWide.pingpong>("conv_wgrad_wgmma", k, stream);
   } else {
-    launch_conv_wgmma<ConvWeightParams, kWide.tile_m, kWide.tile_n, false>("conv_wgrad_wgmma", k, stream);
+    launch_conv_wgmma<ConvWeightParams, kFewFilters.tile_m, kFewFilters.tile_n, kFewFilters.pingpong>(
+        "conv_wgrad_wgmma", k, stream);
   }
   if (splits > 1) reduce_wgrad({p, partials, splits}, stream);
 }

@@ -57,6 +57,7 @@ void gemm(const GemmParams& params, const GemmPlan& plan, float* partials, Strea
     case GemmKernel::kMma: return gemm_mma(params, plan, partials, stream);
     case GemmKernel::kTf32: return gemm_tf32(params, plan.splits, partials, stream);
     case GemmKernel::kWgmma: return gemm_wgmma(params, config_of(plan), partials, stream);
+    case GemmKernel::kDepthwise: return;  // No product.
   }
 }
 

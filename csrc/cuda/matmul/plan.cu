@@ -1,5 +1,5 @@
-// The choice of a product's kernel on the current device: what was measured, where there is a measurement, else the
-// analytic model of kernels/gemm_plan.h. Host code alone.
+// The choice of a product's kernel, a matrix product's or a convolution's, on the current device: what was measured,
+// where there is a measurement, else the analytic model of kernels/gemm_plan.h. Host code alone.
 
 #include <algorithm>
 #include <mutex>
@@ -10,20 +10,22 @@
 #include "cuda/device.h"
 #include "cuda/matmul/gemm_mma.cuh"
 #include "cuda/matmul/gemm_wgmma.cuh"
+#include "cuda/matmul/plan.h"
 
 namespace warpwright::cuda {
 namespace {
 
 // A measured winner, and the products that it is for. Sizes that are all 0 stand for any product, on any device.
 struct Preference {
-  int64_t matrices, m, n, k;  // Bucketed, see `matches`.
-  int32_t dtype, precision, a_along_k, b_along_k, capability, multiprocessors;
+  int64_t matrices, m, n, k, channels;  // Bucketed, see `matches`.
+  int32_t role, dtype, precision, a_along_k, b_along_k, capability, multiprocessors;
   int32_t kernel, tile_m, tile_n, splits, pingpong, swapped, cluster;
   double seconds;  // Measured; 0 where it was not.
 
   bool for_all() const { return matrices == 0 && m == 0 && n == 0 && k == 0; }
   auto products() const {
-    return std::tuple(matrices, m, n, k, dtype, precision, a_along_k, b_along_k, capability, multiprocessors);
+    return std::tuple(matrices, m, n, k, channels, role, dtype, precision, a_along_k, b_along_k, capability,
+                      multiprocessors);
   }
 };
 
@@ -54,10 +56,10 @@ bool matches(const Preference& p, const GemmQuestion& q) {
   // A weight's gradient is a sum over the batch, and neither of its operands lies along K.
   const bool sums_batch = !q.a_along_k && !q.b_along_k;
   const int64_t m = sums_batch ? q.m : bucket(q.m), k = sums_batch ? bucket(q.k) : q.k;
-  return p.matrices == bucket(q.matrices) && p.m == m && p.n == q.n && p.k == k &&
-         p.dtype == static_cast<int32_t>(q.dtype) && p.precision == static_cast<int32_t>(q.precision) &&
-         p.a_along_k == q.a_along_k && p.b_along_k == q.b_along_k && p.capability == q.capability &&
-         p.multiprocessors == q.multiprocessors;
+  return p.matrices == bucket(q.matrices) && p.m == m && p.n == q.n && p.k == k && p.channels == q.channels &&
+         p.role == static_cast<int32_t>(q.role) && p.dtype == static_cast<int32_t>(q.dtype) &&
+         p.precision == static_cast<int32_t>(q.precision) && p.a_along_k == q.a_along_k && p.b_along_k == q.b_along_k &&
+         p.capability == q.capability && p.multiprocessors == q.multiprocessors;
 }
 
 bool is(const Preference& p, const GemmPlan& plan) {
@@ -117,7 +119,9 @@ GemmQuestion gemm_question(const GemmParams& params) {
   return q;
 }
 
-GemmPlan gemm_plan(const GemmParams& params) { return choose(gemm_question(params)).first; }
+GemmPlan gemm_plan(const GemmParams& params) { return chosen_plan(gemm_question(params)); }
+
+GemmPlan chosen_plan(const GemmQuestion& question) { return choose(question).first; }
 
 }  // namespace warpwright::cuda
 

@@ -36,7 +36,7 @@ def tune(
     backend: Annotated[
         str | None,
         typer.Option(
-            help="native (the C++ kernels of matrix products) or triton; both where they can run, unless given."
+            help="native (C++ kernels of products and convolutions) or triton; both where they can run, unless given."
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, or cpu with TRITON_INTERPRET=1.")] = None,
@@ -58,7 +58,8 @@ def tune(
 ) -> None:
     """Search the kernels' configurations for a suite's shapes and save the winners for this GPU.
 
-    Tiles, warps and stages of Triton kernels; of the C++ kernels' matrix products kernel, tile and splits of the sum.
+    Tiles, warps and stages of Triton kernels; of the C++ kernels' matrix products and convolutions kernel, tile and
+    splits of the sum.
     A configuration is saved only if its results are right and it beats the default by more than the measured spread.
     Ctrl-C stops at any time without losing what was measured; the next start goes on from there. Tables lie in
     WARPWRIGHT_TUNING_DIR, or the platform's folder for a user's data.

@@ -1,4 +1,5 @@
-"""The matrix products of C++ kernels on a GPU: which an op makes, in which ways each can be computed, and the winners.
+"""The products of C++ kernels on a GPU, of matrices and of convolutions: which an op makes, in which ways each can be
+computed, and the winners.
 
 A winner is handed to the library (`load`) when a kind of device is first used, and holds for every device of its
 compute capability and number of multiprocessors. Two kinds that share both (H100 and H200) in one machine share
@@ -21,17 +22,20 @@ from torch import Tensor
 
 from warpwright import _gemm_plans, _library, _registry
 from warpwright._backend import use_backend
-from warpwright._gemm_plans import GemmPlan, GemmQuestion, device_kind, question_of
-from warpwright.tuning import selector, tables
+from warpwright._gemm_plans import GemmPlan, GemmQuestion, chosen, device_kind, question_of
+from warpwright.tuning import convolutions, selector, tables
 from warpwright.tuning.launches import Calls, run_case
 from warpwright.tuning.tables import Config, Entry, Problem
 
 #: The ops that are a product each; their gradients are two more.
-PRODUCT_OPS = ("linear", "matmul", "bmm", "addmm")
-_OPERATORS = ("linear", "linear_backward", "matmul", "matmul_backward")
+PRODUCT_OPS = ("linear", "matmul", "bmm", "addmm", *convolutions.OPS)
+#: Those that make one besides, which has the plan of the product alone.
+_WITH_PRODUCT = ("conv2d_batch_norm", "conv2d_moments")
+_OPERATORS = ("linear", "linear_backward", "matmul", "matmul_backward", *convolutions.OPERATORS)
 #: What is tried: plans that are predicted to take no more than so many times as long as the best, and no more of them.
 _SLOWEST, _MOST = 3.0, 24
-_KERNEL = "gemm"
+#: What tables call a product of each of `_gemm_plans.ROLES`.
+_KERNELS = ("gemm", "conv_fprop", "conv_dgrad", "conv_wgrad")
 _DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16)}
 _LAYOUTS = {f"{a}{b}{precision}" for a in "km" for b in "kn" for precision in ("", " tf32", " tf32x3")}
 _SIZES = ("matrices", "m", "n", "k")
@@ -59,8 +63,9 @@ class Product:
         q = self.question.bucketed()
         layout = ("k" if q.a_along_k else "m") + ("k" if q.b_along_k else "n")
         layout += "" if q.precision == "ieee" else f" {q.precision}"
-        sizes = tuple((name, getattr(q, name)) for name in _SIZES)
-        return Problem(self.backend, _KERNEL, str(q.dtype).removeprefix("torch."), sizes, layout)
+        kernel = _KERNELS[_gemm_plans.ROLES.index(q.role)]
+        sizes = tuple((name, getattr(q, name)) for name in _sizes(kernel))
+        return Problem(self.backend, kernel, str(q.dtype).removeprefix("torch."), sizes, layout)
 
     @property
     def sources(self) -> str:
@@ -125,12 +130,18 @@ def plan_of(config: Config, measured: float | None = None) -> GemmPlan:
     )  # fmt: skip
 
 
+def _sizes(kernel: str) -> tuple[str, ...]:
+    """Names of a problem's sizes."""
+    return _SIZES if kernel == _KERNELS[0] else (*_SIZES, "channels")
+
+
 def _question_of(problem: Problem, capability: int, multiprocessors: int) -> GemmQuestion:
     """The question that a problem stands for, whatever its alignment and epilogue."""
     sizes, (layout, precision) = dict(problem.sizes), (*problem.layout.split(), "ieee")[:2]
     return GemmQuestion(
         sizes["matrices"], sizes["m"], sizes["n"], sizes["k"], _DTYPES[problem.dtype], precision, capability,
         multiprocessors, a_along_k=layout[0] == "k", b_along_k=layout[1] == "k",
+        role=_gemm_plans.ROLES[_KERNELS.index(problem.kernel)], channels=sizes.get("channels", 0),
     )  # fmt: skip
 
 
@@ -140,9 +151,10 @@ def _possible(problem: Problem, config: Config) -> bool:
     sized = all(1 <= size < 1 << 31 for _, size in problem.sizes)
     if not (known and sized and config.keys() == {"kernel", *_PLAN}):
         return False
-    if not 1 <= config["splits"] <= _gemm_plans.MOST_SPLITS:
+    # Of a device that every tile keeps busy.
+    most = _question_of(problem, capability=90, multiprocessors=1)
+    if not 1 <= config["splits"] <= _gemm_plans.MOST_SPLITS[most.role]:
         return False
-    most = _question_of(problem, 90, 132)
     ways = (most, replace(most, tma=False, aligned=False))
     # How many splits there may be depends on the size before it is bucketed.
     return any(config_of(plan) | {"splits": 0} == config | {"splits": 0} for q in ways for plan in q.plans())
@@ -172,7 +184,7 @@ def _leaves_by_tma(values: dict[str, Any], dtype: torch.dtype) -> bool:
     return values["residual"] is None and values["activation"] in ("none", "relu") and half and not saves
 
 
-def _products(name: str, values: dict[str, Any], args: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+def _matrix_products(name: str, values: dict[str, Any], args: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     """(a, b, whether results may leave by TMA, operator, its arguments) of each product of an operator's call, as
     csrc/bindings/matmul.cpp makes them: (*batch, m, k) by (*batch, n, k)."""
     if name in ("linear", "matmul"):
@@ -209,7 +221,11 @@ def _made(backend: str, calls: Calls, device: tuple[int, int]) -> list[Product]:
         schema = getattr(_operators(backend), name).default._schema
         values = dict(zip((argument.name for argument in schema.arguments), args, strict=True))
         with torch.no_grad():
-            for a, b, by_tma, operator, call in _products(name, values, args):
+            if name in convolutions.OPERATORS:
+                made = convolutions.products_of(_gemm_plans.LIBRARIES[backend], name, values, args)
+                found += [Product(backend, *product) for product in made]
+                continue
+            for a, b, by_tma, operator, call in _matrix_products(name, values, args):
                 arithmetic = values["precision"], values["batch_invariant"]
                 found.append(Product(backend, question_of(a, b, *arithmetic, *device, by_tma), operator, call))
     return found
@@ -235,10 +251,17 @@ def record(case: Any, device: torch.device, backend: str, seed: int = 0, *, run:
 
 
 def foreseen(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device, backend: str
-) -> list[GemmQuestion]:
-    """The products that function(*args, **kwargs) would make, one of `PRODUCT_OPS` without its backward pass. Nothing
-    runs."""
+    op: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device,
+    backend: str,
+) -> list[tuple[GemmQuestion, list[GemmPlan]]]:
+    """The products that function(*args, **kwargs), which is `op`, would make, without its backward pass: of each the
+    plan that would be taken, then the others. Nothing runs."""
+    if op not in (*PRODUCT_OPS, *_WITH_PRODUCT):
+        return []
     from torch._subclasses import FakeTensorMode
 
     from warpwright.testing.spec import map_tensors
@@ -246,7 +269,13 @@ def foreseen(
     mode = FakeTensorMode()
     with mode, use_backend(backend), Calls(backend) as calls:
         function(*map_tensors(args, mode.from_tensor), **map_tensors(kwargs, mode.from_tensor))
-        return [product.question for product in _made(backend, calls, device_kind(device, backend))]
+        questions = [product.question for product in _made(backend, calls, device_kind(device, backend))]
+    found = []
+    for question in questions:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            taken = chosen(_gemm_plans.LIBRARIES[backend], question)
+        found.append((question, [taken, *(plan for plan in question.plans() if plan.text != taken.text)]))
+    return found
 
 
 # ---- winners ----
@@ -290,7 +319,7 @@ def unused(problem: Problem, entry: Entry) -> str | None:
     """Why an entry of a table is not used, or None when it is."""
     if problem.backend not in _gemm_plans.LIBRARIES:
         return _library.CUDA_MISSING if problem.backend == "native" else "no such kernel"
-    if problem.kernel != _KERNEL or tuple(dict(problem.sizes)) != _SIZES:
+    if problem.kernel not in _KERNELS or tuple(dict(problem.sizes)) != _sizes(problem.kernel):
         return "no such kernel"
     if entry.sources != sources_of(problem.backend):
         return "the kernel's source has changed"

@@ -4,7 +4,8 @@ What may win: a configuration whose results agree with the default's, whose medi
 spread of either, and with which the op is within its error bound against float64. Otherwise the default stays. All
 that was measured is saved at once, so that a search can be stopped at any point and goes on where it was.
 
-A launch is one of a Triton kernel with a configuration, or a matrix product of the C++ kernels with a plan.
+A launch is one of a Triton kernel with a configuration, or a product of the C++ kernels, of matrices or of a
+convolution, with a plan.
 """
 
 from __future__ import annotations
