@@ -4,6 +4,7 @@ ops reach every kernel of csrc/cuda through it."""
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import itertools
 import os
 import re
@@ -16,6 +17,7 @@ import emulated
 import machine_code
 import numpy as np
 import pytest
+import test_conv_plans
 import test_conv_tf32
 import test_conv_wgmma
 import test_gemm_plans
@@ -23,6 +25,7 @@ import torch
 from thinning import EVERYTHING
 
 import warpwright
+from warpwright import _gemm_plans
 from warpwright.testing import LAYOUTS, SPECS, Make, compare, evaluate, evaluate_in_place, relayout
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -275,6 +278,9 @@ def test_every_cuda_kernel_is_reached(monkeypatch):
         test_gemm_plans.run_every_plan()
         test_conv_tf32.run_every_kernel()
         test_conv_wgmma.run_every_kernel()
+        gathered = test_conv_plans.LAYERS["channels first"]
+        test_conv_plans.run_every_plan([gathered, dataclasses.replace(gathered, dtype=torch.bfloat16)])
+        _gemm_plans.forget(emulated.library())
     kernels = emulated.kernels()
     assert {re.sub(r"<.*", "", name).rsplit("::", 1)[-1] for name in kernels} == set(machine_code.all_declarations())
     assert not [name for name, reached in kernels.items() if not reached]
