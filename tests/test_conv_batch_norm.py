@@ -136,7 +136,7 @@ def test_a_folded_norm_is_no_further_off(matrix, name, size, dtype, last):
     channels, filters, groups, activation, affine, added = FOLDED[name]
     make = Make(dtype, matrix)
     layout = torch.channels_last if last else torch.contiguous_format
-    x = make.tensor(2, channels, 7, 6, grad=False).contiguous(memory_format=layout)
+    x = make.tensor(2, channels, *size, grad=False).contiguous(memory_format=layout)
     w = make.tensor(filters, channels // groups, 3, 3, grad=False).contiguous(memory_format=layout)
     wide = Make(torch.float32, matrix)
     mean, var = wide.tensor(filters, grad=False), wide.tensor(filters, grad=False).square() + 0.1
