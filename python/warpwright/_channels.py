@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpwright._check import acc_dtype, check_float, check_same_device, require, shape_text
+from warpwright._check import acc_dtype, check_float, check_like, check_same_device, require, shape_text
 
 #: What may follow a channel norm, of an epilogue's activations.
 NORM_ACTIVATIONS = ("none", "relu", "silu")
@@ -71,6 +71,28 @@ def check_statistics(op: str, name: str, tensor: Tensor, input: Tensor, cells: i
     dtype = acc_dtype(input.dtype)
     message = f"{name} must hold {cells} elements of {dtype}, got {tensor.numel()} of {tensor.dtype}"
     require(tensor.numel() == cells and tensor.dtype == dtype, op, message)
+
+
+def check_batch_norm_grads(
+    op: str,
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> None:
+    """What a batch norm's gradients are taken from."""
+    check_norm_input(op, input)
+    check_like(op, "grad_output", grad_output, "input", input)
+    channels = input.shape[1]
+    check_channels(op, "weight", weight, input, channels)
+    check_channels(op, "bias", bias, input, channels)
+    if residual is not None:
+        check_like(op, "residual", residual, "input", input)
+    check_statistics(op, "mean", mean, input, channels)
+    check_statistics(op, "rstd", rstd, input, channels)
 
 
 def cast_tensors(*places: int) -> Callable[[tuple[Any, ...], torch.dtype], tuple[Any, ...]]:

@@ -12,6 +12,7 @@ from warpwright import _registry
 from warpwright._backend import call
 from warpwright._channels import (
     cast_tensors,
+    check_batch_norm_grads,
     check_channels,
     check_norm_activation,
     check_norm_input,
@@ -263,14 +264,7 @@ def _check_batch_norm_backward(
     *needs: bool,
 ) -> None:
     op = "batch_norm_backward"
-    check_norm_input(op, input)
-    check_like(op, "grad_output", grad_output, "input", input)
-    check_channels(op, "weight", weight, input, input.shape[1])
-    check_channels(op, "bias", bias, input, input.shape[1])
-    if residual is not None:
-        check_like(op, "residual", residual, "input", input)
-    check_statistics(op, "mean", mean, input, input.shape[1])
-    check_statistics(op, "rstd", rstd, input, input.shape[1])
+    check_batch_norm_grads(op, grad_output, input, weight, bias, residual, mean, rstd)
     check_norm_activation(op, activation)
 
 

@@ -17,7 +17,7 @@ from warpwright import _registry
 from warpwright._backend import call
 from warpwright._channels import (
     cast_tensors,
-    check_channels,
+    check_batch_norm_grads,
     check_norm_activation,
     check_norm_input,
     check_statistics,
@@ -27,7 +27,6 @@ from warpwright._channels import (
 from warpwright._check import (
     acc_dtype,
     check_float,
-    check_like,
     check_same_device,
     check_same_dtype,
     require,
@@ -316,37 +315,16 @@ def _check_join(moments: Tensor, running_mean: Tensor | None, running_var: Tenso
         check_same_dtype(op, "running_var", running_var, "running_mean", running_mean)
 
 
-def _check_backward(
-    op: str,
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-) -> None:
-    check_norm_input(op, input)
-    check_like(op, "grad_output", grad_output, "input", input)
-    channels = input.shape[1]
-    check_channels(op, "weight", weight, input, channels)
-    check_channels(op, "bias", bias, input, channels)
-    if residual is not None:
-        check_like(op, "residual", residual, "input", input)
-    check_statistics(op, "mean", mean, input, channels)
-    check_statistics(op, "rstd", rstd, input, channels)
-
-
 def _check_sums(*args: Any) -> None:
     op, *tensors, activation = "batch_norm_sums", *args
-    _check_backward(op, *tensors)
+    check_batch_norm_grads(op, *tensors)
     check_norm_activation(op, activation)
 
 
 def _check_input_grad(*args: Any) -> None:
     op = "batch_norm_input_grad"
     *tensors, sums, elements, activation, _, _ = args
-    _check_backward(op, *tensors)
+    check_batch_norm_grads(op, *tensors)
     input, channels = tensors[1], tensors[1].shape[1]
     message = f"sums must have shape {shape_text((2, channels))}, got {shape_text(sums.shape)}"
     require(sums.dim() == 2 and sums.shape[0] == 2, op, message)
