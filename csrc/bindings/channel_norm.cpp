@@ -371,7 +371,7 @@ NormGrads batch_norm_grads(const Tensor& grad_output, const Tensor& input, const
   return backward(grad_output, input, shape_of(input), affine, residual, mean, rstd, constant, activation, need, sums);
 }
 
-Tensor batch_norm_moments(const Tensor& input, const SlabStatistics* found) {
+Tensor batch_norm_moments(const Tensor& input, [[maybe_unused]] const SlabStatistics* found) {
   Tensor moments = empty({3, input.size(1)}, acc_dtype(input.scalar_type()), input);
   if (moments.numel() == 0) return moments;
   Tensor holder;
