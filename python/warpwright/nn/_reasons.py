@@ -24,7 +24,7 @@ def common_reason(input: object, *parameters: Tensor | None, wide: bool = False)
     device = input.device
     kind = device.type
     autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
-    dtype = _dtype_in_op(input, autocast)
+    dtype = _cast_to(input, autocast)
     if dtype not in _FLOATS or (dtype == torch.float64 and kind == "cuda"):
         return f"{input.dtype} input on {kind}"
     for tensor in (input, *parameters):
@@ -37,15 +37,20 @@ def common_reason(input: object, *parameters: Tensor | None, wide: bool = False)
             return f"input on {kind}, a parameter on {tensor.device.type}"
         if wide and tensor.dtype == torch.float32 and dtype != torch.float64:
             continue
-        if (_dtype_in_op(tensor, autocast) if autocast else tensor.dtype) != dtype:
+        if (_cast_to(tensor, autocast) if autocast else tensor.dtype) != dtype:
             return f"{input.dtype} input, {tensor.dtype} parameter"
     if _transformed():
         return "forward-mode AD or a torch.func transform"
     return missing_for(device)
 
 
-def _dtype_in_op(tensor: Tensor, autocast: bool) -> torch.dtype:
-    """The dtype in which the op sees `tensor`: under autocast every floating tensor but float64 is cast."""
+def dtype_in_op(tensor: Tensor) -> torch.dtype:
+    """The dtype in which an op sees `tensor`: under autocast every floating tensor but float64 is cast."""
+    kind = tensor.device.type
+    return _cast_to(tensor, kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind))
+
+
+def _cast_to(tensor: Tensor, autocast: bool) -> torch.dtype:
     if autocast and tensor.is_floating_point() and tensor.dtype != torch.float64:
         return torch.get_autocast_dtype(tensor.device.type)
     return tensor.dtype

@@ -101,12 +101,16 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         if reason is not None:
             count_fallback(type(self).__name__, reason)
             return apply_activation(self.forward_by_torch(input), self.activation)
+        return self.call_op(input, self.activation)
+
+    def call_op(self, input: Tensor, activation: str | None, residual: Tensor | None = None) -> Tensor:
+        """The op with the layer's state, and with an epilogue that need not be the layer's own."""
         self._check_input_dim(input)
 
         def norm(mean: Tensor | None, var: Tensor | None, training: bool, momentum: float) -> Tensor:
             return ops.batch_norm(
-                input, mean, var, self.weight, self.bias, training, momentum, self.eps, activation=self.activation,
-                process_group=self.exchange_group(),
+                input, mean, var, self.weight, self.bias, training, momentum, self.eps, residual=residual,
+                activation=activation, process_group=self.exchange_group(),
             )  # fmt: skip
 
         return self.step(norm)

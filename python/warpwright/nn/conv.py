@@ -53,9 +53,11 @@ class _PlainConv(_Conv):
     def forward(self, input: Tensor) -> Tensor:
         if self._reason(input) is not None:
             return apply_activation(super().forward(input), self.activation)
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        return self.call_op(input, self.activation)
+
+    def call_op(self, input: Tensor, activation: str | None, residual: Tensor | None = None) -> Tensor:
+        """The op with the layer's parameters, and with an epilogue that need not be the layer's own."""
+        input, padding = self.padded(input)
         return type(self)._op(
             input,
             self.weight,
@@ -64,8 +66,31 @@ class _PlainConv(_Conv):
             padding,
             self.dilation,
             self.groups,
-            activation=self.activation,
+            activation=activation,
+            residual=residual,
         )
+
+    def padded(self, input: Tensor) -> tuple[Tensor, Any]:
+        """The input, with the padding that no op has, and the padding that is left for the op."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        return F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+
+    def output_shape(self, input: Tensor) -> tuple[int, ...]:
+        """The shape of the layer's output, for an input of the right rank."""
+        dims = self.weight.dim() - 2
+        sizes = []
+        for size, kernel, stride, dilation, before, after in zip(
+            input.shape[-dims:],
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self._reversed_padding_repeated_twice[-2::-2],
+            self._reversed_padding_repeated_twice[::-2],
+            strict=True,
+        ):
+            sizes.append((size + before + after - dilation * (kernel - 1) - 1) // stride + 1)
+        return (*input.shape[: -dims - 1], self.out_channels, *sizes)
 
 
 class _TransposedConv(_Conv):
@@ -74,6 +99,16 @@ class _TransposedConv(_Conv):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self._reason(input) is not None:
             return apply_activation(super().forward(input, output_size), self.activation)
+        return self.call_op(input, self.activation, output_size=output_size)
+
+    def call_op(
+        self,
+        input: Tensor,
+        activation: str | None,
+        residual: Tensor | None = None,
+        output_size: list[int] | None = None,
+    ) -> Tensor:
+        """The op with the layer's parameters, and with an epilogue that need not be the layer's own."""
         dims = self.weight.dim() - 2
         output_padding = self._output_padding(  # type: ignore[operator]
             input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
@@ -87,7 +122,8 @@ class _TransposedConv(_Conv):
             output_padding,
             self.groups,
             self.dilation,
-            activation=self.activation,
+            activation=activation,
+            residual=residual,
         )
 
 

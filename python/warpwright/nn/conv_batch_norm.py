@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from warpwright import ops
@@ -14,6 +13,22 @@ from warpwright.nn._activation import apply_activation
 from warpwright.nn._reasons import common_reason
 from warpwright.nn.channel_norm import BatchNorm2d, checked_norm_activation
 from warpwright.nn.conv import Conv2d
+
+
+def conv_batch_norm(
+    conv: Conv2d, bn: BatchNorm2d, input: Tensor, residual: Tensor | None, activation: str | None
+) -> Tensor:
+    """The two layers by one operator, for tensors that it takes."""
+    input, padding = conv.padded(input)
+
+    def norm(mean: Tensor | None, var: Tensor | None, training: bool, momentum: float) -> Tensor:
+        return ops.conv2d_batch_norm(
+            input, conv.weight, mean, var, bn.weight, bn.bias, conv.bias, conv.stride, padding, conv.dilation,
+            conv.groups, training, momentum, bn.eps, residual=residual, activation=activation,
+            process_group=bn.exchange_group(),
+        )  # fmt: skip
+
+    return bn.step(norm)
 
 
 class ConvBnAct2d(torch.nn.Module):
@@ -68,18 +83,7 @@ class ConvBnAct2d(torch.nn.Module):
             count_fallback("ConvBnAct2d", reason)
             normal = bn.forward_by_torch(torch.nn.Conv2d.forward(conv, input))
             return apply_activation(normal if residual is None else normal + residual, self.activation)
-        padding: Any = conv.padding
-        if conv.padding_mode != "zeros":
-            input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
-
-        def norm(mean: Tensor | None, var: Tensor | None, training: bool, momentum: float) -> Tensor:
-            return ops.conv2d_batch_norm(
-                input, conv.weight, mean, var, bn.weight, bn.bias, conv.bias, conv.stride, padding, conv.dilation,
-                conv.groups, training, momentum, bn.eps, residual=residual, activation=self.activation,
-                process_group=bn.exchange_group(),
-            )  # fmt: skip
-
-        return bn.step(norm)
+        return conv_batch_norm(conv, bn, input, residual, self.activation)
 
     def extra_repr(self) -> str:
         return "" if self.activation is None else f"activation={self.activation!r}"

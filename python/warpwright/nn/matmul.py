@@ -27,6 +27,7 @@ class Linear(torch.nn.Linear):
     """
 
     activation: str | None = None  # Here too, for layers whose constructor was torch's (replace_modules).
+    _warpwright_transposed = False  # The weight is (out_features, in_features), unlike that of a GPT-2's Conv1D.
 
     def __init__(
         self,

@@ -62,5 +62,9 @@ class RMSNorm(torch.nn.RMSNorm):
             if self.weight_offset == 0:
                 return super().forward(x)
             return F.rms_norm(x, self.normalized_shape, self.weight + self.weight_offset, self.eps)
-        offset = self.weight_offset
-        return cast(Tensor, ops.rms_norm(x, self.normalized_shape, self.weight, self.eps, weight_offset=offset))
+        shape, eps, offset = self.op_arguments()
+        return cast(Tensor, ops.rms_norm(x, shape, self.weight, eps, weight_offset=offset))
+
+    def op_arguments(self) -> tuple[tuple[int, ...], float | None, float]:
+        """normalized_shape, eps and weight_offset of ops.rms_norm."""
+        return self.normalized_shape, self.eps, self.weight_offset

@@ -1,0 +1,51 @@
+"""Classes made for modules of other libraries: the original's, with another forward, and its name.
+
+`isinstance` and code that looks at class names see what they saw before. The classes exist in no module, so pickle
+learns how to make them again.
+"""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+#: How a class is adapted: original class -> adapted class. Known to pickle by its name in warpwright.
+Recipe = Callable[[type[torch.nn.Module]], type[torch.nn.Module]]
+
+_CLASSES: dict[tuple[Recipe, type[torch.nn.Module]], type[torch.nn.Module]] = {}
+
+
+class AdaptedType(type):
+    """The type of adapted classes. A metaclass, because pickle has a hook for the classes of classes alone."""
+
+    _recipe: Recipe
+    _original: type[torch.nn.Module]
+
+
+def adapted(recipe: Recipe, original: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """The class that `recipe` makes of `original`: the same one each time."""
+    known = _CLASSES.get((recipe, original))
+    if known is None:
+        known = _CLASSES[recipe, original] = recipe(original)
+    return known
+
+
+def make(
+    recipe: Recipe, original: type[torch.nn.Module], bases: tuple[type, ...], members: dict[str, Any]
+) -> type[torch.nn.Module]:
+    """A new class with the original's name, to be returned by a recipe."""
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
+    kind = AdaptedType(original.__name__, bases, {**names, **members})
+    kind._recipe = recipe
+    kind._original = original
+    return kind
+
+
+def original_of(kind: type) -> type[torch.nn.Module] | None:
+    return kind._original if isinstance(kind, AdaptedType) else None
+
+
+copyreg.pickle(AdaptedType, lambda kind: (adapted, (kind._recipe, kind._original)))  # type: ignore[arg-type]

@@ -1,0 +1,199 @@
+"""Runs a chain of modules by as few kernels as compute the same, and module by module where nothing fuses.
+
+What the modules are is asked anew at each call: hooks that somebody registers, a child that is exchanged, a layer in
+another mode count at once. Classes made for modules of other libraries say what they are by attributes:
+
+    _warpwright_kind         a key of _steps' rules
+    _warpwright_activation   the kernels' name of the activation that the module applies
+    _warpwright_stages       function of the module -> the stages that it consists of
+    _warpwright_alone        method: what an Item of the module's own kind computes, where the module does more
+    _warpwright_transposed   a linear layer whose weight is (in_features, out_features)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from warpwright.nn import activation, channel_norm, conv, matmul, norm
+from warpwright.nn._children import altered
+from warpwright.nn._replace import _steps
+from warpwright.nn._replace._steps import Add, Gated, Item, Step
+
+_PLAIN: dict[Any, str] = {
+    matmul.Linear.forward: "linear",
+    conv._PlainConv.forward: "conv",
+    conv._TransposedConv.forward: "conv",
+    channel_norm._BatchNorm.forward: "batch_norm",
+    channel_norm.GroupNorm.forward: "group_norm",
+    norm.LayerNorm.forward: "norm",
+    norm.RMSNorm.forward: "norm",
+    activation.Dropout.forward: "dropout",
+    torch.nn.Identity.forward: "nothing",
+}
+_ACTIVATIONS: dict[Any, str] = {
+    torch.nn.ReLU.forward: "relu",
+    activation.ReLU.forward: "relu",
+    torch.nn.SiLU.forward: "silu",
+    activation.SiLU.forward: "silu",
+    torch.nn.Sigmoid.forward: "sigmoid",
+    torch.nn.Tanh.forward: "tanh",
+    torch.nn.Hardswish.forward: "hardswish",
+}
+#: Functions that stand in a chain as they are.
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    torch.relu: "relu",
+    F.relu: "relu",
+    F.gelu: "gelu",
+    F.silu: "silu",
+    torch.sigmoid: "sigmoid",
+    F.sigmoid: "sigmoid",
+    torch.tanh: "tanh",
+    F.tanh: "tanh",
+    F.hardswish: "hardswish",
+    F.leaky_relu: "leaky_relu",
+}
+
+
+def add(other: Any, swapped: bool, in_place: bool) -> Add:
+    return Add(other, swapped, in_place)
+
+
+def gated(gate: Any, act: Any, up: Any) -> Gated:
+    return Gated(gate, act, up)
+
+
+def optional(stage: Any) -> Any:
+    return _NOTHING if stage is None else stage
+
+
+_NOTHING = Item("nothing", None)
+
+
+def item_of(stage: Any) -> Item:
+    """What a stage is to the steps that fuse; "other" for what must be called as it is."""
+    if isinstance(stage, Item):
+        return stage
+    if isinstance(stage, Add):
+        return Item("add", stage)
+    if isinstance(stage, Gated):
+        parts = tuple(map(item_of, (stage.gate, stage.act, stage.up)))
+        fits = [part.kind for part in parts] == ["linear", "activation", "linear"]
+        return Item("gated" if fits else "other", stage, parts[1].activation if fits else None)
+    if not isinstance(stage, torch.nn.Module):
+        name = FUNCTIONS.get(stage)
+        return Item("other" if name is None else "activation", stage, name)
+    if altered(stage) is not None:
+        return Item("other", stage)
+    forward = type(stage).forward
+    kind = _PLAIN.get(forward) or getattr(type(stage), "_warpwright_kind", None)
+    if kind == "dropout" and (not stage.training or stage.p == 0):
+        return Item("nothing", stage)
+    if kind is not None:
+        own = getattr(stage, "activation", None)
+        return Item("other" if own not in (None, "none") else kind, stage)
+    name = activation_of(stage)
+    return Item("other" if name is None else "activation", stage, name)
+
+
+def activation_of(module: torch.nn.Module) -> str | None:
+    """The name that kernels have for what a module computes."""
+    forward = type(module).forward
+    name = _ACTIVATIONS.get(forward)
+    if name is not None:
+        return name
+    if forward in (torch.nn.GELU.forward, activation.GELU.forward):
+        return "gelu" if module.approximate == "none" else "gelu_tanh"
+    if forward is torch.nn.LeakyReLU.forward and module.negative_slope == _steps.LEAKY_SLOPE:
+        return "leaky_relu"
+    return getattr(type(module), "_warpwright_activation", None)
+
+
+def items_of(stages: Iterable[Any]) -> list[Item]:
+    """The items of a chain: modules that are chains themselves are taken apart, what does nothing is left out."""
+    items = []
+    for stage in stages:
+        inner = _inner(stage)
+        if inner is not None:
+            items += items_of(inner)
+            continue
+        item = item_of(stage)
+        if item.kind != "nothing":
+            items.append(item)
+    return items
+
+
+def _inner(stage: Any) -> Sequence[Any] | None:
+    if not isinstance(stage, torch.nn.Module) or altered(stage) is not None:
+        return None
+    if type(stage).forward is torch.nn.Sequential.forward or type(stage).forward is Sequence_.forward:
+        return list(stage)  # type: ignore[call-overload]
+    inside = getattr(type(stage), "_warpwright_stages", None)
+    return None if inside is None else inside(stage)
+
+
+class Sequence_(torch.nn.Sequential):
+    """A torch.nn.Sequential that runs as a chain."""
+
+    def forward(self, input: Any) -> Any:
+        return run(input, tuple(self))
+
+
+def run(value: Any, stages: Sequence[Any]) -> Any:
+    """What calling the stages one after the other gives."""
+    items = items_of(stages)
+    place = 0
+    while place < len(items):
+        step = _steps.match(items, place)
+        done = None if step is None else step.run(value)
+        if step is None or done is None:
+            value = call(items[place], value)
+            place += 1
+        else:
+            value = done
+            place += step.length
+    return value
+
+
+def tap(value: Any, stages: Sequence[Any], reader: torch.nn.Module) -> tuple[Any, Any]:
+    """The chain's value, whose last stage is a sum, and what `reader` makes of it."""
+    *front, last = stages
+    item = item_of(reader)
+    if item.kind == "norm":
+        items = items_of(front)
+        dropped = items[-1] if items and items[-1].kind == "dropout" else None
+        # A sum that the epilogue of a product can take is cheaper there.
+        if not (items and items[-1].kind in _steps.TAKES_SUM):
+            value = run(value, items if dropped is None else items[:-1])
+            both = _steps.add_norm(value, dropped, last, item)
+            if both is not None:
+                return both[1], both[0]
+            stages = [last] if dropped is None else [dropped, last]
+    total = run(value, stages)
+    return total, reader(total)
+
+
+def call(item: Item, value: Any) -> Any:
+    stage = item.stage
+    if isinstance(stage, Add):
+        return stage.to(value)
+    if isinstance(stage, Gated):
+        return stage.act(stage.gate(value)) * stage.up(value)
+    alone = None if item.kind == "other" else getattr(type(stage), "_warpwright_alone", None)
+    return stage(value) if alone is None else alone(stage, value)
+
+
+def fused(stages: Sequence[Any]) -> list[Step]:
+    """The steps of more than one stage that `run` would try, for a report."""
+    items = items_of(stages)
+    steps = []
+    place = 0
+    while place < len(items):
+        step = _steps.match(items, place)
+        if step is not None:
+            steps.append(step)
+        place += 1 if step is None else step.length
+    return steps
