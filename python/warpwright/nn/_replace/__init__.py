@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
-from warpwright.nn._replace._adapted import AdaptedType
+from warpwright.nn._replace._adapted import AdaptedType, adapted
 from warpwright.nn._replace._chain import Sequence_
 from warpwright.nn._replace._containers import fused_class
+from warpwright.nn._replace._deferred import FUSED, head_of, head_recipe
 from warpwright.nn._replace._registry import ORIGINALS, replacement, skip_reason
 from warpwright.nn._replace._report import ReplaceReport
 from warpwright.nn._replace._select import Selection, exclusions, names_of
@@ -67,6 +68,7 @@ def replace_modules(
             report.replaced |= dict.fromkeys(known, kind)
     if fuse:
         _fuse(names, reasons, report)
+        _defer_logits(names, reasons, report)
     _explain_the_rest(model, names, report)
     return report
 
@@ -88,6 +90,18 @@ def _fuse(
             report._switch(module, known, found[0])
             report.fused |= dict.fromkeys(known, found[1])
     report.fused = {name: report.fused[name] for known in names.values() for name in known if name in report.fused}
+
+
+def _defer_logits(
+    names: Mapping[torch.nn.Module, list[str]], reasons: Mapping[torch.nn.Module, str], report: ReplaceReport
+) -> None:
+    """Output layers of language models, whose loss need not have their logits."""
+    for module in names:
+        head = head_of(module)
+        if head is None or module in reasons or head in reasons or skip_reason(head) is not None:
+            continue
+        report._switch(head, names[head], adapted(head_recipe, type(head)))
+        report.fused |= dict.fromkeys(names[head], [FUSED])
 
 
 def _explain_the_rest(

@@ -1,4 +1,4 @@
-"""Classes of Hugging Face's transformers, known by what their forward computes, so that a model's own copy is known too.
+"""Classes of Hugging Face's transformers, known by what their forward computes, so that a copy of one is known too.
 
 RMS norms (Llama's, T5's and Gemma's kind), GPT-2's Conv1D, the activations of ACT2FN, rotary embeddings, the experts of
 Mixtral's kind. transformers itself is never imported.

@@ -42,7 +42,8 @@ class ReplaceReport:
         return left
 
     def _switch(self, module: torch.nn.Module, names: list[str], kind: type[torch.nn.Module]) -> None:
-        before = type(module)
+        """A module that is switched twice goes back to its first class."""
+        before = self._modules[names[0]][1] if names[0] in self._modules else type(module)
         module.__class__ = kind
         self._modules |= dict.fromkeys(names, (module, before, kind))
 

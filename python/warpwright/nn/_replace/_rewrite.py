@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 #: What the written code calls; `_chain.py` has them.
 RUN, TAP = "_warpwright_run", "_warpwright_tap"
+_NORMAL = "_warpwright_normal_of_"
 ADD, GATED, OPTIONAL = "_warpwright_add", "_warpwright_gated", "_warpwright_optional"
 
 
@@ -188,7 +189,7 @@ class _Writer:
             if not _stored(joined[reader]) or any(_is_name(n, target) for s in following.stages for n in ast.walk(s)):
                 continue
             norm, *rest = following.stages
-            normal = f"_warpwright_normal_of_{target}"
+            normal = f"{_NORMAL}{target}"
             pair = ast.Tuple([ast.Name(target, ast.Store()), ast.Name(normal, ast.Store())], ast.Store())
             call = _call(TAP, chain.base, ast.Tuple(chain.stages, ast.Load()), norm)
             joined[place] = ast.copy_location(ast.Assign([pair], call), joined[place])
@@ -205,10 +206,9 @@ class _Writer:
         return chain if chain.stages else None
 
     def _parse(self, value: ast.expr) -> Chain:
-        if isinstance(value, ast.Call) and len(value.args) == 1 and not value.keywords:
-            if not isinstance(value.args[0], ast.Starred) and self._is_stage(value.func):
-                inner = self._parse(value.args[0])
-                return Chain(inner.base, [*inner.stages, value.func])
+        if isinstance(value, ast.Call) and _takes_one(value) and self._is_stage(value.func):
+            inner = self._parse(value.args[0])
+            return Chain(inner.base, [*inner.stages, value.func])
         if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
             for side, other in ((value.left, value.right), (value.right, value.left)):
                 if isinstance(other, ast.Name):
@@ -256,8 +256,17 @@ def _set_value(statement: ast.stmt, chain: Chain) -> None:
         if len(chain.stages) > 1:
             assert isinstance(statement.target, ast.Name)
             _become(statement, ast.Assign([ast.Name(statement.target.id, ast.Store())], chain.written()))
-    elif len(chain.stages) > 1 or not chain.stages or (isinstance(chain.base, ast.Name) and chain.base.id.startswith("_warpwright")):
+    elif len(chain.stages) != 1 or _is_normal(chain.base):
         statement.value = chain.written()  # type: ignore[attr-defined]
+
+
+def _takes_one(call: ast.Call) -> bool:
+    return len(call.args) == 1 and not call.keywords and not isinstance(call.args[0], ast.Starred)
+
+
+def _is_normal(base: ast.expr) -> bool:
+    """Whether it is the second value of a TAP."""
+    return isinstance(base, ast.Name) and base.id.startswith(_NORMAL)
 
 
 def _become(statement: ast.stmt, other: ast.stmt) -> None:
