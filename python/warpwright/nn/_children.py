@@ -1,0 +1,41 @@
+"""When a layer may read its children's parameters in place of calling them: one question, asked before each call."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.modules import module as _module
+
+from warpwright.nn.matmul import Linear
+
+_LINEARS = frozenset((torch.nn.Linear, Linear))
+
+
+def plain_linears(*modules: torch.nn.Module) -> str | None:
+    """Why one of `modules` must be called as a module, or None when each is `input @ weight.T + bias` and no more.
+
+    A child that was exchanged (LoRA, a quantised layer), parametrised, wrapped or hooked does something that its weight
+    and bias do not show. Parameters themselves are `common_reason`'s question: a weight that is a tensor subclass lies
+    in a plain module.
+    """
+    if (
+        _module._global_forward_pre_hooks
+        or _module._global_forward_hooks
+        or _module._global_backward_pre_hooks
+        or _module._global_backward_hooks
+    ):
+        return "hooks on all modules"
+    for module in modules:
+        kind = type(module)
+        if kind not in _LINEARS:  # Subclasses as well: parametrize and fully_shard make one of the module's class.
+            return f"a child is a {kind.__qualname__}"
+        if (
+            module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+        ):  # Among them those of torch.nn.utils.prune, weight_norm and spectral_norm.
+            return "a child has hooks"
+        if "forward" in module.__dict__:
+            return "a child's forward was replaced on the instance"
+        if module._compiled_call_impl is not None:
+            return "a child is compiled by itself"
+        if kind is Linear and module.activation is not None:
+            return "a child has an activation of its own"
+    return None
