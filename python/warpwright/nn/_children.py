@@ -1,13 +1,15 @@
-"""When a layer may read its children's parameters in place of calling them: one question, asked before each call."""
+"""When a layer may read its children's parameters in place of calling them: questions asked before each call."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.modules import module as _module
 
+from warpwright.nn.activation import Dropout
 from warpwright.nn.matmul import Linear
 
 _LINEARS = frozenset((torch.nn.Linear, Linear))
+_DROPOUTS = frozenset((torch.nn.Dropout, Dropout))
 
 
 def plain_linears(*modules: torch.nn.Module) -> str | None:
@@ -17,6 +19,18 @@ def plain_linears(*modules: torch.nn.Module) -> str | None:
     and bias do not show. Parameters themselves are `common_reason`'s question: a weight that is a tensor subclass lies
     in a plain module.
     """
+    reason = _reason(modules, _LINEARS)
+    if reason is None and any(type(module) is Linear and module.activation is not None for module in modules):
+        return "a child has an activation of its own"
+    return reason
+
+
+def idle_dropout(module: torch.nn.Module) -> bool:
+    """Whether `module` is a dropout that returns what it gets."""
+    return _reason((module,), _DROPOUTS) is None and not (module.training and module.p)
+
+
+def _reason(modules: tuple[torch.nn.Module, ...], known: frozenset[type[torch.nn.Module]]) -> str | None:
     if (
         _module._global_forward_pre_hooks
         or _module._global_forward_hooks
@@ -26,7 +40,7 @@ def plain_linears(*modules: torch.nn.Module) -> str | None:
         return "hooks on all modules"
     for module in modules:
         kind = type(module)
-        if kind not in _LINEARS:  # Subclasses as well: parametrize and fully_shard make one of the module's class.
+        if kind not in known:  # Subclasses as well: parametrize and fully_shard make one of the module's class.
             return f"a child is a {kind.__qualname__}"
         if (
             module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
@@ -36,6 +50,4 @@ def plain_linears(*modules: torch.nn.Module) -> str | None:
             return "a child's forward was replaced on the instance"
         if module._compiled_call_impl is not None:
             return "a child is compiled by itself"
-        if kind is Linear and module.activation is not None:
-            return "a child has an activation of its own"
     return None
