@@ -31,6 +31,8 @@ from warpwright.nn.loss import (
 from warpwright.nn.matmul import Linear
 from warpwright.nn.mlp import MLP, GatedMLP
 from warpwright.nn.norm import LayerNorm, RMSNorm
+from warpwright.nn.quantized import LinearFP8, LinearInt8, LinearW4A16, LinearW8A16, QuantizedLinear
+from warpwright.nn.sparse import SparseLinear
 
 __all__ = [
     "GELU",
@@ -60,14 +62,20 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LinearCrossEntropyLoss",
+    "LinearFP8",
+    "LinearInt8",
     "LinearKLDivLoss",
+    "LinearW4A16",
+    "LinearW8A16",
     "LogSoftmax",
     "NLLLoss",
+    "QuantizedLinear",
     "RMSNorm",
     "ReLU",
     "ReplaceReport",
     "SiLU",
     "Softmax",
+    "SparseLinear",
     "SyncBatchNorm",
     "replace_modules",
 ]
