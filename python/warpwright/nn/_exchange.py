@@ -76,22 +76,19 @@ class ExchangeReport:
         return left
 
     def __str__(self) -> str:
-        rows = [("layer", "class", "weight error", "output error", "bytes")]
+        rows = [["layer", "class", "weight error", "output error", "bytes"]]
         for name, kind in self.replaced.items():
-            errors = (
-                f"{errors[name]:.2e}" if name in errors else "-" for errors in (self.weight_error, self.output_error)
-            )
-            rows.append((name or "(model)", kind.__name__, *errors, "{} -> {}".format(*self.stored[name])))
-        rows += [(name or "(model)", f"skipped: {reason}", "", "", "") for name, reason in self.skipped.items()]
-        widths = [max(len(row[i]) for row in rows if i == 0 or row[2]) for i in range(5)]
-        lines = [
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+            errors = [
+                f"{error[name]:.2e}" if name in error else "-" for error in (self.weight_error, self.output_error)
+            ]
+            rows.append([name or "(model)", kind.__name__, *errors, "{} -> {}".format(*self.stored[name])])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows += [[name or "(model)", f"skipped: {reason}"] for name, reason in self.skipped.items()]
+        widths[0] = max(len(row[0]) for row in rows)
+        lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) for row in rows]  # noqa: B905
         before, after = (sum(pair[i] for pair in self._stored_once()) for i in (0, 1))
-        lines.append(
-            f"{len(self.replaced)} replaced, {len(self.skipped)} skipped; weights of {before} bytes in {after}"
-        )
-        return "\n".join(lines)
+        counts = f"{len(self.replaced)} replaced, {len(self.skipped)} skipped"
+        return "\n".join([*map(str.rstrip, lines), f"{counts}; weights of {before} bytes in {after}"])
 
     __repr__ = __str__
 
@@ -320,7 +317,7 @@ def _put_back(module: torch.nn.Module, saved: _Saved) -> str | None:
     for name in saved.added:
         own.pop(name, None)
     own.update(_parameters=saved.parameters, _buffers=saved.buffers)
-    module.__class__ = saved.kind
+    module.__class__ = saved.kind  # type: ignore[assignment]
     return None
 
 

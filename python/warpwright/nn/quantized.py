@@ -49,6 +49,7 @@ class QuantizedLinear(torch.nn.Module):
     data_name: ClassVar[str]
     #: Whether a float checkpoint holds the weight as (in_features, out_features), like Hugging Face's Conv1D.
     transposed: bool = False
+    bias: torch.nn.Parameter | None
     #: Allows a backward pass in training mode.
     frozen: bool = False
     #: Its name in the model, for messages.
@@ -106,7 +107,8 @@ class QuantizedLinear(torch.nn.Module):
         """A float layer with the dequantised weight."""
         weight = self.float_weight()
         linear = Linear(self.in_features, self.out_features, False, "meta", weight.dtype, activation=self.activation)
-        linear.weight, linear.bias = torch.nn.Parameter(weight), self.bias
+        linear.weight = torch.nn.Parameter(weight)
+        linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
 
     @classmethod
@@ -237,11 +239,10 @@ class _ScaledLinear(QuantizedLinear):
         return reason
 
     def _product(self, input: Tensor) -> Tensor:
-        kind, bias = input.device.type, self.bias
+        kind = input.device.type
         autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else input.dtype
-        if bias is not None:
-            bias = bias.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
         weight = self._data(), self.weight_scale, self.granularity
         if not (torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))):
             return _scaled(input, *weight, bias, self.activation, dtype)
@@ -341,7 +342,6 @@ class LinearFP8(_ScaledLinear):
     def __init__(self, *args: Any, granularity: str = "row", **keywords: Any):
         known = granularity in ("row", "block")
         require(known, "nn.LinearFP8", f"granularity must be row or block, got {granularity!r}")
-        torch.nn.Module.__init__(self)
         self.granularity = granularity
         super().__init__(*args, **keywords)
 
@@ -368,7 +368,6 @@ class _PackedLinear(QuantizedLinear):
 
     def __init__(self, *args: Any, group_size: int | None = 128, symmetric: bool = True, **keywords: Any):
         check_format(f"nn.{type(self).__name__}", self.bits, group_size)
-        torch.nn.Module.__init__(self)
         self.group_size = group_size
         self.symmetric = symmetric
         super().__init__(*args, **keywords)

@@ -38,6 +38,7 @@ class SparseLinear(torch.nn.Module):
 
     weight_values: torch.nn.Parameter
     weight_metadata: Tensor
+    bias: torch.nn.Parameter | None
     #: Whether a dense checkpoint holds the weight as (in_features, out_features), like Hugging Face's Conv1D.
     transposed: bool = False
 
@@ -94,7 +95,8 @@ class SparseLinear(torch.nn.Module):
         """A dense layer with the same weight."""
         weight = self.float_weight().detach()
         linear = Linear(self.in_features, self.out_features, False, "meta", weight.dtype, activation=self.activation)
-        linear.weight, linear.bias = torch.nn.Parameter(weight, self.weight_values.requires_grad), self.bias
+        linear.weight = torch.nn.Parameter(weight, self.weight_values.requires_grad)
+        linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
 
     @classmethod
