@@ -9,6 +9,8 @@ from warpwright._explain import explain
 from warpwright._fallbacks import fallbacks
 from warpwright._info import info
 from warpwright._version import __version__
+from warpwright.pruning import sparsify
+from warpwright.quantization import quantize
 
 __all__ = [
     "__version__",
@@ -24,5 +26,7 @@ __all__ = [
     "nn",
     "ops",
     "optim",
+    "quantize",
+    "sparsify",
     "use_backend",
 ]

@@ -19,6 +19,7 @@ from warpwright.nn.channel_norm import (
 from warpwright.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from warpwright.nn.conv_batch_norm import ConvBnAct2d
 from warpwright.nn.embedding import Embedding
+from warpwright.nn.experts import Experts
 from warpwright.nn.loss import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -28,11 +29,15 @@ from warpwright.nn.loss import (
     NLLLoss,
 )
 from warpwright.nn.matmul import Linear
+from warpwright.nn.mlp import MLP, GatedMLP
 from warpwright.nn.norm import LayerNorm, RMSNorm
+from warpwright.nn.quantized import LinearFP8, LinearInt8, LinearW4A16, LinearW8A16, QuantizedLinear
+from warpwright.nn.sparse import SparseLinear
 
 __all__ = [
     "GELU",
     "GLU",
+    "MLP",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -47,6 +52,8 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
+    "Experts",
+    "GatedMLP",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -55,14 +62,20 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LinearCrossEntropyLoss",
+    "LinearFP8",
+    "LinearInt8",
     "LinearKLDivLoss",
+    "LinearW4A16",
+    "LinearW8A16",
     "LogSoftmax",
     "NLLLoss",
+    "QuantizedLinear",
     "RMSNorm",
     "ReLU",
     "ReplaceReport",
     "SiLU",
     "Softmax",
+    "SparseLinear",
     "SyncBatchNorm",
     "replace_modules",
 ]

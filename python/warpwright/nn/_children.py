@@ -1,13 +1,15 @@
-"""When a layer may read its children's parameters in place of calling them: one question, asked before each call."""
+"""When a layer may read its children's parameters in place of calling them: questions asked before each call."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.modules import module as _module
 
+from warpwright.nn.activation import Dropout
 from warpwright.nn.matmul import Linear
 
 _LINEARS = frozenset((torch.nn.Linear, Linear))
+_DROPOUTS = frozenset((torch.nn.Dropout, Dropout))
 
 
 def plain_linears(*modules: torch.nn.Module) -> str | None:
@@ -17,15 +19,25 @@ def plain_linears(*modules: torch.nn.Module) -> str | None:
     and bias do not show. Parameters themselves are `common_reason`'s question: a weight that is a tensor subclass lies
     in a plain module.
     """
+    reason = _reason(modules, _LINEARS)
+    if reason is None and any(type(module) is Linear and module.activation is not None for module in modules):
+        return "a child has an activation of its own"
+    return reason
+
+
+def idle_dropout(module: torch.nn.Module) -> bool:
+    """Whether `module` is a dropout that returns what it gets."""
+    return _reason((module,), _DROPOUTS) is None and not (module.training and module.p)
+
+
+def _reason(modules: tuple[torch.nn.Module, ...], known: frozenset[type[torch.nn.Module]]) -> str | None:
     for module in modules:
         kind = type(module)
-        if kind not in _LINEARS:  # Subclasses as well: parametrize and fully_shard make one of the module's class.
+        if kind not in known:  # Subclasses as well: parametrize and fully_shard make one of the module's class.
             return f"a child is a {kind.__qualname__}"
         reason = altered(module)
         if reason is not None:
             return reason
-        if kind is Linear and module.activation is not None:
-            return "a child has an activation of its own"
     return None
 
 

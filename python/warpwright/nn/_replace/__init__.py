@@ -12,7 +12,7 @@ from warpwright.nn._replace._containers import fused_class
 from warpwright.nn._replace._deferred import FUSED, head_of, head_recipe
 from warpwright.nn._replace._registry import ORIGINALS, replacement, skip_reason
 from warpwright.nn._replace._report import ReplaceReport
-from warpwright.nn._replace._select import Selection, exclusions, names_of
+from warpwright.nn._replace._select import Selection, exclusions, names_of, require_eager
 
 __all__ = ["ReplaceReport", "Selection", "replace_modules"]
 
@@ -50,8 +50,7 @@ def replace_modules(
             compiled.
     """
     names = names_of(model)
-    for module, known in names.items():
-        _require_eager(module, known[0])
+    require_eager("replace_modules", names)
     reasons = exclusions("replace_modules", names, include, exclude)
     report = ReplaceReport()
     for module, known in names.items():
@@ -125,18 +124,3 @@ def _is_layer(module: torch.nn.Module) -> bool:
 
 def _is_container(module: torch.nn.Module) -> bool:
     return getattr(type(module), "_warpwright_container", False)
-
-
-def _require_eager(module: torch.nn.Module, name: str) -> None:
-    where = f"the module '{name}'" if name else "the model"
-    if isinstance(module, torch.jit.ScriptModule):
-        raise RuntimeError(
-            f"warpwright: replace_modules: {where} is a torch.jit.ScriptModule: replace before scripting"
-        )
-    if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
-        raise RuntimeError(f"warpwright: replace_modules: {where} is compiled: replace before torch.compile")
-    if isinstance(module, torch.fx.GraphModule):
-        raise RuntimeError(
-            f"warpwright: replace_modules: {where} is a torch.fx.GraphModule: replace before tracing, or use "
-            "warpwright.fuse"
-        )

@@ -17,7 +17,9 @@ from torch import Tensor
 from warpwright import ops
 from warpwright._fallbacks import count_fallback
 from warpwright.nn._reasons import common_reason
+from warpwright.nn.experts import mixed_experts
 from warpwright.nn._replace._adapted import Recipe, make
+from warpwright.nn._replace._chain import activation_of
 from warpwright.nn._replace._source import meaning, unwrapped
 
 _RMS_NORM = meaning("""
@@ -195,7 +197,23 @@ def activation_recipe(original: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
 
 def experts_recipe(original: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    raise NotImplementedError
+    theirs = original.forward
+
+    def forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        reason = common_reason(hidden_states, self.gate_up_proj, self.down_proj)
+        name = activation_of(self.act_fn) if isinstance(self.act_fn, torch.nn.Module) else None
+        if reason is None and name is None:
+            reason = f"an activation {type(self.act_fn).__name__}"
+        if reason is None and getattr(self, "_is_expert_parallel", False):
+            reason = "expert parallelism of transformers"
+        if reason is not None:
+            count_fallback(original.__name__, reason)
+            return theirs(self, hidden_states, top_k_index, top_k_weights)
+        return mixed_experts(
+            hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj, activation=name
+        )
+
+    return make(experts_recipe, original, (original,), {"forward": forward})
 
 
 # ---- rotary embedding ----

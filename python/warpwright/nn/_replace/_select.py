@@ -67,3 +67,21 @@ def exclusions(
         elif included is not None and module not in included:
             reasons[module] = "not included"
     return reasons
+
+
+def require_eager(function: str, names: Mapping[torch.nn.Module, list[str]]) -> None:
+    """Raises RuntimeError for a model that is scripted, compiled or traced, in part or as a whole."""
+    for module, (name, *_) in names.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = "scripted"
+        elif type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            what = "compiled"
+        elif isinstance(module, torch.fx.GraphModule):
+            what = "traced (a torch.fx.GraphModule)"
+        else:
+            continue
+        where = f"the module '{name}'" if name else "the model"
+        raise RuntimeError(
+            f"warpwright: {function}: {where} is {what} already: call {function} first, then torch.compile, torch.jit "
+            "or torch.fx"
+        )
