@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from warpwright.nn._replace._adapted import AdaptedType, adapted
 from warpwright.nn._replace._chain import Sequence_
@@ -107,15 +108,17 @@ def _explain_the_rest(
     model: torch.nn.Module, names: Mapping[torch.nn.Module, list[str]], report: ReplaceReport
 ) -> None:
     """Counts the parameters of warpwright's layers, and says of every other module with parameters why it is none."""
-    ours = {id(p): p.numel() for module in names if _is_layer(module) for p in module.parameters()}
-    everything = {id(p): p.numel() for p in model.parameters()}
-    report.coverage = sum(ours.values()) / max(sum(everything.values()), 1) if everything else 1.0
+    sizes = {id(p): p.numel() for p in model.parameters() if not is_lazy(p)}
+    ours = {id(p) for module in names if _is_layer(module) for p in module.parameters()}
+    report.coverage = sum(sizes[p] for p in ours if p in sizes) / sum(sizes.values()) if any(sizes.values()) else 1.0
     for module, known in names.items():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in ours]
-        if own:
+        if isinstance(module, torch.nn.utils.parametrize.ParametrizationList):  # Its owner is listed.
+            continue
+        if any(id(p) in sizes and id(p) not in ours for p in module.parameters(recurse=False)):
             kind = type(module)
             reason = f"warpwright has no layer for {kind.__module__}.{kind.__qualname__}"
-            report.skipped = dict.fromkeys(known, reason) | report.skipped
+            for name in known:
+                report.skipped.setdefault(name, reason)
 
 
 def _is_layer(module: torch.nn.Module) -> bool:
