@@ -101,7 +101,7 @@ def _defer_logits(
         if head is None or module in reasons or head in reasons or skip_reason(head) is not None:
             continue
         report._switch(head, names[head], adapted(head_recipe, type(head)))
-        report.fused |= dict.fromkeys(names[head], [FUSED])
+        report.fused |= {name: [FUSED] for name in names[head]}
 
 
 def _explain_the_rest(

@@ -66,13 +66,6 @@ def gated(gate: Any, act: Any, up: Any) -> Gated:
     return Gated(gate, act, up)
 
 
-def optional(stage: Any) -> Any:
-    return _NOTHING if stage is None else stage
-
-
-_NOTHING = Item("nothing", None)
-
-
 def item_of(stage: Any) -> Item:
     """What a stage is to the steps that fuse; "other" for what must be called as it is."""
     if isinstance(stage, Item):

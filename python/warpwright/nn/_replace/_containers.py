@@ -20,7 +20,6 @@ _HELPERS = {
     _rewrite.TAP: _chain.tap,
     _rewrite.ADD: _chain.add,
     _rewrite.GATED: _chain.gated,
-    _rewrite.OPTIONAL: _chain.optional,
 }
 
 
@@ -41,9 +40,9 @@ def fused_class(module: torch.nn.Module) -> tuple[type[torch.nn.Module], list[st
     if kind is torch.nn.Sequential:
         names = _names_of([list(module)])  # type: ignore[call-overload]
         return (_chain.Sequence_, names) if names else None
-    methods = _methods(kind)
+    methods = _methods(kind)  # type: ignore[arg-type]
     stages = [_stages(method, chain, module) for method in methods for chain in method.chains]
-    names = _names_of(chain for chain in stages if chain is not None)
+    names = _names_of(stages)
     names += ["rotary_embedding" for method in methods for _ in method.names]
     return (adapted(fused_recipe, kind), names) if names else None
 
@@ -54,7 +53,7 @@ def _names_of(chains: Iterable[Sequence[Any]]) -> list[str]:
 
 def fused_recipe(original: type[torch.nn.Module]) -> type[torch.nn.Module]:
     members: dict[str, Any] = {"_warpwright_container": True}
-    for method in _methods(original):
+    for method in _methods(original):  # type: ignore[arg-type]
         function = getattr(original, method.name)
         members[method.name] = with_body(
             function, method.tree if method.chains else None, {**method.names, **(_HELPERS if method.chains else {})}
@@ -124,10 +123,29 @@ def _hashable(value: Any) -> bool:
     return type(value).__hash__ is not None
 
 
-def _stages(method: _Method, chain: Sequence[ast.expr], module: torch.nn.Module) -> list[Any] | None:
+def _stages(method: _Method, chain: Sequence[ast.expr], module: torch.nn.Module) -> list[Any]:
     """The modules and functions of a chain of an instance; sums without their other side."""
     space = {**method.space, method.module: module}
-    return [_stage(expression, space) for expression in chain]
+    stages: list[Any] = []
+    for expression in chain:
+        if isinstance(expression, ast.Starred):
+            inner = _rewrite.conditional_stages(expression)
+            stages += [_stage(stage, space) for stage in inner] if _is_there(expression, method.module, module) else []
+        else:
+            stages.append(_stage(expression, space))
+    return stages
+
+
+def _is_there(expression: ast.Starred, name: str, module: torch.nn.Module) -> bool:
+    """Whether the module has these conditional stages now."""
+    assert isinstance(expression.value, ast.IfExp)
+    try:
+        test = eval(
+            compile(ast.fix_missing_locations(ast.Expression(expression.value.test)), "", "eval"), {name: module}
+        )
+    except Exception:  # The condition is the model's own: what it may raise is not known. So it would at a call.
+        return False
+    return bool(test) == bool(expression.value.body.elts)  # type: ignore[attr-defined]
 
 
 def _stage(expression: ast.expr, space: Mapping[str, Any]) -> Any:
@@ -136,8 +154,6 @@ def _stage(expression: ast.expr, space: Mapping[str, Any]) -> Any:
     assert isinstance(expression.func, ast.Name)
     if expression.func.id == _rewrite.ADD:
         return Add(None)
-    if expression.func.id == _rewrite.OPTIONAL:
-        return _chain.optional(_stage(expression.args[0], space))
     return _chain.gated(*(_stage(argument, space) for argument in expression.args))
 
 
@@ -161,7 +177,7 @@ def _whole_chain(method: _Method) -> Callable[[torch.nn.Module], list[Any]] | No
     if any(isinstance(n, ast.Name) and n.id == base.id for stage in stages.elts for n in ast.walk(stage)):
         return None
     chain = stages.elts
-    return lambda module: _stages(method, chain, module) or []
+    return lambda module: _stages(method, chain, module)
 
 
 def _is_text(statement: ast.stmt) -> bool:

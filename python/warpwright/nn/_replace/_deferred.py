@@ -34,7 +34,7 @@ def head_of(module: torch.nn.Module) -> torch.nn.Module | None:
         return None
     if not kind.__name__.endswith(_HEADS) or not hasattr(module, "get_output_embeddings"):
         return None
-    head = module.get_output_embeddings()
+    head: torch.nn.Module = module.get_output_embeddings()  # type: ignore[operator]
     return head if type(head) is matmul.Linear else None
 
 
@@ -58,7 +58,7 @@ class _Product:
     weight: Tensor
     bias: Tensor | None
     product: torch.dtype
-    cap: tuple[str | float, ...] = ()
+    cap: tuple[Any, ...] = ()
 
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(t for t in (self.input, self.weight, self.bias) if t is not None)
@@ -93,18 +93,17 @@ class Logits(torch.Tensor):
             self._require_unchanged()
             with torch.autocast(self._of.input.device.type, enabled=False):
                 value = ops.linear(*self._of.cast())
-                value = value.to(_dtype(self))
                 for step in self._of.cap:
                     value = torch.tanh(value) if step == "tanh" else value * step
-            self._computed = value
+            self._computed = value.to(_dtype(self))
         return self._computed
 
     def _require_unchanged(self) -> None:
         if _versions(self._of) != self._versions:
             raise RuntimeError(
-                "warpwright: the logits of a training step were never computed, as the loss needed none, and the weight "
-                "or the input of the output layer has changed since: read them before the optimizer's step, or leave the "
-                "layer out with replace_modules(model, exclude=...)"
+                "warpwright: the logits of a training step were never computed, as the loss needed none, and the "
+                "weight or the input of the output layer has changed since: read them before the optimizer's step, "
+                "or leave the layer out with replace_modules(model, exclude=...)"
             )
 
     def _like(self, of: _Product, dtype: torch.dtype | None = None) -> Logits:
@@ -128,7 +127,7 @@ class Logits(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """For code that does not ask __torch_function__."""
@@ -148,7 +147,7 @@ def _dtype(logits: Logits) -> torch.dtype:
 #: What can be said of logits without computing them.
 _FACTS = frozenset(
     (
-        torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
+        torch.Tensor.shape.__get__,
         torch.Tensor.dtype.__get__,  # type: ignore[attr-defined]
         torch.Tensor.device.__get__,  # type: ignore[attr-defined]
         torch.Tensor.ndim.__get__,  # type: ignore[attr-defined]
@@ -195,7 +194,7 @@ def _to(logits: Logits, *args: Any, **kwargs: Any) -> Any:
     if isinstance(to, torch.device) and to == logits._of.input.device:
         return logits
     wide = to in (torch.float32, _dtype(logits)) and _dtype(logits) != torch.float64
-    return logits._like(logits._of, to) if wide and not logits._of.cap else NotImplemented
+    return logits._like(logits._of, to) if wide and len(logits._of.cap) in (0, 3) else NotImplemented
 
 
 def _same(logits: Logits) -> Any:
@@ -203,7 +202,7 @@ def _same(logits: Logits) -> Any:
 
 
 def _divide(logits: Logits, by: Any) -> Any:
-    plain = isinstance(by, (int, float)) and by > 0 and not logits._of.cap
+    plain = isinstance(by, (int, float)) and by > 0 and not logits._of.cap and _dtype(logits) == logits._of.product
     return logits._like(replace(logits._of, cap=(1 / by,))) if plain else NotImplemented
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from warpwright import ops
 from warpwright._fallbacks import count_fallback
 from warpwright.nn._reasons import common_reason
-from warpwright.nn.experts import mixed_experts
 from warpwright.nn._replace._adapted import Recipe, make
 from warpwright.nn._replace._chain import activation_of
 from warpwright.nn._replace._source import meaning, unwrapped
+from warpwright.nn.experts import mixed_experts
 
 _RMS_NORM = meaning("""
     def forward(self, hidden_states):
@@ -107,7 +107,7 @@ def recipe_for(module: torch.nn.Module) -> Recipe | None:
         return activation_recipe if kind.__name__ in _ACTIVATIONS else None
     if kind.__module__.startswith("torch."):
         return None
-    return _recipe_of(kind)
+    return _recipe_of(kind)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -176,11 +176,12 @@ def conv1d_recipe(original: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
 def activation_recipe(original: type[torch.nn.Module]) -> type[torch.nn.Module]:
     name = _ACTIVATIONS[original.__name__]
-    function: Callable[[Tensor], Tensor] = {
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
         "gelu": ops.gelu,
         "gelu_tanh": functools.partial(ops.gelu, approximate="tanh"),
         "silu": ops.silu,
-    }[name]
+    }
+    function = functions[name]
     theirs = original.forward
 
     def forward(self: torch.nn.Module, input: Tensor) -> Tensor:

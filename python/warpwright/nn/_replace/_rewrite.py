@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 #: What the written code calls; `_chain.py` has them.
 RUN, TAP = "_warpwright_run", "_warpwright_tap"
 _NORMAL = "_warpwright_normal_of_"
-ADD, GATED, OPTIONAL = "_warpwright_add", "_warpwright_gated", "_warpwright_optional"
+ADD, GATED = "_warpwright_add", "_warpwright_gated"
 
 
 @dataclass
@@ -33,6 +33,18 @@ class Chain:
         if not self.stages:
             return self.base
         return _call(RUN, self.base, ast.Tuple(self.stages, ast.Load()))
+
+    def is_worth_it(self) -> bool:
+        """Whether there may be something to fuse: a gated product is three modules by itself."""
+        count = sum(len(conditional_stages(stage)) if isinstance(stage, ast.Starred) else 1 for stage in self.stages)
+        return count > 1 or (count == 1 and _is_gated(self.stages[0]))
+
+
+def conditional_stages(stage: ast.Starred) -> list[ast.expr]:
+    """The stages of `*((...) if test else ())`, or of the same the other way round."""
+    assert isinstance(stage.value, ast.IfExp)
+    sides = (stage.value.body, stage.value.orelse)
+    return [element for side in sides if isinstance(side, ast.Tuple) for element in side.elts]
 
 
 def rewrite(definition: ast.FunctionDef, functions: frozenset[str]) -> tuple[ast.FunctionDef, list[list[ast.expr]]]:
@@ -70,11 +82,15 @@ class _Writer:
 
     def block(self, body: list[ast.stmt]) -> list[ast.stmt]:
         """Statements with each run of `v = f(v)` joined, then with sums that a norm reads taken together with it."""
+        return self._written(*self._joined(body))
+
+    def _joined(self, body: list[ast.stmt]) -> tuple[list[ast.stmt], list[Chain | None]]:
+        """The statements that are left, and the chain that each computes."""
         joined: list[ast.stmt] = []
         chains: list[Chain | None] = []
         for statement in body:
-            self._inner_blocks(statement)
             chain = self._chain_of(statement)
+            self._inner_expressions(statement, chain)
             place = None if chain is None else self._place_before(joined, chains, chain, statement)
             if chain is not None and place is None and _is_sum_of_names(chain):
                 other = _turned(chain)
@@ -87,28 +103,49 @@ class _Writer:
                 del joined[place], chains[place]
             joined.append(statement)
             chains.append(chain)
+        return joined, chains
+
+    def _written(self, joined: list[ast.stmt], chains: list[Chain | None]) -> list[ast.stmt]:
         for statement, chain in zip(joined, chains, strict=True):
             if chain is not None:
                 _set_value(statement, chain)
         self._tap(joined, chains)
         for chain in chains:
-            if chain is not None and len(chain.stages) > 1:
+            if chain is not None and chain.is_worth_it():
                 self.found.append(chain.stages)
         return joined
 
-    def _inner_blocks(self, statement: ast.stmt) -> None:
-        if isinstance(statement, ast.If) and self._optional_stage(statement) is not None:
-            return
-        for name in ("body", "orelse", "finalbody"):
-            inner = getattr(statement, name, None)
-            if inner and isinstance(inner, list) and isinstance(inner[0], ast.stmt):
-                setattr(statement, name, self.block(inner))
+    def _inner_expressions(self, statement: ast.stmt, chain: Chain | None) -> None:
+        """Chains inside a larger expression: in the base of the statement's chain, or anywhere in its value."""
+        if chain is not None:
+            chain.base = self._with_chains(chain.base)
+        elif isinstance(getattr(statement, "value", None), ast.expr):
+            statement.value = self._with_chains(statement.value)  # type: ignore[attr-defined]
+
+    def _with_chains(self, value: ast.expr) -> ast.expr:
+        chain = self.chain(value)
+        if chain is not None:
+            chain.base = self._with_chains(chain.base)
+            if chain.is_worth_it():
+                self.found.append(chain.stages)
+                return chain.written()
+        for name, field_value in ast.iter_fields(value):
+            if isinstance(field_value, ast.expr):
+                setattr(value, name, self._with_chains(field_value))
+            elif isinstance(field_value, list):
+                field_value[:] = [self._with_chains(v) if isinstance(v, ast.expr) else v for v in field_value]
+        for keyword in getattr(value, "keywords", ()):
+            keyword.value = self._with_chains(keyword.value)
+        return value
 
     def _chain_of(self, statement: ast.stmt) -> Chain | None:
         """The chain that a statement computes; `_set_value` puts it back."""
         if isinstance(statement, ast.If):
-            stage = self._optional_stage(statement)
-            return None if stage is None else Chain(ast.Name(_stored(statement.body[0]), ast.Load()), [stage])
+            return self._conditional(statement)
+        for name in ("body", "orelse", "finalbody"):
+            inner = getattr(statement, name, None)
+            if inner and isinstance(inner, list) and isinstance(inner[0], ast.stmt):
+                setattr(statement, name, self.block(inner))
         if isinstance(statement, ast.AugAssign):
             target, value = statement.target, statement.value
             if isinstance(statement.op, ast.Add) and isinstance(target, ast.Name) and isinstance(value, ast.Name):
@@ -119,19 +156,23 @@ class _Writer:
             return None if value is None else self.chain(value)
         return None
 
-    def _optional_stage(self, statement: ast.If) -> ast.expr | None:
-        """`self.m` of `if self.m is not None: v = self.m(v)`: None is a stage that does nothing."""
-        test = statement.test
-        if len(statement.body) != 1 or statement.orelse or not isinstance(test, ast.Compare):
+    def _conditional(self, statement: ast.If) -> Chain | None:
+        """`if self.flag: v = self.m(v)`, and `if self.m is not None`: stages that are there or not."""
+        body, chains = self._joined(statement.body)
+        name, chain = _target(body[0]), chains[0]
+        lone = len(body) == 1 and not statement.orelse and self._is_of_module(statement.test)
+        if not lone or chain is None or not _is_name(chain.base, name):
+            statement.body = self._written(body, chains)
+            statement.orelse = self.block(statement.orelse)
             return None
-        if len(test.ops) != 1 or not isinstance(test.ops[0], ast.IsNot) or not _is_none(test.comparators[0]):
-            return None
-        name = _stored(statement.body[0])
-        chain = self.chain(statement.body[0].value) if name else None  # type: ignore[attr-defined]
-        if chain is None or len(chain.stages) != 1 or not _is_name(chain.base, name):
-            return None
-        same = ast.dump(chain.stages[0]) == ast.dump(test.left)
-        return _call(OPTIONAL, chain.stages[0]) if same else None
+        statement.body = body
+        return Chain(chain.base, [_conditional_stage(statement.test, chain.stages)])
+
+    def _is_of_module(self, test: ast.expr) -> bool:
+        """Whether a condition asks for nothing but the module's attributes."""
+        nodes = list(ast.walk(test))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        return names == {self.module} and not any(isinstance(node, (ast.Call, ast.NamedExpr)) for node in nodes)
 
     def _place_before(
         self, joined: list[ast.stmt], chains: list[Chain | None], chain: Chain, statement: ast.stmt
@@ -166,11 +207,12 @@ class _Writer:
     def _is_shortcut(self, statement: ast.stmt) -> bool:
         """`identity = self.downsample(x)`, also under `if self.downsample is not None`."""
         if isinstance(statement, ast.If):
-            tests = {node.id for node in ast.walk(statement.test) if isinstance(node, ast.Name)}
-            simple = tests <= {self.module} and not any(isinstance(n, ast.Call) for n in ast.walk(statement.test))
-            return simple and not statement.orelse and all(self._is_shortcut(inner) for inner in statement.body)
-        name = _stored(statement)
-        chain = self.chain(statement.value) if name else None  # type: ignore[attr-defined]
+            plain = self._is_of_module(statement.test) and not statement.orelse
+            return plain and all(self._is_shortcut(inner) for inner in statement.body)
+        value = statement.value if _stored(statement) else None  # type: ignore[attr-defined]
+        if isinstance(value, ast.Call) and _is_name(value.func, RUN):
+            return isinstance(value.args[0], ast.Name)
+        chain = None if value is None else self.chain(value)
         return chain is not None and isinstance(chain.base, ast.Name)
 
     def _tap(self, joined: list[ast.stmt], chains: list[Chain | None]) -> None:
@@ -186,7 +228,8 @@ class _Writer:
             following = chains[reader] if reader < len(chains) else None
             if following is None or not _is_name(following.base, target) or not self._is_module(following.stages[0]):
                 continue
-            if not _stored(joined[reader]) or any(_is_name(n, target) for s in following.stages for n in ast.walk(s)):
+            ends = _stored(joined[reader]) or isinstance(joined[reader], ast.Return)
+            if not ends or any(_is_name(node, target) for stage in following.stages for node in ast.walk(stage)):
                 continue
             norm, *rest = following.stages
             normal = f"{_NORMAL}{target}"
@@ -215,6 +258,13 @@ class _Writer:
                     inner = self._parse(side)
                     if inner.stages or isinstance(side, (ast.Name, ast.Call)):
                         return Chain(inner.base, [*inner.stages, _add(other, swapped=side is value.right)])
+        if isinstance(value, ast.IfExp) and self._is_of_module(value.test):
+            for side, other in ((value.body, value.orelse), (value.orelse, value.body)):
+                inner = self._parse(side)
+                if _is_sum_of_names(inner) and not _same(inner.base, other):
+                    inner = _turned(inner)
+                if inner.stages and isinstance(other, ast.Name) and _same(inner.base, other):
+                    return Chain(other, [_conditional_stage(value.test, inner.stages, side is value.orelse)])
         if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult):
             for gate, up in ((value.left, value.right), (value.right, value.left)):
                 gated = self._gated(gate, up)
@@ -248,15 +298,12 @@ class _Writer:
 
 
 def _set_value(statement: ast.stmt, chain: Chain) -> None:
-    if isinstance(statement, ast.If):
-        name = _stored(statement.body[0])
-        if len(chain.stages) > 1:
-            _become(statement, ast.Assign([ast.Name(name, ast.Store())], chain.written()))
-    elif isinstance(statement, ast.AugAssign):
-        if len(chain.stages) > 1:
-            assert isinstance(statement.target, ast.Name)
-            _become(statement, ast.Assign([ast.Name(statement.target.id, ast.Store())], chain.written()))
-    elif len(chain.stages) != 1 or _is_normal(chain.base):
+    """Makes the statement compute the chain; one that a chain of one stage came from stays as it was written."""
+    if not (chain.is_worth_it() or not chain.stages or _is_normal(chain.base)):
+        return
+    if isinstance(statement, (ast.If, ast.AugAssign)):
+        _become(statement, ast.Assign([ast.Name(_target(statement), ast.Store())], chain.written()))
+    else:
         statement.value = chain.written()  # type: ignore[attr-defined]
 
 
@@ -285,8 +332,20 @@ def _add(other: ast.expr, swapped: bool = False, in_place: bool = False) -> ast.
     return _call(ADD, other, ast.Constant(swapped), ast.Constant(in_place))
 
 
+def _conditional_stage(test: ast.expr, stages: list[ast.expr], otherwise: bool = False) -> ast.Starred:
+    there, missing = ast.Tuple(stages, ast.Load()), ast.Tuple([], ast.Load())
+    both = (missing, there) if otherwise else (there, missing)
+    return ast.Starred(ast.IfExp(test, *both), ast.Load())
+
+
+def _same(one: ast.expr, other: ast.expr) -> bool:
+    return isinstance(one, ast.Name) and isinstance(other, ast.Name) and one.id == other.id
+
+
 def _is_sum_of_names(chain: Chain) -> bool:
     """`a + b`: either may be what the chain begins with."""
+    if not chain.stages:
+        return False
     first = chain.stages[0]
     return isinstance(chain.base, ast.Name) and isinstance(first, ast.Call) and _is_add(first)
 
@@ -307,12 +366,12 @@ def _is_add(stage: ast.expr) -> bool:
     return isinstance(stage, ast.Call) and _is_name(stage.func, ADD)
 
 
+def _is_gated(stage: ast.expr) -> bool:
+    return isinstance(stage, ast.Call) and _is_name(stage.func, GATED)
+
+
 def _is_name(node: ast.AST | None, name: str | None) -> bool:
     return isinstance(node, ast.Name) and node.id == name
-
-
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _stored(statement: ast.stmt) -> str:
@@ -327,7 +386,7 @@ def _target(statement: ast.stmt) -> str:
     if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
         return statement.target.id
     if isinstance(statement, ast.If):
-        return _stored(statement.body[0]) if len(statement.body) == 1 else ""
+        return _target(statement.body[0]) if len(statement.body) == 1 else ""
     return _stored(statement)
 
 

@@ -1,0 +1,461 @@
+"""replace_modules(fuse=True): which lines of a method become one call, and what stops them."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import inspect
+import textwrap
+
+import pytest
+import torch
+import torch.nn.functional as F
+import whole_models
+from torch import nn
+
+import warpwright
+from warpwright.nn import replace_modules
+from warpwright.nn._replace import _chain, _rewrite
+from warpwright.nn._replace._source import meaning
+
+
+def floats(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+# ---- the source ----
+
+
+def rewritten(body):
+    definition = ast.parse("def forward(self, x, r=None):\n" + textwrap.indent(textwrap.dedent(body), "    ")).body[0]
+    new, chains = _rewrite.rewrite(definition, frozenset({"F.relu", "torch.tanh"}))
+    text = ast.unparse(ast.fix_missing_locations(ast.Module(new.body, []))).replace("_warpwright_", "")
+    return text, len(chains)
+
+
+JOINED = {
+    "nested calls": ("return self.c(self.b(self.a(x)))", "return run(x, (self.a, self.b, self.c))"),
+    "one after the other": ("x = self.a(x)\nx = self.b(x)\nreturn F.relu(x)",
+     "return run(x, (self.a, self.b, F.relu))"),
+    "another variable": ("h = self.a(x)\ny = self.b(h)\nreturn y + x",
+     "return run(x, (self.a, self.b, add(x, False, False)))"),
+    "a sum on the right": ("x = self.a(x)\nreturn r + x", "return run(x, (self.a, add(r, True, False)))"),
+    "a sum in place": ("y = self.a(x)\ny += r\nreturn self.b(y)",
+     "return run(x, (self.a, add(r, False, True), self.b))"),
+    "a layer that may be missing": (
+        "x = self.a(x)\nif self.b is not None:\n    x = self.b(x)\nreturn x",
+        "x = run(x, (self.a, *((self.b,) if self.b is not None else ())))\nreturn x",
+    ),
+    "a shortcut in between": (
+        "y = self.b(self.a(x))\nif self.down is not None:\n    r = self.down(x)\ny += r\nreturn self.c(y)",
+        "if self.down is not None:\n    r = self.down(x)\nreturn run(x, (self.a, self.b, add(r, False, True), self.c))",
+    ),
+    "a gated product": ("return self.d(self.act(self.g(x)) * self.u(x))",
+     "return run(x, (gated(self.g, self.act, self.u), self.d))"),
+    "gate on the right": ("return self.u(x) * self.act(self.g(x))",
+     "return run(x, (gated(self.g, self.act, self.u),))"),
+    "a residual that may be missing": (
+        "y = self.b(self.a(x))\nif self.skip:\n    y = self.drop(y)\n    y += r\nreturn y",
+        "y = run(x, (self.a, self.b, *((self.drop, add(r, False, True)) if self.skip else ())))",
+    ),
+    "either": (
+        "y = self.b(self.a(x))\nreturn r + y if self.skip else y",
+        "return run(x, (self.a, self.b, *((add(r, True, False),) if self.skip else ())))",
+    ),
+    "the other way round": (
+        "y = self.b(self.a(x))\nreturn y if self.plain else self.c(y)",
+        "return run(x, (self.a, self.b, *(() if self.plain else (self.c,))))",
+    ),
+    "inside an expression": ("return 2 * self.b(self.a(x)) + 1", "return 2 * run(x, (self.a, self.b)) + 1"),
+    "an argument": ("return self.c(self.b(self.a(x)), r)", "return self.c(run(x, (self.a, self.b)), r)"),
+    "a sum and its norm": ("x = x + r\nr = x\nx = self.norm(x)\nreturn x + r",
+     "x, normal_of_x = tap(x, (add(r, False, False),), self.norm)"),
+    "an inner block": ("if r is None:\n    x = self.a(x)\n    x = self.b(x)\nreturn x", "x = run(x, (self.a, self.b))"),
+    "items of lists": ("return self.layers[1](self.layers[0](x))", "return run(x, (self.layers[0], self.layers[1]))"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(JOINED))
+def test_chains_are_found(case):
+    body, expected = JOINED[case]
+    text, count = rewritten(body)
+    assert expected in text
+    assert count
+
+
+APART = {
+    "read twice": "h = self.a(x)\ny = self.b(h)\nreturn y, h",
+    "two arguments": "x = self.a(x, r)\nreturn x",
+    "keywords": "x = self.a(x, scale=2)\nreturn x",
+    "a lone sum in place": "x += r\nx = self.b(x)\nreturn x",
+    "an inner function": "h = self.a(x)\ny = self.b(h)\nreturn (lambda: y)()",
+    "the variable on both sides": "h = self.a(x)\nh = h + h\nreturn h",
+    "another function": "return torch.sin(self.a(x))",
+    "a condition of values": "x = self.a(x)\nif r is None:\n    x = self.b(x)\nreturn x",
+    "a condition that calls": "x = self.a(x)\nif self.wanted():\n    x = self.b(x)\nreturn x",
+    "the shortcut reads it": "y = self.a(x)\nr = self.down(y)\ny = self.b(y)\nreturn y + r",
+    "the shortcut changes the base": "y = self.a(x)\nx = self.down(r)\ny = self.b(y)\nreturn y + x",
+}
+
+
+@pytest.mark.parametrize("case", list(APART))
+def test_what_is_no_chain_stays_as_it_is(case):
+    text, _ = rewritten(APART[case])
+    assert "(self.a, self.b)" not in text
+    assert "tap(" not in text
+    if case in ("two arguments", "keywords", "a lone sum in place", "read twice", "an inner function"):
+        assert text == ast.unparse(ast.parse(APART[case]))
+
+
+def test_meaning_is_what_a_function_computes():
+    assert meaning("def f(self, x):\n    'text'\n    y: int = x\n    return y") == meaning(
+        "def g(s, a: int):\n    b: int = a\n    return b"
+    )
+    assert meaning("def f(self, x):\n    return x * self.a") != meaning("def f(self, x):\n    return x * self.b")
+    assert meaning("def f(self, x, y):\n    return x - y") != meaning("def f(self, x, y):\n    return y - x")
+    assert meaning(len) is None
+
+
+# ---- blocks ----
+
+
+class Residual(nn.Module):
+    """torchvision's BasicBlock."""
+
+    def __init__(self, channels, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 8, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(8, 8, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.downsample = None
+        if stride != 1 or channels != 8:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, 8, 1, stride, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, x):
+        identity = x
+        out = self.conv1(x)
+        out = self.bn1(out)
+        out = self.relu(out)
+        out = self.conv2(out)
+        out = self.bn2(out)
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class PreNorm(nn.Module):
+    def __init__(self, norm=nn.LayerNorm, p=0.0):
+        super().__init__()
+        self.first, self.second = norm(8), norm(8)
+        self.mixer = nn.Linear(8, 8)
+        self.up, self.act, self.down = nn.Linear(8, 12), nn.GELU("tanh"), nn.Linear(12, 8)
+        self.dropout = nn.Dropout(p)
+
+    def forward(self, x):
+        residual = x
+        x = self.mixer(self.first(x)).flip(-1)
+        x = self.dropout(x)
+        x = residual + x
+        residual = x
+        x = self.second(x)
+        x = self.down(self.act(self.up(x)))
+        return self.dropout(x) + residual
+
+
+class Gated(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(8, 12), nn.Linear(8, 12, bias=False), nn.Linear(12, 8)
+        self.act = activation
+
+    def forward(self, x):
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+BLOCKS = {
+    "residual": (lambda: Residual(8), floats(3, 8, 6, 6),
+        {"conv + batch_norm + relu", "conv + batch_norm + residual + relu"}),
+    "shortcut": (lambda: Residual(4, 2), floats(3, 4, 6, 6),
+                 {"conv + batch_norm", "conv + batch_norm + relu", "conv + batch_norm + residual + relu"}),
+    "layer norm": (PreNorm, floats(2, 5, 8), {"residual + layer_norm", "linear + gelu_tanh + linear + residual"}),
+    "rms norm": (lambda: PreNorm(nn.RMSNorm), floats(2, 5, 8),
+        {"residual + rms_norm", "linear + gelu_tanh + linear + residual"}),
+    "silu gate": (lambda: Gated(nn.SiLU()), floats(2, 5, 8), {"silu(gate) * up + down"}),
+    "relu gate": (lambda: Gated(F.relu), floats(2, 5, 8), {"relu(gate) * up + down"}),
+    "sequential": (lambda: nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.BatchNorm1d(8), nn.ReLU()), floats(6, 8),
+                   {"linear + tanh", "batch_norm + relu"}),
+    "group norm": (lambda: nn.Sequential(nn.Conv1d(8, 8, 3), nn.GroupNorm(2, 8), nn.SiLU()), floats(2, 8, 9),
+        {"group_norm + silu"}),
+    "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 12, 0.0, "gelu", batch_first=True), floats(2, 5, 8),
+                      {"linear + gelu + linear", "residual + layer_norm"}),
+}  # fmt: skip
+
+
+def results(model, x):
+    x = x.clone().requires_grad_()
+    y = model(x)
+    leaves = [x, *model.parameters()]
+    grads = torch.autograd.grad((y * floats(*y.shape, seed=3)).sum(), leaves, allow_unused=True)
+    return [y.detach(), *(g for g in grads if g is not None), *(b.clone() for b in model.buffers())]
+
+
+@pytest.fixture(autouse=True)
+def _no_fallbacks_left_over():
+    warpwright.fallbacks().clear()
+    yield
+    warpwright.fallbacks().clear()
+
+
+def pair(name):
+    build, x, fused = BLOCKS[name]
+    torch.manual_seed(0)
+    theirs = build()
+    return theirs, copy.deepcopy(theirs), x, fused
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_fused_blocks_compute_the_same(matrix, name, training):
+    theirs, ours, x, fused = pair(name)
+    theirs, ours, x = theirs.train(training).to(matrix), ours.train(training).to(matrix), x.to(matrix)
+    report = replace_modules(ours)
+    assert {what for found in report.fused.values() for what in found} == fused
+    assert not [c for c in whole_models.compare(ours, theirs, x) if not c.ok]
+    assert not warpwright.fallbacks()
+    report.restore()
+    assert {type(module) for module in ours.modules()} == {type(module) for module in theirs.modules()}
+
+
+def kernels(model, x):
+    """The operators of warpwright that a call runs, by name."""
+    names = []
+
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "warpwright":
+                names.append(func.__name__.split(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Mode():
+        model(x)
+    return names
+
+
+COUNTS = {"residual": 2, "shortcut": 3, "layer norm": 4, "rms norm": 4, "silu gate": 1, "sequential": 2}
+
+
+@pytest.mark.parametrize("name", list(COUNTS))
+def test_fewer_operators_run(name):
+    _, ours, x, _ = pair(name)
+    replace_modules(ours.eval())
+    assert len(kernels(ours, x)) == COUNTS[name]
+
+
+def test_fuse_false_leaves_the_modules_around_layers():
+    _, ours, _, _ = pair("residual")
+    report = replace_modules(ours, fuse=False)
+    assert report.fused == {}
+    assert type(ours) is Residual
+
+
+def test_only_what_is_included_fuses():
+    net = nn.ModuleDict({"a": Gated(nn.SiLU()), "b": Gated(nn.SiLU())})
+    assert list(replace_modules(net, exclude="b").fused) == ["a"]
+    assert replace_modules(Residual(8), include=nn.Conv2d).fused == {}
+    kept = Gated(nn.SiLU())
+    assert replace_modules(kept, exclude="gate").fused == {}  # Its child is torch's.
+
+
+# ---- what stops a step, at each call ----
+
+
+def hooked(module):
+    module.gate.register_forward_hook(lambda _, args, output: output * 2)
+
+
+def parametrised(module):
+    nn.utils.parametrize.register_parametrization(module.gate, "weight", Twice())
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def exchanged(module):
+    module.gate = nn.Sequential(nn.Linear(8, 12), nn.Tanh())
+
+
+def wrapped(module):
+    forward = module.gate.forward
+    module.gate.forward = lambda x: forward(x) * 3
+
+
+@pytest.mark.parametrize("change", [hooked, parametrised, exchanged, wrapped])
+def test_layers_that_were_changed_later_are_called(change):
+    theirs, ours, x, _ = pair("silu gate")
+    replace_modules(ours)
+    for module in (theirs, ours):
+        torch.manual_seed(1)
+        change(module)
+    close(results(ours, x), results(theirs, x))
+    # The weight of a parametrised layer is computed where it is read: the kernel takes it as any other.
+    assert ("mlp" in kernels(ours, x)) == (change is parametrised)
+
+
+def test_hooks_of_every_layer_of_a_chain_run():
+    for name in ("residual", "layer norm", "sequential"):
+        theirs, ours, x, _ = pair(name)
+        replace_modules(ours)
+        calls = ([], [])
+        for module, called in zip((theirs, ours), calls, strict=True):
+            for key, layer in module.named_modules():
+                layer.register_forward_hook(lambda *_, k=key, c=called: c.append(k))
+        close(ours(x), theirs(x))
+        assert calls[0] == calls[1]
+
+
+def test_a_residual_of_another_shape_or_dtype_is_added_by_torch():
+    class Broadcast(nn.Module):
+        def __init__(self, residual):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+            self.register_buffer("residual", residual)
+
+        def forward(self, x):
+            residual = self.residual
+            return F.relu(self.linear(x) + residual)
+
+    for residual in (floats(8), floats(3, 8).double()):
+        theirs = Broadcast(residual)
+        ours = copy.deepcopy(theirs)
+        assert replace_modules(ours).fused
+        close(ours(floats(3, 8)), theirs(floats(3, 8)))
+
+
+def test_a_missing_optional_layer_is_skipped_and_another_raises_as_before():
+    class Maybe(nn.Module):
+        def __init__(self, last):
+            super().__init__()
+            self.linear, self.act, self.last = nn.Linear(8, 8), nn.ReLU(), last
+
+        def forward(self, x):
+            x = self.linear(x)
+            if self.act is not None:
+                x = self.act(x)
+            return self.last(x)
+
+    net = Maybe(nn.Linear(8, 8))
+    replace_modules(net)
+    net.act = None
+    close(net(floats(3, 8)), net.last(net.linear(floats(3, 8))))
+    net.last = None
+    with pytest.raises(TypeError):
+        net(floats(3, 8))
+
+
+def test_in_place_sums_change_the_tensor_that_they_changed():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.same, self.norm = nn.Identity(), nn.LayerNorm(8)
+
+        def forward(self, x, r):
+            y = self.same(x)
+            y += r
+            return self.norm(y)
+
+    net = Counting()
+    replace_modules(net)
+    x, r = floats(3, 8), floats(3, 8, seed=5)
+    expected = F.layer_norm(x + r, (8,))
+    total = x + r
+    close(net(x, r), expected)
+    close(x, total)
+
+
+def test_autocast_is_followed():
+    for name in ("residual", "layer norm", "silu gate"):
+        theirs, ours, x, _ = pair(name)
+        replace_modules(ours)
+        with torch.autocast("cpu", torch.bfloat16):
+            mine, reference = ours(x), theirs(x)
+        torch.testing.assert_close(mine.float(), reference.float(), rtol=3e-2, atol=3e-2)
+
+
+def test_dropout_before_a_sum_and_a_norm_is_one_step():
+    torch.manual_seed(0)
+    net = PreNorm(p=0.5).train()
+    replace_modules(net)
+    names = kernels(net, floats(4, 5, 8))
+    assert names.count("layer_norm") == 2
+    assert names.count("dropout_add") == 1  # The last one, with its sum.
+    assert "dropout" not in names
+
+
+def test_compiled_blocks_have_no_graph_breaks_and_fuse():
+    for name in ("residual", "layer norm", "silu gate", "sequential"):
+        theirs, ours, x, _ = pair(name)
+        theirs.eval()
+        replace_modules(ours.eval())
+        torch._dynamo.reset()
+        close(results(torch.compile(ours, fullgraph=True, backend="aot_eager"), x), results(theirs, x))
+
+
+def test_decorated_methods_stay_decorated():
+    calls = []
+
+    def counted(function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            calls.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    class Decorated(Gated):
+        @counted
+        def forward(self, x, *, scale=2.0):
+            return scale * self.down(self.act(self.gate(x)) * self.up(x))
+
+    torch.manual_seed(0)
+    theirs = Decorated(nn.SiLU())
+    ours = copy.deepcopy(theirs)
+    assert replace_modules(ours).fused
+    close(ours(floats(3, 8)), theirs(floats(3, 8)))
+    close(ours(floats(3, 8), scale=3.0), theirs(floats(3, 8), scale=3.0))
+    assert calls == ["forward"] * 4
+    assert str(inspect.signature(ours.forward)) == str(inspect.signature(theirs.forward))
+
+
+def test_an_error_inside_a_fused_method_names_its_own_line():
+    net = Residual(8)
+    replace_modules(net)
+    with pytest.raises(RuntimeError, match="warpwright: conv2d") as caught:
+        net(floats(1, 5, 6, 6))
+    lines, first = inspect.getsourcelines(Residual.forward)
+    frame = next(entry for entry in caught.traceback if str(entry.path) == __file__ and entry.name == "forward")
+    assert first <= frame.lineno + 1 < first + len(lines)
+
+
+def test_every_activation_in_a_chain_is_the_kernels():
+    for module, name in (
+        (nn.ReLU(), "relu"), (nn.GELU(), "gelu"), (nn.GELU("tanh"), "gelu_tanh"), (nn.SiLU(), "silu"),
+        (nn.Sigmoid(), "sigmoid"), (nn.Tanh(), "tanh"), (nn.LeakyReLU(), "leaky_relu"), (nn.Hardswish(), "hardswish"),
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        theirs = nn.Sequential(nn.Linear(8, 8), module)
+        ours = copy.deepcopy(theirs)
+        assert replace_modules(ours).fused == {"": [f"linear + {name}"]}
+        close(results(ours, floats(3, 8)), results(theirs, floats(3, 8)))
+    for module in (nn.LeakyReLU(0.2), nn.ReLU6(), nn.Softplus()):
+        assert replace_modules(nn.Sequential(nn.Linear(8, 8), module)).fused == {}
+    assert _chain.activation_of(nn.Softplus()) is None
