@@ -24,7 +24,8 @@ FUSED = {
     "resnet-basic": {"conv + batch_norm", "conv + batch_norm + relu", "conv + batch_norm + residual + relu"},
     "mobilenet_v2": {"conv + batch_norm"},
     "efficientnet": {
-        "conv + batch_norm", "conv + batch_norm + residual", "conv + batch_norm + silu", "conv + silu", "conv + sigmoid",
+        "conv + batch_norm", "conv + batch_norm + residual", "conv + batch_norm + silu", "conv + silu",
+        "conv + sigmoid",
     },
     "convnext": {"linear + gelu + linear"},
     "vit": {"linear + gelu + linear", "linear + gelu + linear + residual", "residual + layer_norm"},

@@ -41,11 +41,7 @@ def make(
     kind = AdaptedType(original.__name__, bases, {**names, **members})
     kind._recipe = recipe
     kind._original = original
-    return kind
+    return kind  # type: ignore[return-value]
 
 
-def original_of(kind: type) -> type[torch.nn.Module] | None:
-    return kind._original if isinstance(kind, AdaptedType) else None
-
-
-copyreg.pickle(AdaptedType, lambda kind: (adapted, (kind._recipe, kind._original)))  # type: ignore[arg-type]
+copyreg.pickle(AdaptedType, lambda kind: (adapted, (kind._recipe, kind._original)))  # type: ignore[return-value]

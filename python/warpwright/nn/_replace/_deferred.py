@@ -147,9 +147,9 @@ def _dtype(logits: Logits) -> torch.dtype:
 #: What can be said of logits without computing them.
 _FACTS = frozenset(
     (
-        torch.Tensor.shape.__get__,
+        torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
         torch.Tensor.dtype.__get__,  # type: ignore[attr-defined]
-        torch.Tensor.device.__get__,  # type: ignore[attr-defined]
+        torch.Tensor.device.__get__,
         torch.Tensor.ndim.__get__,  # type: ignore[attr-defined]
         torch.Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
         torch.Tensor.layout.__get__,  # type: ignore[attr-defined]

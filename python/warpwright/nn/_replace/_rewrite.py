@@ -319,7 +319,7 @@ def _is_normal(base: ast.expr) -> bool:
 def _become(statement: ast.stmt, other: ast.stmt) -> None:
     """Turns the node, which lists hold, into another."""
     place = {name: getattr(statement, name) for name in ("lineno", "col_offset", "end_lineno", "end_col_offset")}
-    statement.__class__ = other.__class__  # type: ignore[assignment]
+    statement.__class__ = other.__class__
     statement.__dict__.clear()
     statement.__dict__.update({**other.__dict__, **place})
 

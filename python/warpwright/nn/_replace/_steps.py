@@ -18,7 +18,7 @@ from warpwright._channels import NORM_ACTIVATIONS
 from warpwright._check import ACTIVATIONS, LEAKY_SLOPE
 from warpwright.nn._reasons import common_reason, dtype_in_op
 from warpwright.nn.channel_norm import GroupNorm, _BatchNorm
-from warpwright.nn.conv import _Conv, _PlainConv
+from warpwright.nn.conv import _PlainConv
 from warpwright.nn.conv_batch_norm import conv_batch_norm
 
 __all__ = ["LEAKY_SLOPE", "TAKES_SUM", "Add", "Gated", "Item", "Step", "add_norm", "match"]
@@ -191,7 +191,7 @@ def _affine(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _conv(items: Sequence[Item], place: int) -> Step | None:
-    layer: _Conv = items[place].stage
+    layer: Any = items[place].stage
     follower = items[place + 1] if place + 1 < len(items) else None
     if follower is not None and follower.kind == "batch_norm" and isinstance(layer, torch.nn.Conv2d):
         return _conv_norm(items, place, layer, follower.stage)
@@ -210,7 +210,7 @@ def _conv(items: Sequence[Item], place: int) -> Step | None:
     return Step(1 + more, _text(kind, add, name), run)
 
 
-def _conv_norm(items: Sequence[Item], place: int, layer: Any, bn: _BatchNorm) -> Step | None:
+def _conv_norm(items: Sequence[Item], place: int, layer: Any, bn: Any) -> Step | None:
     add, name, more = _sum_and_activation(items, place + 2, NORM_ACTIVATIONS)
 
     def run(value: Any) -> Any:
