@@ -47,7 +47,7 @@ class Scattered(nn.Module):
             self.bias = nn.Parameter(ours.bias.detach().clone())
         groups = linear.weight.detach().abs().unflatten(1, (-1, 4))
         # Of equal magnitudes the first.
-        places = groups.sort(-1, descending=True, stable=True).indices[..., :2].sort(-1).values
+        places = groups.sort(stable=True, dim=-1, descending=True).indices[..., :2].sort(-1).values
         self.columns = (places + 4 * torch.arange(groups.shape[1], device=places.device)[:, None]).flatten(1)
         self.shape, self.activation = linear.weight.shape, ours.activation
 
