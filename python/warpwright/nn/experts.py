@@ -48,6 +48,9 @@ class Experts(torch.nn.Module):
     and counts it in warpwright.fallbacks(), where the op cannot take the tensors.
     """
 
+    gate_up_proj_bias: torch.nn.Parameter | None
+    down_proj_bias: torch.nn.Parameter | None
+
     def __init__(
         self,
         num_experts: int,
@@ -70,8 +73,8 @@ class Experts(torch.nn.Module):
 
         self.gate_up_proj = parameter(2 * intermediate_dim, hidden_dim)
         self.down_proj = parameter(hidden_dim, intermediate_dim)
-        self.gate_up_proj_bias = parameter(2 * intermediate_dim) if bias else None
-        self.down_proj_bias = parameter(hidden_dim) if bias else None
+        self.register_parameter("gate_up_proj_bias", parameter(2 * intermediate_dim) if bias else None)
+        self.register_parameter("down_proj_bias", parameter(hidden_dim) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -61,10 +61,10 @@ class MLP(torch.nn.Module):
             hidden = activate(fc1(input), self.activation)
         elif idle_dropout(self.drop1):
             tensors = {"up_bias": fc1.bias, "down_bias": fc2.bias}
-            return self.drop2(ops.mlp(input, fc1.weight, fc2.weight, **tensors, activation=self.activation))
+            return _dropped(self.drop2, ops.mlp(input, fc1.weight, fc2.weight, **tensors, activation=self.activation))
         else:
             hidden = ops.linear(input, fc1.weight, fc1.bias, activation=self.activation)
-        return self.drop2(fc2(self.drop1(hidden)))
+        return _dropped(self.drop2, fc2(_dropped(self.drop1, hidden)))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"
@@ -114,11 +114,11 @@ class GatedMLP(torch.nn.Module):
             hidden = activate(gate(input), self.activation) * up(input)
         elif idle_dropout(self.drop1):
             tensors = {"gate_weight": gate.weight, "gate_bias": gate.bias, "up_bias": up.bias, "down_bias": down.bias}
-            return self.drop2(ops.mlp(input, up.weight, down.weight, **tensors, activation=self.activation))
+            return _dropped(self.drop2, ops.mlp(input, up.weight, down.weight, **tensors, activation=self.activation))
         else:
             weights = gate.weight, up.weight, gate.bias, up.bias
             hidden = ops.linear_glu(input, *weights, activation=self.activation)
-        return self.drop2(down(self.drop1(hidden)))
+        return _dropped(self.drop2, down(_dropped(self.drop1, hidden)))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"
@@ -130,3 +130,8 @@ def _or(features: int | None, otherwise: int) -> int:
 
 def _pair(dropout: float | tuple[float, float]) -> tuple[float, float]:
     return dropout if isinstance(dropout, tuple) else (dropout, dropout)
+
+
+def _dropped(module: torch.nn.Module, tensor: Tensor) -> Tensor:
+    """`module(tensor)`, without the pass of a dropout that drops nothing."""
+    return tensor if idle_dropout(module) else module(tensor)

@@ -73,7 +73,7 @@ class QuantizedLinear(torch.nn.Module):
         weight = torch.zeros(out_features, in_features, device=device, dtype=self.dtype)
         for name, buffer in self._quantized(weight).items():
             self.register_buffer(name, buffer)
-        self.bias = torch.nn.Parameter(weight.new_zeros(out_features)) if bias else None
+        self.register_parameter("bias", torch.nn.Parameter(weight.new_zeros(out_features)) if bias else None)
 
     @classmethod
     def from_float(cls, linear: torch.nn.Module, **settings: Any) -> QuantizedLinear:
@@ -98,7 +98,7 @@ class QuantizedLinear(torch.nn.Module):
         layer = cls(in_features, out_features, False, "meta", dtype, activation=activation, **settings)
         for name, buffer in layer._quantized(parts.weight).items():
             setattr(layer, name, buffer)
-        layer.bias = parts.bias
+        layer.register_parameter("bias", parts.bias)
         if parts.transposed:
             layer.transposed = True
         return layer.train(linear.training)

@@ -60,7 +60,7 @@ class SparseLinear(torch.nn.Module):
         self.activation = None if activation is None else checked_activation("SparseLinear", activation)
         weight = torch.zeros(out_features, in_features, device=device, dtype=dtype)
         self._hold(weight, trainable=True)
-        self.bias = torch.nn.Parameter(weight.new_zeros(out_features)) if bias else None
+        self.register_parameter("bias", torch.nn.Parameter(weight.new_zeros(out_features)) if bias else None)
 
     def _hold(self, weight: Tensor, trainable: bool) -> None:
         values, metadata = ops.prune_24(weight)
@@ -86,7 +86,7 @@ class SparseLinear(torch.nn.Module):
         out_features, in_features = parts.weight.shape
         layer = cls(in_features, out_features, False, "meta", parts.weight.dtype, activation=parts.activation)
         layer._hold(parts.weight, parts.trainable)
-        layer.bias = parts.bias
+        layer.register_parameter("bias", parts.bias)
         if parts.transposed:
             layer.transposed = True
         return layer.train(linear.training)
