@@ -9,6 +9,7 @@ from warpwright._explain import explain
 from warpwright._fallbacks import fallbacks
 from warpwright._info import info
 from warpwright._version import __version__
+from warpwright.fusion import fuse, fuse_report
 
 __all__ = [
     "__version__",
@@ -20,6 +21,8 @@ __all__ = [
     "explain",
     "fallbacks",
     "float32_precision",
+    "fuse",
+    "fuse_report",
     "info",
     "nn",
     "ops",

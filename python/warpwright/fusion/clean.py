@@ -1,0 +1,36 @@
+"""Calls that return their input as it is are dropped: they would stand between what belongs together."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.fx import Node
+
+from warpwright.fusion.calls import Call
+from warpwright.fusion.graph import Rewriter, same_sizes
+
+
+def drop_identities(rw: Rewriter) -> None:
+    """Casts to the dtype that is there, and dropout that drops nothing."""
+    for node in rw.nodes():
+        call = rw.call(node)
+        if call is not None and _is_identity(rw, call):
+            _drop(rw, node, call["input"])
+
+
+def _is_identity(rw: Rewriter, call: Call) -> bool:
+    before, after = rw.tensor(call.args.get("input")), rw.tensor(call.node)
+    if before is None or after is None or before.dtype != after.dtype:
+        return False
+    if call.name == "dropout":
+        return call["training"] is False or call["p"] == 0
+    return call.name == "cast" and _same_memory(before, after)
+
+
+def _same_memory(before: Tensor, after: Tensor) -> bool:
+    shared = before.untyped_storage()._cdata == after.untyped_storage()._cdata
+    return shared and same_sizes(before, after) and before.stride() == after.stride()
+
+
+def _drop(rw: Rewriter, node: Node, input: Node) -> None:
+    node.replace_all_uses_with(input, propagate_meta=False)
+    rw.graph.erase_node(node)
