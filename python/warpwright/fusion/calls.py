@@ -116,7 +116,7 @@ _define("masked_fill", lambda input, mask, value: None, [torch.masked_fill], ["m
 
 _define("batch_norm", _batch_norm, [F.batch_norm])
 _define("layer_norm", lambda input, normalized_shape, weight=None, bias=None, eps=1e-5: None, [F.layer_norm])
-_define("rms_norm", lambda input, normalized_shape, weight=None, eps=None: None, [F.rms_norm])
+_define("rms_norm", lambda input, normalized_shape, weight=None, eps=None: None, [F.rms_norm, torch.rms_norm])
 _define("softmax", lambda input, dim=None, _stacklevel=3, dtype=None: None, [F.softmax])
 _define("softmax_method", lambda input, dim, dtype=None: None, [torch.softmax], ["softmax"])
 _define("cross_entropy", _cross_entropy, [F.cross_entropy])

@@ -1,4 +1,4 @@
-"""Calls that return their input as it is are dropped: they would stand between what belongs together."""
+"""Small repairs before the patterns: what one call does is used from that call on, and calls that do nothing are gone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from torch.fx import Node
 
 from warpwright.fusion.calls import Call
 from warpwright.fusion.graph import Rewriter, same_sizes
+
+
+def thread_in_place_results(rw: Rewriter) -> None:
+    """`x.add_(y); f(x)` becomes `z = x.add_(y); f(z)`: z is x, and who follows whom is seen by the arguments alone."""
+    order = {node: place for place, node in enumerate(rw.graph.nodes)}
+    for node in rw.nodes():
+        call = rw.call(node)
+        if call is None or not call.inplace or not isinstance(call.args.get("input"), Node):
+            continue
+        for user in list(call["input"].users):
+            if order[user] > order[node]:
+                user.replace_input_with(call["input"], node)
 
 
 def drop_identities(rw: Rewriter) -> None:

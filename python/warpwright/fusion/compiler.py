@@ -78,7 +78,8 @@ def compile_graph(
     from torch._inductor.compile_fx import compile_fx
 
     patches = {**(list_mode_options(mode) if mode not in (None, "default") else {}), **settings}
-    return compile_fx(module, list(inputs), config_patches=patches or None)
+    compiled: Any = compile_fx(module, list(inputs), config_patches=patches or None)
+    return compiled
 
 
 def fuse(

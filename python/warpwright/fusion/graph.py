@@ -101,15 +101,17 @@ class Rewriter:
         *,
         takes: Callable[[Rewriter], str | None],
         op: str | None,
+        results: Iterable[Node] = (),
     ) -> bool:
         """Puts what `build` emits in the place of `nodes`, if nobody can tell the difference.
 
         Args:
             pattern: its name in the report.
-            nodes: all that becomes one; only those that `build` returns may be used by others.
+            nodes: all that becomes one.
             build: emits the new calls and says whose place each result takes.
             takes: why the op cannot take the tensors, or None.
             op: the warpwright op's name in the report; None for a step on the way, which is not reported.
+            results: those that others may use; none for the last of `nodes`.
 
         Returns:
             Whether it was done; if not, and `op` is given, the report has the reason.
@@ -118,7 +120,7 @@ class Rewriter:
         old = sorted(set(nodes), key=order.__getitem__)
         emitted: list[Node] = []
         try:
-            new = self._build(old, order, build, takes, emitted)
+            new = self._build(old, set(results) or {old[-1]}, order, build, takes, emitted)
         except NotFused as reason:
             for node in reversed(emitted):
                 self.graph.erase_node(node)
@@ -143,6 +145,7 @@ class Rewriter:
     def _build(
         self,
         old: list[Node],
+        results: set[Node],
         order: dict[Node, int],
         build: Callable[[Emit], dict[Node, Node]],
         takes: Callable[[Rewriter], str | None],
@@ -151,6 +154,9 @@ class Rewriter:
         states = {self._states[node] for node in old}
         if len(states) > 1:
             raise NotFused("autocast or the recording of gradients changes in between")
+        for node in old:
+            if node not in results and any(user not in old for user in node.users):
+                raise NotFused(f"the result of {_name(node)} is used {len(node.users)} times")
         self._require_unwritten(old, order)
         outside = [order[user] for node in old for user in node.users if user not in old]
         place = min([order[old[-1]], *outside])
@@ -162,11 +168,11 @@ class Rewriter:
 
             def emit(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Node:
                 inputs: list[Node] = []
-                map_aggregate((args, kwargs), lambda a: inputs.append(a) if isinstance(a, Node) else None)  # type: ignore[arg-type,func-returns-value]
+                map_aggregate((args, kwargs), lambda a: inputs.append(a) if isinstance(a, Node) else None)
                 if any(order.get(node, -1) >= place for node in inputs):
                     raise NotFused("its result is used before all that the op takes is there")
                 with self.graph.inserting_before(before):
-                    create = self.graph.call_method if isinstance(function, str) else self.graph.call_function
+                    create: Any = self.graph.call_method if isinstance(function, str) else self.graph.call_function
                     node = create(function, args, kwargs)
                 emitted.append(node)
                 node.meta.update({key: old[-1].meta[key] for key in _ORIGINS if key in old[-1].meta})
@@ -175,23 +181,19 @@ class Rewriter:
                 return node
 
             new = build(emit)
-        for node in old:
-            if node not in new and any(user not in old for user in node.users):
-                count = len(node.users)
-                raise NotFused(f"the result of {_name(node)} is used {count} times")
         for was, now in new.items():
             self._require_same(self.tensor(was), self.tensor(now))
         return new
 
     def _run(self, function: Callable[..., Any] | str, args: Any, kwargs: Any) -> Any:
         """What the call gives for the nodes' fake tensors; the ops check their arguments on the way."""
-        args, kwargs = map_aggregate((args, kwargs), self.value)  # type: ignore[misc]
+        args, kwargs = map_aggregate((args, kwargs), self.value)
         try:
             with torch.no_grad(), self.fake_mode or contextlib.nullcontext():
                 if isinstance(function, str):
                     return getattr(args[0], function)(*args[1:], **kwargs)
                 return function(*args, **kwargs)
-        except RuntimeError as error:
+        except Exception as error:  # Of fake tensors there are several kinds; none is the user's.
             raise NotFused(str(error).removeprefix("warpwright: ")) from error
 
     @contextlib.contextmanager
@@ -226,8 +228,9 @@ class Rewriter:
             written = self._storages(self._written(node))
             call = read(node)
             if call is not None and call.inplace:
-                seen = self._storages(other for other in foreign if order[other] < order[node])
-                if written & seen:
+                holders = {other for other in foreign if self._storages([other]) & written and order[other] < order[node]}
+                known = holders | inside  # What only these see is gone after the call.
+                if any(h.op not in _CALLS or any(user not in known for user in h.users) for h in holders):
                     raise NotFused("it works in place on a tensor that others may look at")
             else:
                 writes |= written
@@ -248,7 +251,7 @@ class Rewriter:
 
     def _written(self, node: Node) -> list[Node]:
         """The nodes whose tensors a node writes to, as far as one can know."""
-        if node.op not in ("call_function", "call_method"):
+        if node.op not in _CALLS:
             return list(node.all_input_nodes) if node.op == "call_module" else []
         first = [arg for arg in node.args[:1] if isinstance(arg, Node)]
         call = read(node)
@@ -287,11 +290,27 @@ def same_sizes(one: Tensor, other: Tensor) -> bool:
     )
 
 
+_CALLS = ("call_function", "call_method")
 _ORIGINS = ("nn_module_stack", "stack_trace", "source_fn_stack")
 #: Functions of these modules write to nothing, unless their name or an argument says so.
 _KNOWN_MODULES = ("torch", "_operator", "torch.nn.functional", "torch._C._nn", "torch.special", "torch.functional")
-_WRITING_OPERATORS = {"setitem", "delitem", "iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow",
-                      "irshift", "isub", "itruediv", "ixor"}
+_WRITING_OPERATORS = {
+    "setitem",
+    "delitem",
+    "iadd",
+    "iand",
+    "ifloordiv",
+    "ilshift",
+    "imatmul",
+    "imod",
+    "imul",
+    "ior",
+    "ipow",
+    "irshift",
+    "isub",
+    "itruediv",
+    "ixor",
+}
 
 
 def _may_write(node: Node) -> bool:

@@ -167,4 +167,5 @@ def _fuse_residual(rw: Rewriter, call: Call, added: Call) -> bool:
             result[added.node] = emit(operator.getitem, both, 1)
         return result
 
-    return rw.fuse(f"add + {name}", [added.node, call.node], build, takes=takes, op=name)
+    nodes = [added.node, call.node]
+    return rw.fuse(f"add + {name}", nodes, build, takes=takes, op=name, results=nodes)

@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 
 from warpwright.fusion.activation import fuse_gates, fuse_written_activations
 from warpwright.fusion.batch_norm import fuse_batch_norms
-from warpwright.fusion.clean import drop_identities
+from warpwright.fusion.clean import drop_identities, thread_in_place_results
 from warpwright.fusion.dropout import fuse_dropouts
 from warpwright.fusion.epilogue import fuse_epilogues
 from warpwright.fusion.graph import Rewriter
@@ -24,6 +24,7 @@ from warpwright.fusion.softmax import fuse_softmaxes
 #: the way, where a norm behind would read the product and the residual and write the sum.
 PASSES: tuple[Callable[[Rewriter], None], ...] = (
     restore_public_calls,
+    thread_in_place_results,
     drop_identities,
     fuse_written_activations,
     fuse_written_rms_norms,

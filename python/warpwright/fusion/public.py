@@ -69,7 +69,8 @@ def _restore(rw: Rewriter, node: Node, public: Any) -> None:
             return {results[0]: found} if results else {}
         return {old: emit(operator.getitem, found, index) for index, old in results.items()}
 
-    rw.fuse(node.name, [node, *results.values()], build, takes=lambda rw: None, op=None)
+    old = [node, *results.values()]
+    rw.fuse(node.name, old, build, takes=lambda rw: None, op=None, results=results.values())
 
 
 def _restore_batch_norm(rw: Rewriter, node: Node, public: Any) -> None:
@@ -125,6 +126,7 @@ def _convolution(rw: Rewriter, input: Node, weight: Node, bias: Any, residual: A
     dims = value.dim() - 2
     if precision != convolution_precision_of(value) or len(padding) != dims:
         return None
+    geometry: tuple[Any, ...]
     if transposed:
         geometry = (stride, padding, output_padding, groups, dilation)
         return getattr(ops, f"conv_transpose{dims}d"), (input, weight, bias, *geometry), _epilogue(activation, residual)

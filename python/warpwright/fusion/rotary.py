@@ -134,7 +134,8 @@ def _fuse(rw: Rewriter, rotations: list[tuple[Node, _Rotation]]) -> bool:
 
     nodes = [node for _, rotation in rotations for node in rotation.nodes]
     op = "rotary_embedding" if len(inputs) == 1 else "rotary_embedding_qk"
-    return rw.fuse(_PATTERN if len(inputs) == 1 else f"{_PATTERN}, of two", nodes, build, takes=takes, op=op)
+    pattern = _PATTERN if len(inputs) == 1 else f"{_PATTERN}, of two"
+    return rw.fuse(pattern, nodes, build, takes=takes, op=op, results=[node for node, _ in rotations])
 
 
 def _cut(rw: Rewriter, emit: Emit, table: Node, input: Node, half: int) -> Node:
