@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_aggregate
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from warpwright.fusion.calls import Call, read
@@ -245,7 +246,11 @@ class Rewriter:
         found = set()
         for node in nodes:
             for leaf in tree_leaves(self.value(node)):
-                if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                while isinstance(leaf, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+                    leaf = torch._C._functorch.get_unwrapped(leaf)
+                # What has no one memory (subclasses that wrap tensors, sparse tensors) no op takes anyway.
+                plain = isinstance(leaf, Tensor) and not is_traceable_wrapper_subclass(leaf)
+                if plain and leaf.layout == torch.strided:
                     found.add(leaf.untyped_storage()._cdata)
         return found
 
