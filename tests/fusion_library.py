@@ -1,4 +1,4 @@
-"""A model against what `warpwright.fuse` makes of it: outputs, gradients and buffers within the project's error rule."""
+"""A model against what `warpwright.fuse` makes of it: outputs, gradients and buffers within the error rule."""
 
 from __future__ import annotations
 
