@@ -239,6 +239,20 @@ def test_running_statistics_that_are_read_between_norm_and_activation():
     assert report.fused[0].pattern == "conv2d + batch_norm"
 
 
+def test_a_residual_that_is_written_to_later():
+    """PyTorch's own relu keeps its result alone, and the op the residual."""
+
+    def block(m, t):
+        r = t.exp() + 1
+        out = F.relu(m.bn(m.conv(t)) + r)
+        r.mul_(2)
+        return out, r
+
+    model = Function(block)
+    model.conv, model.bn = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+    check(model, [x(2, 3, 6, 6)], {"conv2d_batch_norm": 1}, skipped=["written to later"])
+
+
 # ---- modes in between ----
 
 

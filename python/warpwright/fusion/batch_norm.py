@@ -77,6 +77,8 @@ def _fuse(rw: Rewriter, call: Call, conv: Call | None, tail: _Tail) -> bool:
     def takes(rw: Rewriter) -> str | None:
         if not isinstance(call["training"], bool) or not isinstance(call["momentum"], (int, float)):
             return "its momentum is computed"
+        if tail.activation is not None and tail.residual is not None and rw.written_after(last, tail.residual):
+            return "its residual, which the gradient needs, is written to later"
         if conv is None:
             return rw.reason(call["input"], tail.residual) or rw.reason(call["input"], *affine, *running, wide=True)
         reason = rw.reason(conv["input"], conv["weight"], conv["bias"], tail.residual)

@@ -1,4 +1,4 @@
-"""Small repairs before the patterns: what one call does is used from that call on, and calls that do nothing are gone."""
+"""Small repairs before the patterns, after which who computes what from what is plain to see."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def thread_in_place_results(rw: Rewriter) -> None:
         for user in list(call["input"].users):
             if order[user] > order[node]:
                 user.replace_input_with(call["input"], node)
+
+
+def drop_dead_calls(rw: Rewriter) -> None:
+    """What nobody uses and nothing writes is dropped: a norm whose result is dead is no reason to compute it."""
+    for node in reversed(list(rw.graph.nodes)):
+        call = rw.call(node)
+        if call is not None and not node.users and call.name not in _RANDOM and not rw.written(node):
+            rw.graph.erase_node(node)
+
+
+#: What draws random numbers leaves the generator in another state.
+_RANDOM = ("dropout", "ops.dropout", "ops.dropout_add")
 
 
 def drop_identities(rw: Rewriter) -> None:

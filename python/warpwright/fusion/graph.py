@@ -226,10 +226,12 @@ class Rewriter:
         foreign = {node for node in self.graph.nodes if node not in inside}
         writes: set[int] = set()
         for node in old:
-            written = self._storages(self._written(node))
+            written = self._storages(self.written(node))
             call = read(node)
             if call is not None and call.inplace:
-                holders = {other for other in foreign if self._storages([other]) & written and order[other] < order[node]}
+                holders = {
+                    other for other in foreign if self._storages([other]) & written and order[other] < order[node]
+                }
                 known = holders | inside  # What only these see is gone after the call.
                 if any(h.op not in _CALLS or any(user not in known for user in h.users) for h in holders):
                     raise NotFused("it works in place on a tensor that others may look at")
@@ -237,10 +239,19 @@ class Rewriter:
                 writes |= written
         between = [node for node, at in order.items() if order[old[0]] < at < order[old[-1]] and node not in inside]
         for node in between:
-            if self._storages(self._written(node)) & (reads | writes):
+            if self._storages(self.written(node)) & (reads | writes):
                 raise NotFused(f"{_name(node)} writes to one of its tensors in between")
             if writes and self._storages(node.all_input_nodes) & writes:
                 raise NotFused(f"{_name(node)} reads in between what it writes")
+
+    def written_after(self, node: Node, tensor: Any) -> bool:
+        """Whether anybody writes to a tensor behind `node`: an op must not keep it for its gradient then."""
+        memory, behind = self._storages([tensor]), False
+        for other in self.graph.nodes:
+            if behind and self._storages(self.written(other)) & memory:
+                return True
+            behind = behind or other is node
+        return False
 
     def _storages(self, nodes: Iterable[Node]) -> set[int]:
         found = set()
@@ -254,7 +265,7 @@ class Rewriter:
                     found.add(leaf.untyped_storage()._cdata)
         return found
 
-    def _written(self, node: Node) -> list[Node]:
+    def written(self, node: Node) -> list[Node]:
         """The nodes whose tensors a node writes to, as far as one can know."""
         if node.op not in _CALLS:
             return list(node.all_input_nodes) if node.op == "call_module" else []
@@ -274,7 +285,10 @@ class Rewriter:
             written = {
                 at for at, argument in enumerate(arguments) if argument.alias_info and argument.alias_info.is_write
             }
-            return [arg for at, arg in enumerate(node.args) if at in written and isinstance(arg, Node)]
+            # A list of tensors is one argument.
+            given = [leaf for at, arg in enumerate(node.args) if at in written for leaf in tree_leaves(arg)]
+            named = [leaf for argument in arguments for leaf in tree_leaves(node.kwargs.get(argument.name))]
+            return [leaf for leaf in (*given, *named) if isinstance(leaf, Node)]
         return list(node.all_input_nodes) if _may_write(node) else []
 
     # ---- what the ops take ----

@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 
 from warpwright.fusion.activation import fuse_gates, fuse_written_activations
 from warpwright.fusion.batch_norm import fuse_batch_norms
-from warpwright.fusion.clean import drop_identities, thread_in_place_results
+from warpwright.fusion.clean import drop_dead_calls, drop_identities, thread_in_place_results
 from warpwright.fusion.dropout import fuse_dropouts
 from warpwright.fusion.epilogue import fuse_epilogues
 from warpwright.fusion.graph import Rewriter
@@ -25,6 +25,7 @@ from warpwright.fusion.softmax import fuse_softmaxes
 PASSES: tuple[Callable[[Rewriter], None], ...] = (
     restore_public_calls,
     thread_in_place_results,
+    drop_dead_calls,
     drop_identities,
     fuse_written_activations,
     fuse_written_rms_norms,
