@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpwright._channels import empty_like
+from warpwright._channels import lies_channels_last
 from warpwright._check import acc_dtype
 from warpwright.reference._activation import activate, activation_grad
 
 
 def placed(value: Tensor, input: Tensor) -> Tensor:
     """In input's shape, dtype and memory format."""
-    return empty_like(input).copy_(value.reshape(input.shape))
+    value = value.reshape(input.shape).to(input.dtype)
+    if not lies_channels_last(input):
+        return value.contiguous()
+    return value.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _over_channels(values: Tensor | None, like: Tensor) -> Tensor | None:
