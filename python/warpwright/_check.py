@@ -30,6 +30,13 @@ def require(condition: bool, op: str, message: str) -> None:
         fail(op, message)
 
 
+def require_below(size: Any, limit: Any, op: str, message: str) -> None:
+    """A size that a kernel's counters can hold. A symbol is left: it would be bound to that for a whole traced program,
+    and the kernels' own bindings look at the real number."""
+    if isinstance(size, int):
+        require(size < limit, op, message)
+
+
 def shape_text(shape: Any) -> str:
     """A shape as C++ writes it: "(2, 3)", "(2,)", "()"."""
     return str(tuple(shape))

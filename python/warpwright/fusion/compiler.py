@@ -36,6 +36,7 @@ def fuse_graph(module: GraphModule) -> FusionReport:
 
     report = FusionReport()
     rewrite(module, report)
+    report.graphs = 1
     _REPORT.add(report)
     return report
 

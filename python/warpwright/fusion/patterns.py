@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch.fx import GraphModule
 
 from warpwright.fusion.activation import fuse_gates, fuse_written_activations
@@ -43,7 +44,9 @@ PASSES: tuple[Callable[[Rewriter], None], ...] = (
 def rewrite(module: GraphModule, report: FusionReport) -> None:
     """Fuses what is found in a graph, in place, and adds to the report."""
     rewriter = Rewriter(module, report)
-    report.graphs += 1
+    for node in module.graph.nodes:
+        if node.target is torch.ops.higher_order.tag_activation_checkpoint:  # Its body is a graph like any other.
+            rewrite(getattr(module, node.args[0].target), report)
     if rewriter.fake_mode is None:
         return
     for step in PASSES:
