@@ -24,9 +24,10 @@ _Public = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None
 
 def restore_public_calls(rw: Rewriter) -> None:
     """Operators that a public function would call now, just so, become that call."""
-    for node in rw.nodes():
-        if node.target is getattr and node.op == "call_function" and not node.users:
-            rw.graph.erase_node(node)  # `tensor.is_cpu` of _backend, of which nothing is left.
+    for node in reversed(list(rw.graph.nodes)):
+        # `tensor.is_cpu` of _backend, and outputs that nobody reads.
+        if node.op == "call_function" and node.target in (getattr, operator.getitem) and not node.users:
+            rw.graph.erase_node(node)
     for node in rw.nodes():
         if not isinstance(node.target, torch._ops.OpOverload) or rw.fake_mode is None:
             continue
