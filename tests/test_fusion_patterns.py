@@ -231,6 +231,19 @@ def test_gated_mlps(model, op, dtype):
     check(model, [x(3, 8)], {op: 1}, dtype=dtype)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["gate first", "up first"])
+def test_a_packed_projection_is_cut_in_two(first):
+    """Phi's MLP, and GLU's other way round."""
+
+    def block(m, t):
+        halves = F.linear(t, m.w, m.b).chunk(2, dim=-1)
+        gate, up = halves if first else reversed(halves)
+        return F.linear(up * F.silu(gate), m.d)
+
+    model = Function(block, w=floats(24, 8), b=floats(24, seed=1), d=floats(8, 12, seed=2))
+    check(model, [x(3, 8)], {"mlp": 1})
+
+
 @pytest.mark.parametrize(
     ("activation", "op"), [("silu", "swiglu"), ("gelu", "geglu"), ("gelu_tanh", "geglu"), ("relu", "reglu")]
 )

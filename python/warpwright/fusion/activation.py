@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from warpwright import ops
@@ -181,34 +185,86 @@ def _linear(rw: Rewriter, node: Any) -> Call | None:
     return None if any(call.args.get(key) is not None for key in ("residual", "activation")) else call
 
 
+@dataclass(frozen=True)
+class _Projections:
+    """The linear layers of a gate and of what it multiplies: their input, nodes and tensors, and the op's arguments."""
+
+    input: Node
+    nodes: list[Node]
+    tensors: list[Any]
+    layers: Callable[[Emit], dict[str, Any]]
+    words: str
+
+
+def _two_layers(rw: Rewriter, gate: Any, up: Any) -> _Projections | None:
+    first, second = _linear(rw, gate), _linear(rw, up)
+    if first is None or second is None or first["input"] is not second["input"]:
+        return None
+    layers = {"gate_weight": first["weight"], "up_weight": second["weight"]}
+    layers |= {"gate_bias": first["bias"], "up_bias": second["bias"]}
+    nodes = [first.node, second.node]
+    return _Projections(first["input"], nodes, list(layers.values()), lambda emit: layers, "(linear) * linear")
+
+
+def _packed_layer(rw: Rewriter, gate: Any, up: Any) -> _Projections | None:
+    """One layer of twice the width, whose output is cut in two: so is its weight, where it lies."""
+    first, second = rw.call(gate), rw.call(up)
+    if first is None or second is None or first.name != "getitem" or second.name != "getitem":
+        return None
+    chunk = rw.call(first["input"])
+    places = (first["index"], second["index"])
+    if (
+        chunk is None
+        or chunk.name != "chunk"
+        or second["input"] is not chunk.node
+        or sorted(map(str, places)) != ["0", "1"]
+    ):
+        return None
+    layer, output = _linear(rw, chunk["input"]), rw.tensor(chunk["input"])
+    if layer is None or output is None or chunk["chunks"] != 2 or chunk["dim"] not in (-1, output.dim() - 1):
+        return None
+    weight, bias = layer["weight"], layer["bias"]
+
+    def layers(emit: Emit) -> dict[str, Any]:
+        found: dict[str, Any] = {"gate_bias": None, "up_bias": None}
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None:
+                halves = emit(torch.chunk, tensor, 2, 0)
+                for side, place in zip(("gate", "up"), places, strict=True):
+                    found[f"{side}_{name}"] = emit(operator.getitem, halves, place)
+        return found
+
+    nodes = [layer.node, chunk.node, first.node, second.node]
+    return _Projections(layer["input"], nodes, [weight, bias], layers, "(half) * half of linear")
+
+
 def _fuse_projections(rw: Rewriter, call: Call, gate: Node, up: Node, activation: str) -> bool:
     """Both factors are linear layers of one input; with the one behind it is a whole MLP."""
     before = rw.call(gate)
-    first, second = _linear(rw, before["input"] if before else None), _linear(rw, up)
-    if first is None or second is None or first["input"] is not second["input"] or not rw.like(gate, up):
+    source = before["input"] if before is not None else None
+    found = _two_layers(rw, source, up) or _packed_layer(rw, source, up)
+    if found is None or not rw.like(gate, up):
         return False
-    layers = {"gate_weight": first["weight"], "up_weight": second["weight"]}
-    layers |= {"gate_bias": first["bias"], "up_bias": second["bias"]}
-    nodes = [first.node, second.node, gate, call.node]
-    pattern = f"{activation}(linear) * linear"
-    input = first["input"]
+    nodes = [*found.nodes, gate, call.node]
+    pattern = activation + found.words
     behind = rw.call(rw.only_user(call.node))
     if behind is not None and _linear_behind(behind) and behind["input"] is call.node:
         down = {"down_weight": behind["weight"], "down_bias": behind["bias"]}
 
         def build_mlp(emit: Emit) -> dict[Node, Node]:
-            given = {key: value for key, value in (layers | down).items() if value is not None}
-            return {behind.node: emit(ops.mlp, input, activation=activation, **given)}
+            given = {key: value for key, value in (found.layers(emit) | down).items() if value is not None}
+            return {behind.node: emit(ops.mlp, found.input, activation=activation, **given)}
 
-        everything = (*layers.values(), *down.values())
-        takes_mlp = lambda rw: rw.reason(input, *everything)  # noqa: E731
+        def takes_mlp(rw: Rewriter) -> str | None:
+            return rw.reason(found.input, *found.tensors, *down.values())
+
         if rw.fuse(f"{pattern}, then linear", [*nodes, behind.node], build_mlp, takes=takes_mlp, op="mlp"):
             return True
 
     def build(emit: Emit) -> dict[Node, Node]:
-        return {call.node: emit(ops.linear_glu, input, **layers, activation=activation)}
+        return {call.node: emit(ops.linear_glu, found.input, **found.layers(emit), activation=activation)}
 
-    return rw.fuse(pattern, nodes, build, takes=lambda rw: rw.reason(input, *layers.values()), op="linear_glu")
+    return rw.fuse(pattern, nodes, build, takes=lambda rw: rw.reason(found.input, *found.tensors), op="linear_glu")
 
 
 def _linear_behind(call: Call) -> bool:
