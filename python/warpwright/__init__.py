@@ -1,6 +1,6 @@
 """warpwright: hand-written CUDA C++ and Triton kernels for matmul, convolution and fused mixed-precision ops."""
 
-from warpwright import amp, nn, ops, optim
+from warpwright import amp, export, nn, ops, optim
 from warpwright._arithmetic import batch_invariant, float32_precision
 from warpwright._backend import current_backend, use_backend
 from warpwright._clip import clip_grad_norm_
@@ -9,6 +9,7 @@ from warpwright._explain import explain
 from warpwright._fallbacks import fallbacks
 from warpwright._info import info
 from warpwright._version import __version__
+from warpwright.fusion import fuse, fuse_report
 from warpwright.pruning import sparsify
 from warpwright.quantization import quantize
 
@@ -20,8 +21,11 @@ __all__ = [
     "current_backend",
     "deterministic",
     "explain",
+    "export",
     "fallbacks",
     "float32_precision",
+    "fuse",
+    "fuse_report",
     "info",
     "nn",
     "ops",

@@ -5,6 +5,7 @@ Every message reads `warpwright: OP: what was expected, what came`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -28,6 +29,21 @@ def fail(op: str, message: str) -> NoReturn:
 def require(condition: bool, op: str, message: str) -> None:
     if not condition:
         fail(op, message)
+
+
+def count_of(sizes: Iterable[int]) -> int:
+    """Their product, also of symbols: torch.Size.numel() turns those into the numbers that they were traced with."""
+    count = 1
+    for size in sizes:
+        count = count * size
+    return count
+
+
+def require_below(size: Any, limit: Any, op: str, message: str) -> None:
+    """A size that a kernel's counters can hold. A symbol is left: it would be bound to that for a whole traced program,
+    and the kernels' own bindings look at the real number."""
+    if isinstance(size, int):
+        require(size < limit, op, message)
 
 
 def shape_text(shape: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpwright._check import require, shape_text
+from warpwright._check import count_of, require, shape_text
 from warpwright.ops._epilogue import check_bias, check_operands
 
 #: Logits that may always exist at once, in bytes, and else how small a part of them all.
@@ -18,7 +18,7 @@ CHUNK_BYTES, CHUNK_PART = 16 * 2**20, 10
 
 def chunk_of(input: Tensor, weight: Tensor, chunk_rows: int | None, layers: int = 1) -> int:
     """How many rows' logits exist at once, of each of so many layers."""
-    rows, row_bytes = input.shape[:-1].numel(), max(1, layers * weight.shape[0] * input.element_size())
+    rows, row_bytes = count_of(input.shape[:-1]), max(1, layers * weight.shape[0] * input.element_size())
     if chunk_rows is not None:
         return chunk_rows
     chunk = max(CHUNK_BYTES // row_bytes, rows // (layers * CHUNK_PART), 1)

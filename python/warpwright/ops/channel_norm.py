@@ -20,7 +20,7 @@ from warpwright._channels import (
     empty_like,
     move_running,
 )
-from warpwright._check import acc_dtype, check_float, check_like, require, shape_text
+from warpwright._check import acc_dtype, check_float, check_like, count_of, require, shape_text
 from warpwright.ops.sync_batch_norm import spans_processes, sync_batch_norm
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def instance_norm(
             check_channels("instance_norm", name, tensor, input, input.shape[1])
         running = (running_mean, running_var)
         return call("batch_norm", input, *running, weight, bias, None, False, momentum, eps, "none")[0]
-    count = input.shape[2:].numel()
+    count = count_of(input.shape[2:])
     message = f"input must have more than one value per channel and sample, got shape {shape_text(input.shape)}"
     require(count != 1, "instance_norm", message)
     output, mean, rstd = call("group_norm", input, max(input.shape[1], 1), weight, bias, eps, "none")

@@ -17,6 +17,7 @@ from warpwright._check import (
     check_same_dtype,
     needs_preact,
     require,
+    require_below,
     shape_text,
 )
 from warpwright.ops._epilogue import check_saved, saved_of, wants_grad
@@ -66,7 +67,7 @@ def grouped_matmul(
 def _check_operands(op: str, input: Tensor, weight: Tensor, offsets: Tensor) -> None:
     check_float(op, "input", input)
     require(input.dim() == 2, op, f"input must have 2 dimensions, got {input.dim()}")
-    require(input.shape[0] < 2**31, op, f"input must have fewer than 2^31 rows, got {input.shape[0]}")
+    require_below(input.shape[0], 2**31, op, f"input must have fewer than 2^31 rows, got {input.shape[0]}")
     require(weight.dim() == 3, op, f"weight must have 3 dimensions, got {weight.dim()}")
     check_same_device(op, "weight", weight, "input", input)
     check_same_dtype(op, "weight", weight, "input", input)

@@ -17,6 +17,7 @@ from warpwright._check import (
     check_precision,
     check_same_device,
     check_same_dtype,
+    count_of,
     needs_preact,
     require,
     shape_text,
@@ -114,7 +115,7 @@ def matmul(
     if residual is not None:
         residual = _expanded(op, residual, sizes, row, column)
     if folded:
-        rows = a.shape[:-1].numel()  # -1 could be anything where there are no columns.
+        rows = count_of(a.shape[:-1])  # -1 could be anything where there are no columns.
         a = a.reshape(rows, a.shape[-1])
         residual = None if residual is None else residual.reshape(rows, residual.shape[-1])
     else:

@@ -16,6 +16,7 @@ from warpwright._check import (
     check_like,
     check_same_device,
     check_same_dtype,
+    count_of,
     fail,
     require,
     shape_text,
@@ -172,7 +173,7 @@ def _check_statistics(
     op: str, name: str, tensor: Tensor, sum: Tensor, normalized_ndim: int, sum_name: str = "sum"
 ) -> None:
     check_same_device(op, name, tensor, sum_name, sum)
-    rows = sum.shape[: sum.dim() - normalized_ndim].numel()
+    rows = count_of(sum.shape[: sum.dim() - normalized_ndim])
     dtype = acc_dtype(sum.dtype)
     message = f"{name} must hold {rows} elements of {dtype}, got {tensor.numel()} of {tensor.dtype}"
     require(tensor.numel() == rows and tensor.dtype == dtype, op, message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -144,7 +145,7 @@ def unpack_weights(packed: PackedWeight) -> Tensor:
     words = packed.data.unflatten(1, (-1, 4))
     halves = torch.cat((words & 15, words >> 4), -1)
     order = [(_LOW + _HIGH).index(element) for element in range(8)]
-    return halves[..., order].flatten(1)[:, : packed.in_features].contiguous()
+    return _picked(halves, order).flatten(1)[:, : packed.in_features].contiguous()
 
 
 def group_count(in_features: int, group_size: int | None) -> int:
@@ -158,7 +159,12 @@ def _packed_bytes(values: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return padded.contiguous()
     words = padded.unflatten(1, (-1, 8))
-    return (words[..., _LOW] | words[..., _HIGH] << 4).flatten(1)
+    return (_picked(words, _LOW) | _picked(words, _HIGH) << 4).flatten(1)
+
+
+def _picked(words: Tensor, places: Sequence[int]) -> Tensor:
+    """`words[..., places]` without a tensor of places, which a traced program would have to carry along."""
+    return torch.stack([words[..., place] for place in places], -1)
 
 
 def _grouped(weight: Tensor, group_size: int | None) -> Tensor:

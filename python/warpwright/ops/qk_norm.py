@@ -9,7 +9,16 @@ from torch import Tensor
 
 from warpwright import _registry
 from warpwright._backend import call
-from warpwright._check import acc_dtype, check_like, check_same_device, check_same_dtype, require, shape_text
+from warpwright._check import (
+    acc_dtype,
+    check_like,
+    check_same_device,
+    check_same_dtype,
+    count_of,
+    require,
+    require_below,
+    shape_text,
+)
 from warpwright.ops.rotary import check_heads, check_tables, require_constant_tables
 
 #: csrc/kernels/qk_norm.h's.
@@ -96,7 +105,7 @@ def _check(
     require(head_dim <= MAX_HEAD_DIM, op, f"head_dim must be at most {MAX_HEAD_DIM}, got {head_dim}")
     for side in (query, key):
         message = f"batch * sequence * heads must be at most {MAX_HEADS}, got {shape_text(side.shape)}"
-        require(side.shape[:3].numel() <= MAX_HEADS, op, message)
+        require_below(count_of(side.shape[:3]), MAX_HEADS + 1, op, message)
     _check_weight(op, "query_weight", query_weight, weight_offset, "query", query)
     _check_weight(op, "key_weight", key_weight, weight_offset, "key", key)
     check_tables(op, cos, sin, "query", query)
@@ -104,7 +113,7 @@ def _check(
 
 def _check_rstd(op: str, name: str, rstd: Tensor, side_name: str, side: Tensor) -> None:
     check_same_device(op, name, rstd, side_name, side)
-    heads, dtype = side.shape[:3].numel(), acc_dtype(side.dtype)
+    heads, dtype = count_of(side.shape[:3]), acc_dtype(side.dtype)
     message = f"{name} must hold {heads} elements of {dtype}, got {rstd.numel()} of {rstd.dtype}"
     require(rstd.numel() == heads and rstd.dtype == dtype, op, message)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from warpwright import _registry
 from warpwright._backend import call
-from warpwright._check import check_float, check_like, check_same_device, require, shape_text
+from warpwright._check import check_float, check_like, check_same_device, require, require_below, shape_text
 
 
 def softmax(
@@ -92,7 +92,8 @@ def _check(op: str, name: str, input: Tensor, mask: Tensor | None, dim: int, cau
     message = f"causal needs {name} of at least 2 dimensions and dim to be the last, got {shape} and {dim}"
     require(not causal or (ndim >= 2 and dim in (-1, ndim - 1)), op, message)
     rows = f"causal takes fewer than 2^32 rows, got {name} {shape}"
-    require(not causal or input.numel() < 2**32 * max(input.shape[-1], 1), op, rows)
+    if causal:
+        require_below(input.numel(), 2**32 * max(input.shape[-1], 1), op, rows)
     if mask is None:
         return
     check_same_device(op, "mask", mask, name, input)

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from warpwright._check import acc_dtype
+from warpwright._check import acc_dtype, count_of
 
 
 def logits_of(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(rows, classes), in the dtype of the arithmetic."""
     acc = acc_dtype(input.dtype)
-    logits = input.reshape(input.shape[:-1].numel(), input.shape[-1]).to(acc) @ weight.to(acc).t()
+    logits = input.reshape(count_of(input.shape[:-1]), input.shape[-1]).to(acc) @ weight.to(acc).t()
     return logits if bias is None else logits + bias.to(acc)
 
 

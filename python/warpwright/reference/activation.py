@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpwright._check import acc_dtype, needs_preact
+from warpwright._check import acc_dtype, count_of, needs_preact
 from warpwright.reference._activation import activate, activation_grad
 
 
@@ -27,7 +27,7 @@ def _added(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _column_sums(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    return grad.reshape(grad.shape[:-1].numel(), grad.shape[-1]).sum(0).to(dtype)
+    return grad.reshape(count_of(grad.shape[:-1]), grad.shape[-1]).sum(0).to(dtype)
 
 
 def activation(input: Tensor, bias: Tensor | None, activation: str) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from warpwright._channels import empty_like
 from warpwright._check import acc_dtype
+from warpwright.reference.channel_norm import placed
 
 
 def _sequence(input: Tensor, weight: Tensor, initial_state: Tensor | None) -> Tensor:
@@ -35,7 +36,7 @@ def causal_conv1d(
 ) -> tuple[Tensor, Tensor]:
     x = _sequence(input, weight, initial_state)
     preact = _preact(x, weight, bias)
-    output = empty_like(input).copy_(torch.nn.functional.silu(preact) if activation == "silu" else preact)
+    output = placed(torch.nn.functional.silu(preact) if activation == "silu" else preact, input)
     final_state = x[..., input.shape[2] :].to(input.dtype, copy=True).contiguous()
     return output, final_state if return_final_state else input.new_empty(0)
 
@@ -67,7 +68,7 @@ def causal_conv1d_backward(
         grad_x[..., k : k + length] += weight[:, k, None].to(x.dtype) * grad
     taps = [(grad * x[..., k : k + length]).sum((0, 2)) for k in range(before + 1)]
     grads = (
-        (need_input, empty_like(input).copy_(grad_x[..., before:])),
+        (need_input, placed(grad_x[..., before:], input)),
         (need_weight, torch.stack(taps, 1)),
         (need_bias, grad.sum((0, 2))),
         (need_initial_state, grad_x[..., :before].contiguous()),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpwright._channels import empty_like
-from warpwright._check import acc_dtype
+from warpwright._channels import lies_channels_last
+from warpwright._check import acc_dtype, count_of
 from warpwright.reference._activation import activate, activation_grad
 
 
 def placed(value: Tensor, input: Tensor) -> Tensor:
     """In input's shape, dtype and memory format."""
-    return empty_like(input).copy_(value.reshape(input.shape))
+    value = value.reshape(input.shape).to(input.dtype)
+    if not lies_channels_last(input):
+        return value.contiguous()
+    return value.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _over_channels(values: Tensor | None, like: Tensor) -> Tensor | None:
@@ -22,7 +25,7 @@ def _over_channels(values: Tensor | None, like: Tensor) -> Tensor | None:
 
 def planes(tensor: Tensor) -> Tensor:
     """(batch, channels, positions), in the dtype that it is computed in; contiguous, so that sums have one order."""
-    return tensor.to(acc_dtype(tensor.dtype)).contiguous().reshape(*tensor.shape[:2], tensor.shape[2:].numel())
+    return tensor.to(acc_dtype(tensor.dtype)).contiguous().reshape(*tensor.shape[:2], count_of(tensor.shape[2:]))
 
 
 def mean_of(values: Tensor, dims: tuple[int, ...]) -> Tensor:

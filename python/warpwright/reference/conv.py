@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from warpwright._check import acc_dtype, needs_preact
+from warpwright._check import acc_dtype, count_of, needs_preact
 from warpwright._conv import channels_last, empty_in_format, in_format, output_sizes, sides
 from warpwright.reference._activation import activate, activation_grad
 
@@ -59,7 +59,7 @@ class Convolution:
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """(batch, groups, channels a group, pixels)"""
-        return tensor.reshape(tensor.shape[0], self.groups, -1, tensor.shape[2:].numel())
+        return tensor.reshape(tensor.shape[0], self.groups, -1, count_of(tensor.shape[2:]))
 
     def fprop(self, x: Tensor, w: Tensor) -> Tensor:
         y = x.new_zeros(x.shape[0], self.groups, w.shape[0] // self.groups, torch.Size(self.y_sizes).numel())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpwright._check import acc_dtype, needs_preact
+from warpwright._check import acc_dtype, count_of, needs_preact
 from warpwright.reference._activation import activate, activation_grad
 
 
 def _rows(tensor: Tensor) -> Tensor:
     """The leading dimensions as one, in the dtype of the arithmetic."""
-    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1]).to(acc_dtype(tensor.dtype))
+    return tensor.reshape(count_of(tensor.shape[:-1]), tensor.shape[-1]).to(acc_dtype(tensor.dtype))
 
 
 def _projection(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

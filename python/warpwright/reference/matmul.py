@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpwright._check import acc_dtype, needs_preact
+from warpwright._check import acc_dtype, count_of, needs_preact
 from warpwright.ops._epilogue import keeps_preact
 from warpwright.reference._activation import activate, activation_grad
 
@@ -41,7 +41,7 @@ def linear_backward(
     batch_invariant: bool,
     *needs: bool,
 ) -> tuple[Tensor, ...]:
-    rows = grad_output.shape[:-1].numel()
+    rows = count_of(grad_output.shape[:-1])
     saved = None if saved is None else saved.reshape(rows, weight.shape[0])
     grad, features = grad_output.reshape(rows, weight.shape[0]), input.reshape(rows, weight.shape[1])
     grads = matmul_backward(grad, features, weight.t(), saved, 1.0, 1.0, activation, 1.0, precision, False, *needs)

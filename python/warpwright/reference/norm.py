@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpwright._check import acc_dtype
+from warpwright._check import acc_dtype, count_of
 from warpwright.reference._philox import dropout_threshold, random_words
 
 
@@ -15,7 +15,7 @@ def _dims(tensor: Tensor, normalized_ndim: int) -> list[int]:
 
 def _over_rows(tensor: Tensor, normalized_ndim: int) -> Tensor:
     """The sum over everything but the normalised dimensions."""
-    rows = tensor.shape[: tensor.dim() - normalized_ndim].numel()
+    rows = count_of(tensor.shape[: tensor.dim() - normalized_ndim])
     return tensor.reshape(rows, *tensor.shape[tensor.dim() - normalized_ndim :]).sum(0)
 
 
@@ -31,7 +31,7 @@ def _dropout_factors(
         return None
     assert seed is not None
     lead = like.dim() - normalized_ndim
-    words = random_words(seed, like.shape[:lead].numel(), like.shape[lead:].numel(), offset)
+    words = random_words(seed, count_of(like.shape[:lead]), count_of(like.shape[lead:]), offset)
     kept = (words >= dropout_threshold(dropout_p)).reshape(like.shape)
     scale = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
     return kept.to(acc_dtype(like.dtype)) * scale

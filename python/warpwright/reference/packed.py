@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpwright._check import acc_dtype, needs_preact
+from warpwright._check import acc_dtype, count_of, needs_preact
 from warpwright.ops.packed import PackedWeight, pack_weights, unpack_weights
 from warpwright.reference._activation import activate, activation_grad
 
@@ -76,7 +76,7 @@ def linear_packed_backward(
     weight = dequantize_packed(packed, scale, zero, bits, group_size, in_features)
     grads = (
         grad @ weight.to(acc) if need_input else None,
-        grad.reshape(grad.shape[:-1].numel(), packed.shape[0]).sum(0) if need_bias else None,
+        grad.reshape(count_of(grad.shape[:-1]), packed.shape[0]).sum(0) if need_bias else None,
         grad.clone() if need_residual else None,
     )
     return tuple(grad_output.new_empty(0) if g is None else g.to(dtype).contiguous() for g in grads)

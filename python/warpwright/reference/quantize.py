@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from warpwright._check import count_of
 from warpwright.reference._philox import random_words
 
 #: A scale is never below the smallest normal float32, where it would have lost digits or be zero.
@@ -100,7 +101,7 @@ def _quantized(
     quotient = x / _expanded(scale, x.shape, granularity, block_size)
     words = None
     if seed is not None:
-        rows = x.shape[:-1].numel()
+        rows = count_of(x.shape[:-1])
         words = random_words(torch.tensor(seed, device=x.device), rows, x.shape[-1], offset).reshape(x.shape)
     return encoded(quotient, dtype, words).contiguous(), scale.contiguous()
 

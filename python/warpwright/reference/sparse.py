@@ -28,7 +28,7 @@ def _columns(metadata: Tensor, kept: int) -> Tensor:
 
 def dense_from_sparse24(values: Tensor, metadata: Tensor) -> Tensor:
     n, kept = values.shape
-    return values.new_zeros(n, 2 * kept).scatter_(1, _columns(metadata, kept), values)
+    return values.new_zeros(n, 2 * kept).scatter(1, _columns(metadata, kept), values)
 
 
 def dense_from_sparse24_backward(grad_output: Tensor, metadata: Tensor) -> Tensor:

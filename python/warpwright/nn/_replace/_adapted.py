@@ -44,4 +44,4 @@ def make(
     return kind  # type: ignore[return-value]
 
 
-copyreg.pickle(AdaptedType, lambda kind: (adapted, (kind._recipe, kind._original)))  # type: ignore[return-value]
+copyreg.pickle(AdaptedType, lambda kind: (adapted, (kind._recipe, kind._original)))  # type: ignore[arg-type]
