@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from warpwright import _library, _registry
+from warpwright import _library, _registry, distributed
 
 #: What `use_backend` takes. "auto" is C++ where there is a kernel, then Triton.
 BACKENDS = ("auto", "native", "triton", "reference", "emulated")
@@ -134,6 +134,8 @@ def call(op: str, *args: Any) -> Any:
     else in the call; they serve what traces, transforms or casts.
     """
     backend = _backend_of(op, args[0])
+    if distributed.is_dtensor(args[0]):
+        distributed.register_rules(backend)
     overload = _registry.TABLES[backend][op]
     if torch.compiler.is_compiling():
         return overload(*args)

@@ -43,7 +43,7 @@ class Linear(torch.nn.Linear):
             self.activation = checked_activation("Linear", activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = common_reason(input, self.weight, self.bias)
+        reason = common_reason(input, self.weight, self.bias, op="linear")
         if reason is not None:
             count_fallback("Linear", reason)
             return apply_activation(super().forward(input), self.activation)

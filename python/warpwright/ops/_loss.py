@@ -17,6 +17,12 @@ def check_reduction(op: str, reduction: str) -> None:
         fail(op, f"reduction must be one of {', '.join(REDUCTIONS)}, got '{reduction}'")
 
 
+def mean_of_parts(loss: Tensor, total: Tensor, input: Tensor) -> Tensor:
+    """The mean of a batch that is cut over several processes: what each summed up, and what each counted."""
+    autocast = torch.is_autocast_enabled(input.device.type)
+    return (loss / total).to(acc_dtype(input.dtype) if autocast else input.dtype)
+
+
 def class_dim(input: Tensor) -> int:
     """The class dimension is the second, or the only one."""
     return 0 if input.dim() == 1 else 1

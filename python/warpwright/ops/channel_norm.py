@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from warpwright import _registry
+from warpwright import _registry, distributed
 from warpwright._backend import call
 from warpwright._channels import (
     cast_tensors,
@@ -110,6 +110,10 @@ def batch_norm(
     """
     name = activation or "none"
     running = (running_mean, running_var)
+    if training and distributed.is_cut(input, 0):
+        from warpwright.distributed import _local
+
+        return _local.batch_norm(input, running, (weight, bias), momentum, eps, residual, name)
     if training and process_group is not None and spans_processes(process_group):
         return sync_batch_norm(input, *running, weight, bias, residual, momentum, eps, name, process_group)
     output, _, _, *moved = call("batch_norm", input, *running, weight, bias, residual, training, momentum, eps, name)
