@@ -97,6 +97,6 @@ def batch_norm(
         residual = residual.redistribute(mesh, input.placements).to_local()
     statistics = [None if t is None else t.to_local() for t in running]
     result = sync_batch_norm(
-        input.to_local(), *statistics, *own, momentum, eps, residual, activation, mesh.get_group(cuts[0])
+        input.to_local(), *statistics, *own, residual, momentum, eps, activation, mesh.get_group(cuts[0])
     )
     return DTensor.from_local(result, mesh, input.placements, run_check=False, shape=input.shape, stride=input.stride())
