@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -117,6 +118,8 @@ def _saved_and_loaded() -> dict[str, Any]:
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
     models.train(model, optimizer, _rows(), steps=(2, 3))
     found["loaded"] = models.whole_state(model)
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder[0])
     return found
 
 
