@@ -47,9 +47,11 @@ def is_dtensor(value: object) -> bool:
 
 def is_cut(value: Any, dim: int | None = None) -> bool:
     """Whether this is a DTensor of which a process has a part, along this dimension, or any."""
-    return is_dtensor(value) and any(
-        placement.is_shard(None if dim is None else dim % value.ndim) for placement in value.placements
-    )
+    if not is_dtensor(value):
+        return False
+    if dim is not None:
+        return any(placement.is_shard(dim % value.ndim) for placement in value.placements)
+    return not all(placement.is_replicate() or placement.is_partial() for placement in value.placements)
 
 
 def local_parts(tensors: list[Tensor]) -> list[Tensor]:

@@ -92,11 +92,10 @@ def batch_norm(
         whole = isinstance(tensor, DTensor) and all(placement.is_replicate() for placement in tensor.placements)
         require(whole, op, "weight, bias and running statistics must be DTensors that are whole in every process")
     parts: list[Placement] = [Partial() if i in cuts else Replicate() for i in range(mesh.ndim)]
-    own = [None if t is None else t.to_local(grad_placements=parts) for t in affine]
+    weight, bias = (None if t is None else t.to_local(grad_placements=parts) for t in affine)
     if residual is not None:
         residual = residual.redistribute(mesh, input.placements).to_local()
-    statistics = [None if t is None else t.to_local() for t in running]
-    result = sync_batch_norm(
-        input.to_local(), *statistics, *own, residual, momentum, eps, activation, mesh.get_group(cuts[0])
-    )
+    mean, var = (None if t is None else t.to_local() for t in running)
+    group = mesh.get_group(cuts[0])
+    result = sync_batch_norm(input.to_local(), mean, var, weight, bias, residual, momentum, eps, activation, group)
     return DTensor.from_local(result, mesh, input.placements, run_check=False, shape=input.shape, stride=input.stride())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def _dropout(
     if distributed.is_dtensor(input):
         from warpwright.distributed import _local
 
-        return _local.dropout_add(input, residual, p, seed, offset, drawn)
+        return _local.dropout_add(cast(Any, input), cast(Any, residual), p, seed, offset, drawn)
     return call("dropout_add", input, residual, p, seed, offset)
 
 

@@ -79,9 +79,9 @@ class Lamb(MultiTensorOptimizer):
             if cut is None:
                 super()._run(lists[0], lists[1], lists[2:], [steps[i] for i in at], own, numbers)
             else:
-                parts = map(distributed.local_parts, lists)
+                values, slopes, first, second = map(distributed.local_parts, lists)
                 kept = distributed.local_parts(own)
-                cut_lamb_(*parts, [steps[i] for i in at], cut=cut, masters=kept, **numbers)
+                cut_lamb_(values, slopes, first, second, [steps[i] for i in at], cut=cut, masters=kept, **numbers)
 
     def _numbers(self, group: dict[str, Any]) -> dict[str, Any]:
         beta1, beta2 = group["betas"]
