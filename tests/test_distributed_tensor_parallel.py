@@ -5,6 +5,7 @@ Outputs, gradients and steps are those of one process, and the messages are coun
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import distributed_models as models
@@ -62,6 +63,10 @@ def _network(mesh: Any, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
     return parallelize_module(model, mesh, ends)
 
 
+def _clipped(model: torch.nn.Module) -> Callable[[], Any]:
+    return lambda: warpwright.clip_grad_norm_(model.parameters(), CLIPPED)
+
+
 # ---- what two processes do ----
 
 
@@ -110,9 +115,7 @@ def _trained(mesh: Any) -> dict[str, Any]:
     for make in (optim.AdamW, optim.Lamb):
         model = _network(mesh)
         optimizer = make(model.parameters(), lr=0.05)
-        models.train(
-            model, optimizer, between=lambda model=model: warpwright.clip_grad_norm_(model.parameters(), CLIPPED)
-        )
+        models.train(model, optimizer, between=_clipped(model))
         found[make.__name__] = models.whole_state(model)
     return found
 
@@ -297,9 +300,7 @@ def test_tensor_parallel_steps_are_those_of_one_process(results):
     for make in (optim.AdamW, optim.Lamb):
         model = models.network()
         optimizer = make(model.parameters(), lr=0.05)
-        models.train(
-            model, optimizer, between=lambda model=model: warpwright.clip_grad_norm_(model.parameters(), CLIPPED)
-        )
+        models.train(model, optimizer, between=_clipped(model))
         for result in results:
             for name, value in model.state_dict().items():
                 _close(result["_trained"][make.__name__][name], value, f"{make.__name__}: {name}")
@@ -389,36 +390,63 @@ def test_a_batch_norm_takes_the_statistics_of_the_whole_batch(results):
 # ---- two dimensions ----
 
 
-def _two_dimensions() -> dict[str, Tensor]:
-    """FSDP2 over one, tensor parallel over the other."""
+def _two_dimensions() -> dict[str, dict[str, Tensor]]:
+    """FSDP2 over one and tensor parallel over the other; and FSDP2 over both, with copies of the parts over one."""
     from torch.distributed.fsdp import fully_shard
 
     mesh = _mesh(2, 2, names=("data", "tensor"))
     warpwright.fallbacks().clear()
-    found = {}
-    for make in (optim.AdamW, optim.Lamb):
-        model = _network(mesh["tensor"])
+    found = {"layer": _cut_twice(mesh)}
+    for name, make in (("AdamW", optim.AdamW), ("Lamb", optim.Lamb), ("copies", optim.Lamb)):
+        both = name == "copies"
+        model = models.network() if both else _network(mesh["tensor"])
+        over = mesh if both else mesh["data"]
         for block in model.blocks:
-            fully_shard(block, mesh=mesh["data"])
-        fully_shard(model, mesh=mesh["data"])
-        optimizer = make(model.parameters(), lr=0.05)
-        rows = slice(mesh["data"].get_local_rank(), None, 2)
-        models.train(
-            model, optimizer, rows, lambda model=model: warpwright.clip_grad_norm_(model.parameters(), CLIPPED)
-        )
-        found[make.__name__] = models.whole_state(model)
+            fully_shard(block, mesh=over)
+        fully_shard(model, mesh=over)
+        rows = slice(dist.get_rank(), None, 4) if both else slice(mesh["data"].get_local_rank(), None, 2)
+        models.train(model, make(model.parameters(), lr=0.05), rows, _clipped(model))
+        found[name] = models.whole_state(model)
     assert not warpwright.fallbacks(), str(warpwright.fallbacks())
     return found
 
 
+def _cut_twice(mesh: Any) -> dict[str, Tensor]:
+    """A linear layer whose rows are cut over one dimension, and whose columns over the other."""
+    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    layer = models.network().blocks[0].up
+    x, weight, bias = (
+        distribute_tensor(t.detach(), mesh, placements, src_data_rank=None).requires_grad_()
+        for t, placements in (
+            (_activations(), [Shard(0), Replicate()]),
+            (layer.weight, [Replicate(), Shard(0)]),
+            (layer.bias, [Replicate(), Shard(0)]),
+        )
+    )
+    with CommDebugMode() as messages:
+        y = warpwright.ops.linear(x, weight, bias, activation="gelu")
+        y.backward(torch.ones_like(y))
+    assert messages.get_total_counts() == 0
+    assert y.placements == (Shard(0), Shard(2))
+    assert x.grad.placements == (Shard(0), Partial())
+    assert weight.grad.placements == (Partial(), Shard(0))
+    return {"y": models.whole(y), "x": models.whole(x.grad), "weight": models.whole(weight.grad)}
+
+
 def test_four_processes_shard_data_and_layers():
     results = processes.run(_two_dimensions, 4)
-    for make in (optim.AdamW, optim.Lamb):
+    for name, make in (("AdamW", optim.AdamW), ("Lamb", optim.Lamb)):
         model = models.network()
-        optimizer = make(model.parameters(), lr=0.05)
-        models.train(
-            model, optimizer, between=lambda model=model: warpwright.clip_grad_norm_(model.parameters(), CLIPPED)
-        )
+        models.train(model, make(model.parameters(), lr=0.05), between=_clipped(model))
         for result in results:
-            for name, value in model.state_dict().items():
-                _close(result[make.__name__][name], value, f"{make.__name__}: {name}")
+            for key, value in model.state_dict().items():
+                for of in (name, "copies") if name == "Lamb" else (name,):
+                    _close(result[of][key], value, f"{of}: {key}")
+    layer, x = models.network().blocks[0].up, _activations().requires_grad_()
+    y = layer(x)
+    y.sum().backward()
+    for result in results:
+        for key, value in (("y", y.detach()), ("x", x.grad), ("weight", layer.weight.grad)):
+            _close(result["layer"][key], value, key)
