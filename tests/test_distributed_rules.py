@@ -168,3 +168,22 @@ def test_nothing_of_it_is_imported_before_it_is_needed():
         "import sys, warpwright; print([m for m in sys.modules if m.startswith('torch.distributed.tensor')])"
     )
     assert found == "[]"
+
+
+def test_an_op_without_a_rule_says_so():
+    """In one process, which is all that a mesh of one needs."""
+    found = _fresh(
+        "import torch, warpwright, torch.distributed as dist;"
+        "from torch.distributed.tensor import distribute_tensor;"
+        "from torch.distributed.device_mesh import init_device_mesh;"
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1);"
+        "x = distribute_tensor(torch.ones(4), init_device_mesh('cpu', (1,)));\n"
+        "try: warpwright.ops.binary_cross_entropy_with_logits(x, x)\n"
+        "except RuntimeError as error: print(error)\n"
+        "print(warpwright.nn.BCEWithLogitsLoss()(x, x).full_tensor().item() > 0, list(warpwright.fallbacks()))"
+    )
+    assert found.splitlines() == [
+        "warpwright: binary_cross_entropy_with_logits: input must be a plain tensor, got a DTensor: this op has no "
+        "sharding rule",
+        "True [('BCEWithLogitsLoss', 'tensor subclass DTensor')]",
+    ]

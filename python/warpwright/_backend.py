@@ -115,6 +115,10 @@ def backend_for(op: str, device: torch.device) -> str:
     return "native"
 
 
+#: What is no DTensor, for sure.
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
 def resolve(op: str, tensor: torch.Tensor) -> Any:
     """The operator overload that a public function calls for `tensor`."""
     return _registry.TABLES[_backend_of(op, tensor)][op]
@@ -134,8 +138,8 @@ def call(op: str, *args: Any) -> Any:
     else in the call; they serve what traces, transforms or casts.
     """
     backend = _backend_of(op, args[0])
-    if distributed.is_dtensor(args[0]):
-        distributed.register_rules(backend)
+    if type(args[0]) not in _PLAIN and distributed.is_dtensor(args[0]):
+        distributed.register_rules(backend, op)
     overload = _registry.TABLES[backend][op]
     if torch.compiler.is_compiling():
         return overload(*args)

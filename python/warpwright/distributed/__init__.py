@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from warpwright._check import fail
 from warpwright._fallbacks import run_at_trace_time
 
 _FAMILIES = ("_matmul", "_rows", "_loss", "_conv")
@@ -80,8 +81,10 @@ def placed_like(grad: Tensor, param: Tensor) -> Tensor:
 
 
 @run_at_trace_time
-def register_rules(backend: str) -> bool:
-    """Tells torch the rules of a backend's operators; does nothing the second time."""
+def register_rules(backend: str, op: str) -> bool:
+    """Tells torch the rules of a backend's operators, unless it was told. Raises where `op` has none."""
+    if not has_rule(op):
+        fail(op, "input must be a plain tensor, got a DTensor: this op has no sharding rule")
     if backend not in _registered:
         rules: Callable[[str], Any] = importlib.import_module("warpwright.distributed._rules").register
         for family in _FAMILIES:
