@@ -62,3 +62,10 @@ def test_gemma_s_layer_starts_as_torch_s():
     assert "weight_offset=1.0" in repr(layer)
     with pytest.raises(ValueError, match="weight_offset needs elementwise_affine"):
         warpwright.nn.RMSNorm(8, elementwise_affine=False, weight_offset=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_default_epsilon_of_an_rms_norm_is_torchs(matrix, dtype):
+    """That of float32, where rows are so short that it matters which."""
+    x = torch.full((2, 8), 2**-12, dtype=dtype, device=matrix)
+    torch.testing.assert_close(ops.rms_norm(x, (8,)), torch.nn.functional.rms_norm(x, (8,)), rtol=0.01, atol=0)

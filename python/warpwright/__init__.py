@@ -1,6 +1,6 @@
 """warpwright: hand-written CUDA C++ and Triton kernels for matmul, convolution and fused mixed-precision ops."""
 
-from warpwright import amp, export, nn, ops, optim
+from warpwright import amp, data, export, nn, ops, optim
 from warpwright._arithmetic import batch_invariant, float32_precision
 from warpwright._backend import current_backend, use_backend
 from warpwright._clip import clip_grad_norm_
@@ -19,6 +19,7 @@ __all__ = [
     "batch_invariant",
     "clip_grad_norm_",
     "current_backend",
+    "data",
     "deterministic",
     "explain",
     "export",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from warpwright import _library, _registry
+from warpwright import _library, _registry, distributed
 
 #: What `use_backend` takes. "auto" is C++ where there is a kernel, then Triton.
 BACKENDS = ("auto", "native", "triton", "reference", "emulated")
@@ -115,6 +115,10 @@ def backend_for(op: str, device: torch.device) -> str:
     return "native"
 
 
+#: What is no DTensor, for sure.
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
 def resolve(op: str, tensor: torch.Tensor) -> Any:
     """The operator overload that a public function calls for `tensor`."""
     return _registry.TABLES[_backend_of(op, tensor)][op]
@@ -134,6 +138,8 @@ def call(op: str, *args: Any) -> Any:
     else in the call; they serve what traces, transforms or casts.
     """
     backend = _backend_of(op, args[0])
+    if type(args[0]) not in _PLAIN and distributed.is_dtensor(args[0]):
+        distributed.register_rules(backend, op)
     overload = _registry.TABLES[backend][op]
     if torch.compiler.is_compiling():
         return overload(*args)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from warpwright import ops
+from warpwright import distributed, ops
 
 
 def _by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
@@ -19,9 +19,22 @@ def _by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype]
     return lists
 
 
+def _norm_of_kind(tensors: list[Tensor], order: float) -> tuple[Tensor, Tensor]:
+    if not any(map(distributed.is_dtensor, tensors)):
+        return ops.multi_tensor_norm(tensors, order)
+    from warpwright.distributed import _lists
+
+    found = []
+    for cut, some in _lists.by_cut(tensors).items():
+        of_parts = ops.multi_tensor_norm([_lists.here(tensor) for tensor in some], order)
+        found.append(_lists.norm_together(*of_parts, cut, order))
+    norms, flags = (torch.stack(values) for values in zip(*found, strict=True))
+    return torch.linalg.vector_norm(norms, order), flags.amax()
+
+
 def norm_of(tensors: Iterable[Tensor], order: float = 2.0) -> tuple[Tensor, Tensor]:
-    """multi_tensor_norm of tensors of any dtypes and devices, on the first one's."""
-    results = [ops.multi_tensor_norm(some, order) for some in _by_kind(tensors).values()]
+    """multi_tensor_norm of tensors of any dtypes and devices, on the first one's; of whole DTensors."""
+    results = [_norm_of_kind(some, order) for some in _by_kind(tensors).values()]
     if len(results) <= 1:
         return results[0] if results else (torch.zeros(()), torch.zeros(()))
     device = results[0][0].device
@@ -46,15 +59,16 @@ def clip_grad_norm_(
     """torch.nn.utils.clip_grad_norm_ in two passes over all gradients: one reads them, one scales them.
 
     Args:
-        parameters: tensors with gradients, or one; float32, float16, bfloat16 (float64 on the CPU), of any mix.
+        parameters: tensors with gradients, or one; float32, float16, bfloat16 (float64 on the CPU), of any mix. Of
+            DTensors all processes of their mesh call this, and exchange two numbers.
         max_norm: what the norm is at most afterwards.
         norm_type: 2 or inf. Of another order torch's own function clips.
         error_if_nonfinite: raise where the norm is infinite or NaN. That waits for the device; nothing else does.
         foreach: ignored: there is one way.
 
     Returns:
-        The norm of all gradients as one vector, before clipping: one element on the first gradient's device, float32
-        for half gradients too, where torch rounds it to their dtype. 0 where there are none.
+        The norm of all gradients as one vector, before clipping: one element, no DTensor, on the first gradient's
+        device, float32 for half gradients too, where torch rounds it to their dtype. 0 where there are none.
 
     Raises:
         RuntimeError: a norm that is not finite, if asked; gradients that multi_tensor_norm does not take.
@@ -76,5 +90,5 @@ def clip_grad_norm_(
     multiplier = clip_multiplier(norm, float(max_norm))
     for (device, dtype), some in _by_kind(grads).items():
         acc = torch.float64 if dtype == torch.float64 else torch.float32
-        ops.multi_tensor_scale_(some, multiplier.to(device, acc, non_blocking=True))
+        ops.multi_tensor_scale_(distributed.local_parts(some), multiplier.to(device, acc, non_blocking=True))
     return norm

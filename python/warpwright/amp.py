@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpwright import ops
+from warpwright import distributed, ops
 from warpwright._clip import norm_of
 from warpwright.optim import MultiTensorOptimizer
 
@@ -40,7 +40,7 @@ class GradScaler(torch.amp.GradScaler):
         found: dict[torch.device, Tensor] = {}
         for (device, _), some in lists.items():
             flag = found.setdefault(device, found_inf.to(device, copy=True, non_blocking=True))
-            ops.multi_tensor_scale_(some, inv_scale.to(device, torch.float32, non_blocking=True), found_inf=flag)
+            _scale(some, inv_scale.to(device, torch.float32, non_blocking=True), flag)
         # Without a gradient torch reports the flag that it was given.
         return found or {found_inf.device: found_inf}
 
@@ -56,6 +56,22 @@ class GradScaler(torch.amp.GradScaler):
         found: dict[str, Any] = {found_inf.device: found_inf}  # type: ignore[dict-item]
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = found
         return found
+
+
+def _scale(tensors: list[Tensor], multiplier: Tensor, flag: Tensor) -> None:
+    """multi_tensor_scale_, also of DTensors: what one process found, all must know that have another part."""
+    if not any(map(distributed.is_dtensor, tensors)):
+        ops.multi_tensor_scale_(tensors, multiplier, found_inf=flag)
+        return
+    from warpwright.distributed import _lists
+
+    lists: defaultdict[_lists.Cut, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        lists[_lists.cut_of(tensor)].append(tensor)
+    for cut, some in lists.items():
+        own = torch.zeros_like(flag)
+        ops.multi_tensor_scale_(distributed.local_parts(some), multiplier, found_inf=own)
+        torch.maximum(flag, _lists.together(own, cut, "max"), out=flag)
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor] | None:

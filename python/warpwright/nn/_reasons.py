@@ -7,17 +7,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from warpwright import distributed
 from warpwright._backend import missing_for
 from warpwright._fallbacks import run_at_trace_time
 
 _FLOATS = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 
 
-def common_reason(input: object, *parameters: Tensor | None, wide: bool = False) -> str | None:
+def common_reason(input: object, *parameters: Tensor | None, wide: bool = False, op: str | None = None) -> str | None:
     """Why no op can take `input` together with a layer's `parameters` (weight, bias), or None when it can.
 
     Wrong shapes are not a reason: the op answers those with its own clear error. `wide`: beside an input of half
-    precision parameters may be in float32.
+    precision parameters may be in float32. `op`: the operator, where it may take DTensors.
     """
     if not isinstance(input, Tensor):  # Among them the proxies of torch.fx.
         return f"input is a {type(input).__name__}, not a tensor"
@@ -30,7 +31,7 @@ def common_reason(input: object, *parameters: Tensor | None, wide: bool = False)
     for tensor in (input, *parameters):
         if tensor is None:
             continue
-        reason = kind_reason(tensor)
+        reason = kind_reason(tensor, op)
         if reason is not None:
             return reason
         if tensor.device != device:
@@ -56,14 +57,16 @@ def _cast_to(tensor: Tensor, autocast: bool) -> torch.dtype:
     return tensor.dtype
 
 
-def kind_reason(tensor: Tensor) -> str | None:
-    """Why no op can take this kind of tensor, whatever its dtype, or None when it can."""
+def kind_reason(tensor: Tensor, op: str | None = None) -> str | None:
+    """Why no op, or `op`, can take this kind of tensor, whatever its dtype, or None when it can."""
     if tensor.is_nested:
         return "nested tensor"
     if tensor.layout != torch.strided:
         return f"{tensor.layout} tensor"
     kind = type(tensor)
     if kind is Tensor or kind is Parameter:
+        return None
+    if op is not None and distributed.is_dtensor(tensor) and distributed.has_rule(op):
         return None
     # A subclass that takes over dispatch (DTensor, torchao's quantised weights) may know nothing of our operators;
     # the fake and functional tensors of torch.compile and torch.export do.

@@ -19,7 +19,7 @@ class GELU(torch.nn.GELU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = common_reason(input)
+        reason = common_reason(input, op="activation")
         if reason is not None:
             count_fallback("GELU", reason)
             return super().forward(input)
@@ -30,7 +30,7 @@ class SiLU(torch.nn.SiLU):
     """torch.nn.SiLU on warpwright.ops.silu; falls back as `GELU` does, and where it is to work in place."""
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = "inplace=True" if self.inplace else common_reason(input)
+        reason = "inplace=True" if self.inplace else common_reason(input, op="activation")
         if reason is not None:
             count_fallback("SiLU", reason)
             return super().forward(input)
@@ -41,7 +41,7 @@ class ReLU(torch.nn.ReLU):
     """torch.nn.ReLU on warpwright.ops.relu; falls back as `GELU` does, and where it is to work in place."""
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = "inplace=True" if self.inplace else common_reason(input)
+        reason = "inplace=True" if self.inplace else common_reason(input, op="activation")
         if reason is not None:
             count_fallback("ReLU", reason)
             return super().forward(input)
@@ -52,7 +52,7 @@ class GLU(torch.nn.GLU):
     """torch.nn.GLU on warpwright.ops.glu; falls back as `GELU` does."""
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = common_reason(input)
+        reason = common_reason(input, op="glu")
         if reason is not None:
             count_fallback("GLU", reason)
             return super().forward(input)
@@ -63,7 +63,7 @@ class Softmax(torch.nn.Softmax):
     """torch.nn.Softmax on warpwright.ops.softmax; falls back as `GELU` does, and without a dimension."""
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = "dim=None" if self.dim is None else common_reason(input)
+        reason = "dim=None" if self.dim is None else common_reason(input, op="softmax")
         if reason is not None:
             count_fallback("Softmax", reason)
             return super().forward(input)
@@ -75,7 +75,7 @@ class LogSoftmax(torch.nn.LogSoftmax):
     """torch.nn.LogSoftmax on warpwright.ops.log_softmax; falls back as `GELU` does, and without a dimension."""
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = "dim=None" if self.dim is None else common_reason(input)
+        reason = "dim=None" if self.dim is None else common_reason(input, op="softmax")
         if reason is not None:
             count_fallback("LogSoftmax", reason)
             return super().forward(input)
@@ -91,7 +91,7 @@ class Dropout(torch.nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = "inplace=True" if self.inplace else common_reason(input)
+        reason = "inplace=True" if self.inplace else common_reason(input, op="dropout_add")
         if reason is not None:
             count_fallback("Dropout", reason)
             return super().forward(input)

@@ -64,7 +64,7 @@ class GroupNorm(torch.nn.GroupNorm):
             self.activation = checked_norm_activation("GroupNorm", activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = common_reason(input, self.weight, self.bias, wide=True)
+        reason = common_reason(input, self.weight, self.bias, wide=True, op="group_norm")
         if reason is not None:
             count_fallback("GroupNorm", reason)
             return apply_activation(super().forward(input), self.activation)
@@ -97,7 +97,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         parameters = (self.weight, self.bias, self.running_mean, self.running_var)
-        reason = common_reason(input, *parameters, wide=True)
+        reason = common_reason(input, *parameters, wide=True, op="batch_norm")
         if reason is not None:
             count_fallback(type(self).__name__, reason)
             return apply_activation(self.forward_by_torch(input), self.activation)

@@ -37,7 +37,7 @@ class _Conv(torch.nn.modules.conv._ConvNd):
 
     def _reason(self, input: Tensor) -> str | None:
         """Why torch's own forward must run, counted; None where the op takes the tensors."""
-        reason = common_reason(input, self.weight, self.bias)
+        reason = common_reason(input, self.weight, self.bias, op="convolution")
         if reason is not None:
             count_fallback(type(self).__name__, reason)
         return reason

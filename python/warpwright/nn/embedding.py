@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpwright import ops
+from warpwright import distributed, ops
 from warpwright._fallbacks import count_fallback
 from warpwright.nn._reasons import common_reason, kind_reason
 
@@ -33,11 +33,13 @@ class Embedding(torch.nn.Embedding):
             return "sparse gradients"
         if not isinstance(input, Tensor):
             return f"input is a {type(input).__name__}, not a tensor"
-        reason = common_reason(self.weight)
+        if distributed.is_cut(self.weight, 0):
+            return "DTensor whose rows of the table are cut"  # torch's placement knows what a process lacks.
+        reason = common_reason(self.weight, op="embedding")
         if reason is not None:
             return reason
         if input.dtype not in (torch.int64, torch.int32):
             return f"{input.dtype} input"
         if input.device != self.weight.device:
             return f"input on {input.device.type}, a parameter on {self.weight.device.type}"
-        return kind_reason(input)
+        return kind_reason(input, "embedding")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpwright import ops
+from warpwright import distributed, ops
 from warpwright._check import acc_dtype
 from warpwright._fallbacks import count_fallback
 from warpwright.nn._reasons import common_reason, kind_reason
@@ -23,7 +23,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        reason = _class_reason(self.weight, input, target, probabilities=True)
+        reason = _class_reason("cross_entropy", self.weight, input, target)
         if reason is not None:
             count_fallback("CrossEntropyLoss", reason)
             return super().forward(input, target)
@@ -42,7 +42,7 @@ class NLLLoss(torch.nn.NLLLoss):
     own forward as CrossEntropyLoss does."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        reason = _class_reason(self.weight, input, target, probabilities=False)
+        reason = _class_reason("nll_loss", self.weight, input, target)
         if reason is not None:
             count_fallback("NLLLoss", reason)
             return super().forward(input, target)
@@ -168,18 +168,21 @@ class LinearKLDivLoss(torch.nn.Module):
         )
 
 
-def _class_reason(weight: Tensor | None, input: Tensor, target: Tensor, probabilities: bool) -> str | None:
-    reason = common_reason(input)
+def _class_reason(op: str, weight: Tensor | None, input: Tensor, target: Tensor) -> str | None:
+    reason = common_reason(input, op=op)
     if reason is not None:
         return reason
     if not isinstance(target, Tensor):
         return f"target is a {type(target).__name__}, not a tensor"
+    if distributed.is_cut(input, 1 if input.dim() > 1 else 0):
+        return "DTensor whose classes are cut"  # torch's loss_parallel has a way that gathers nothing.
+    probabilities = op == "cross_entropy"
     known = (torch.int64, input.dtype, acc_dtype(input.dtype)) if probabilities else (torch.int64,)
     if target.dtype not in known:
         return f"{target.dtype} target"
     if weight is not None and weight.dtype not in (input.dtype, acc_dtype(input.dtype)):
         return f"{input.dtype} input, {weight.dtype} weight"
-    return _place_reason(input, target, weight)
+    return _place_reason(input, target, weight, op=op)
 
 
 def _element_reason(input: Tensor, target: Tensor, *weights: Tensor | None) -> str | None:
@@ -194,13 +197,13 @@ def _element_reason(input: Tensor, target: Tensor, *weights: Tensor | None) -> s
     return _place_reason(input, target, *weights)
 
 
-def _place_reason(input: Tensor, *tensors: Tensor | None) -> str | None:
+def _place_reason(input: Tensor, *tensors: Tensor | None, op: str | None = None) -> str | None:
     for tensor in tensors:
         if tensor is None:
             continue
         if tensor.device != input.device:
             return f"input on {input.device.type}, target or weight on {tensor.device.type}"
-        reason = kind_reason(tensor)
+        reason = kind_reason(tensor, op)
         if reason is not None:
             return reason
     return None

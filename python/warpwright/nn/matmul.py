@@ -22,8 +22,8 @@ class Linear(torch.nn.Linear):
 
     Runs torch's own forward, and counts it in warpwright.fallbacks(), where the op cannot take the tensors: a dtype
     other than float32, float16, bfloat16 (float64 on the CPU), input and weight of different dtypes outside autocast,
-    sparse, nested or quantised tensors, subclasses with their own dispatch, torch.func transforms, devices without a
-    kernel.
+    sparse, nested or quantised tensors, subclasses with their own dispatch (of which DTensor is none: it has sharding
+    rules, see warpwright.distributed), torch.func transforms, devices without a kernel.
     """
 
     activation: str | None = None  # Here too, for layers whose constructor was torch's (replace_modules).
@@ -44,7 +44,7 @@ class Linear(torch.nn.Linear):
             self.activation = checked_activation("Linear", activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = common_reason(input, self.weight, self.bias)
+        reason = common_reason(input, self.weight, self.bias, op="linear")
         if reason is not None:
             count_fallback("Linear", reason)
             return apply_activation(super().forward(input), self.activation)

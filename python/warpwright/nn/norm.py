@@ -22,7 +22,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        reason = common_reason(input, self.weight, self.bias)
+        reason = common_reason(input, self.weight, self.bias, op="layer_norm")
         if reason is not None:
             count_fallback("LayerNorm", reason)
             return super().forward(input)
@@ -56,7 +56,7 @@ class RMSNorm(torch.nn.RMSNorm):
         return super().extra_repr() + (f", weight_offset={self.weight_offset}" if self.weight_offset != 0 else "")
 
     def forward(self, x: Tensor) -> Tensor:
-        reason = common_reason(x, self.weight)
+        reason = common_reason(x, self.weight, op="rms_norm")
         if reason is not None:
             count_fallback("RMSNorm", reason)
             if self.weight_offset == 0:

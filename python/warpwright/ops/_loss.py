@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,16 @@ REDUCTIONS = ("none", "mean", "sum")
 def check_reduction(op: str, reduction: str) -> None:
     if reduction not in REDUCTIONS:
         fail(op, f"reduction must be one of {', '.join(REDUCTIONS)}, got '{reduction}'")
+
+
+def mean_of_parts(loss: Tensor, total: Tensor, input: Tensor) -> Tensor:
+    """The mean of a batch that is cut over several processes: what each summed up, and what each counted, as numbers
+    that all of them have."""
+    from warpwright.distributed._local import summed
+
+    loss, total = summed(cast(Any, loss)), summed(cast(Any, total))
+    autocast = torch.is_autocast_enabled(input.device.type)
+    return (loss / total).to(acc_dtype(input.dtype) if autocast else input.dtype)
 
 
 def class_dim(input: Tensor) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from warpwright import _registry
+from warpwright import _registry, distributed
 from warpwright._backend import call
 from warpwright._channels import (
     cast_tensors,
@@ -110,6 +110,10 @@ def batch_norm(
     """
     name = activation or "none"
     running = (running_mean, running_var)
+    if training and distributed.is_cut(input, 0):
+        from warpwright.distributed import _local
+
+        return _local.batch_norm(cast(Any, input), running, (weight, bias), momentum, eps, residual, name)
     if training and process_group is not None and spans_processes(process_group):
         return sync_batch_norm(input, *running, weight, bias, residual, momentum, eps, name, process_group)
     output, _, _, *moved = call("batch_norm", input, *running, weight, bias, residual, training, momentum, eps, name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from warpwright import _registry
+from warpwright import _registry, distributed
 from warpwright._backend import call
 from warpwright._check import check_float, check_like, check_same_device, require
 
@@ -64,9 +64,14 @@ def _dropout(
         check_like(op, "residual", residual, "input", input)
     if not training:
         return input if residual is None else input + residual
+    drawn = seed is None
     if seed is None:
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=input.device)
     _check_seed(op, seed, "input", input)
+    if distributed.is_dtensor(input):
+        from warpwright.distributed import _local
+
+        return _local.dropout_add(cast(Any, input), cast(Any, residual), p, seed, offset, drawn)
     return call("dropout_add", input, residual, p, seed, offset)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpwright import _registry
+from warpwright import _registry, distributed
 from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import call
 from warpwright._check import check_float, check_precision, check_same_device, check_same_dtype, require, shape_text
@@ -20,6 +20,7 @@ from warpwright.ops._loss import (
     check_total,
     empty_loss,
     float32_loss,
+    mean_of_parts,
 )
 from warpwright.ops.loss import check_options
 
@@ -67,11 +68,13 @@ def linear_cross_entropy(
 
     Source: Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024, section 3.2.
     """
-    options = ignore_index, reduction, label_smoothing, z_loss, softcap or 0.0
+    parts = reduction == "mean" and distributed.is_cut(input)
+    options = ignore_index, "sum" if parts else reduction, label_smoothing, z_loss, softcap or 0.0
     check_ranks("linear_cross_entropy", input, weight)
     chunk, needs = chunk_of(input, weight, chunk_rows), early_needs(input, weight, bias, reduction)
-    arguments = (input, weight, target, bias, class_weight, *options, chunk, *arithmetic_of(input), False, *needs)
-    return call("linear_cross_entropy", *arguments)[0]
+    arguments = (input, weight, target, bias, class_weight, *options, chunk, *arithmetic_of(input), parts, *needs)
+    loss, _, _, total, *_ = call("linear_cross_entropy", *arguments)
+    return mean_of_parts(loss, total, input) if parts else loss
 
 
 def _check_arguments(

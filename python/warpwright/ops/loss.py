@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpwright import _registry
+from warpwright import _registry, distributed
 from warpwright._backend import call
 from warpwright._check import acc_dtype, check_same_device, check_same_shape, require
 from warpwright.ops._loss import REDUCTIONS as REDUCTIONS
@@ -21,6 +21,7 @@ from warpwright.ops._loss import (
     class_dim,
     empty_loss,
     float32_loss,
+    mean_of_parts,
     row_shape,
 )
 
@@ -72,8 +73,11 @@ def cross_entropy(
     Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Chowdhery et al., "PaLM", 2022, section
     5 (z_loss); Gemma Team, "Gemma 2", 2024, section 2 (softcap).
     """
-    options = ignore_index, reduction, label_smoothing, z_loss, softcap or 0.0, False
-    return call("cross_entropy", input, target, weight, *options)[0]
+    rest = label_smoothing, z_loss, softcap or 0.0
+    if reduction == "mean" and distributed.is_cut(input):
+        loss, *_, total = call("cross_entropy", input, target, weight, ignore_index, "sum", *rest, True)
+        return mean_of_parts(loss, total, input)
+    return call("cross_entropy", input, target, weight, ignore_index, reduction, *rest, False)[0]
 
 
 def _holds_probabilities(target: Tensor) -> bool:
@@ -213,6 +217,9 @@ def nll_loss(
     Accumulates in float32 (float64 for float64). Differentiable in input; bitwise the same from run to run. Logits are
     better given to `cross_entropy`, which never writes their log-probabilities.
     """
+    if reduction == "mean" and distributed.is_cut(input):
+        loss, total = call("nll_loss", input, target, weight, ignore_index, "sum", True)
+        return mean_of_parts(loss, total, input)
     return call("nll_loss", input, target, weight, ignore_index, reduction, False)[0]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpwright import _registry
+from warpwright import _registry, distributed
 from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import call
 from warpwright._check import (
@@ -67,6 +67,8 @@ def linear(
     pre-activation (gelu, gelu_tanh, silu, hardswish), that is saved from the same pass.
     """
     name = activation or "none"
+    if name != "none" and distributed.is_cut(weight, 1):  # Parts of a sum have no activation.
+        return call("activation", linear(input, weight, bias, residual=residual), None, name)
     save_preact = needs_preact(name) and wants_grad(input, weight, bias, residual)
     return call("linear", input, weight, bias, residual, name, *arithmetic_of(input), save_preact)[0]
 
@@ -110,6 +112,11 @@ def matmul(
     a = input.unsqueeze(0) if row else input
     b = other.unsqueeze(1) if column else other
     folded = b.dim() == 2 and a.dim() > 2 and (_merges(a) or wants_grad(other))
+    if folded and distributed.is_dtensor(a):  # What is cut along a dimension that is folded would be gathered.
+        plain = (alpha, beta, output_scale, out_dtype) == (1.0, 1.0, 1.0, None)
+        if plain and not column and (residual is None or residual.shape == (*a.shape[:-1], b.shape[-1])):
+            return linear(a, b.mT, bias, activation=activation, residual=residual)
+        folded = False
     batch = a.shape[:-2] if folded or b.dim() == 2 else _broadcast(op, a, b)
     sizes = (*batch, a.shape[-2], b.shape[-1])
     if residual is not None:

@@ -11,14 +11,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from warpwright import distributed
 from warpwright._check import acc_dtype
 from warpwright._clip import clip_multiplier, norm_of
 from warpwright._optim_rules import ZERO_CODE, code_blocks, decode_moment, encode_moment
+from warpwright.distributed import local_parts
 
 #: What torch's constructors take and these kernels do not have.
 UNSUPPORTED = ("amsgrad", "differentiable")
 
-Lists = dict[tuple[torch.device, torch.dtype], list[Tensor]]
+#: By device, dtype, and which part of a DTensor lies here: its random bits are others.
+Lists = dict[tuple[torch.device, torch.dtype, int], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
             if name in state or f"{name}_codes" in state:
                 continue
             if name in moments and self._has_codes(param):
+                self._refuse_cut_codes(param)
                 zero = ZERO_CODE if moments[name] else 0
                 state[f"{name}_codes"] = torch.full(param.shape, zero, dtype=torch.uint8, device=param.device)
                 state[f"{name}_scales"] = torch.zeros(code_blocks(param.numel()), device=param.device)
@@ -123,17 +127,24 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
             state["master"] = param.detach().to(torch.float32, memory_format=torch.preserve_format)
         return state
 
+    def _refuse_cut_codes(self, param: Tensor) -> None:
+        """256 elements share a scale: parts of a tensor have other blocks than the whole, whose checkpoint is one."""
+        if distributed.is_cut(param):
+            message = "eight_bit moments need whole parameters, got a DTensor of which each process has a part"
+            raise RuntimeError(f"warpwright: {type(self).__name__}: {message}")
+
     # ---- the step ----
 
     def _lists(self, group: dict[str, Any]) -> Lists:
         """The group's parameters that have a gradient, by device and dtype."""
-        lists: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+        lists: defaultdict[tuple[torch.device, torch.dtype, int], list[Tensor]] = defaultdict(list)
         for param in group["params"]:
             if param.grad is None:
                 continue
             if param.grad.is_sparse:
                 raise RuntimeError(f"warpwright: {type(self).__name__}: gradients must be dense, got a sparse one")
-            lists[param.device, param.dtype].append(param)
+            part = distributed.part_of(param) if self._rounds_stochastically(param) else 0
+            lists[param.device, param.dtype, part].append(param)
         return lists
 
     def measure_gradients(self) -> tuple[Tensor, Tensor]:
@@ -168,7 +179,7 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         multiplier = self._multiplier(grad_scale)
         calls = 0
         for group in self.param_groups:
-            for (device, _), params in self._lists(group).items():
+            for (device, _, part), params in self._lists(group).items():
 
                 def here(scalar: Tensor | None, device: torch.device = device) -> Tensor | None:
                     return None if scalar is None else scalar.to(device, torch.float32, non_blocking=True)
@@ -179,7 +190,8 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
                     "grad_multiplier": here(multiplier),
                     "lr": here(group["lr"]) if isinstance(group["lr"], Tensor) else float(group["lr"]),
                 }
-                self._step_of(group, params, scalars, calls)
+                # Parameters of other calls, and other parts of a parameter, have other random bits.
+                self._step_of(group, params, scalars, calls + (part << 16))
                 calls += 1
         return loss
 
@@ -199,12 +211,29 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         if not moments:
             lists = [[]] * len(self._moments)
         if self._rounds_stochastically(params[0]):
-            # Parameters of other calls have other random bits.
             scalars["rounding_seed"] = (self.kernel.seed & 0xFFFFFFFF) + (call << 32)
         grads = [param.grad for param in params if param.grad is not None]
         masters = [state["master"] for state in states if "master" in state]
+        numbers = scalars | self._numbers(group) | {"maximize": group["maximize"]}
+        self._run(params, grads, lists, steps, masters, numbers)
+
+    def _run(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        moments: list[list[Tensor]],
+        steps: list[Tensor],
+        masters: list[Tensor],
+        numbers: dict[str, Any],
+    ) -> None:
+        """The operator, on the parts in this process."""
         type(self)._operator(
-            params, grads, *lists, steps, masters=masters, maximize=group["maximize"], **scalars, **self._numbers(group)
+            local_parts(params),
+            local_parts([distributed.placed_like(grad, param) for grad, param in zip(grads, params, strict=True)]),
+            *map(local_parts, moments),
+            steps,
+            masters=local_parts(masters),
+            **{name: local_parts(value) if isinstance(value, list) else value for name, value in numbers.items()},
         )
 
     # ---- checkpoints ----

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from warpwright import ops
+from warpwright import distributed, ops
 from warpwright._check import acc_dtype
 from warpwright.optim._checks import check_adam_numbers
 from warpwright.optim._multi_tensor import KernelOptions, MultiTensorOptimizer
@@ -51,6 +51,37 @@ class Lamb(MultiTensorOptimizer):
 
     def _moment_dtype(self, param: Tensor) -> Any:
         return acc_dtype(param.dtype)
+
+    def _run(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        moments: list[list[Tensor]],
+        steps: list[Tensor],
+        masters: list[Tensor],
+        numbers: dict[str, Any],
+    ) -> None:
+        """Of parameters that are cut, a length is a sum over all parts."""
+        if not any(map(distributed.is_cut, params)):
+            super()._run(params, grads, moments, steps, masters, numbers)
+            return
+        from warpwright.distributed._lists import cut_of
+        from warpwright.optim._cut_lamb import cut_lamb_
+
+        if numbers.pop("rounding_seed", None) is not None:
+            message = "stochastic_rounding needs whole parameters, got a DTensor of which each process has a part"
+            raise RuntimeError(f"warpwright: Lamb: {message}")
+        grads = [distributed.placed_like(grad, param) for grad, param in zip(grads, params, strict=True)]
+        for cut in dict.fromkeys(map(cut_of, params)):
+            at = [i for i, param in enumerate(params) if cut_of(param) == cut]
+            lists = [[tensors[i] for i in at] if tensors else [] for tensors in (params, grads, *moments)]
+            own = [masters[i] for i in at] if masters else []
+            if cut is None:
+                super()._run(lists[0], lists[1], lists[2:], [steps[i] for i in at], own, numbers)
+            else:
+                values, slopes, first, second = map(distributed.local_parts, lists)
+                kept = distributed.local_parts(own)
+                cut_lamb_(values, slopes, first, second, [steps[i] for i in at], cut=cut, masters=kept, **numbers)
 
     def _numbers(self, group: dict[str, Any]) -> dict[str, Any]:
         beta1, beta2 = group["betas"]
