@@ -92,6 +92,12 @@ class Calls:
 
         return backward
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """The first set as it was drawn."""
+        for target, value in zip(self.samples[0].tensors(), self.case.sample(self.device, 0).tensors(), strict=True):
+            target.copy_(value)
+
     def results(self, call: Callable[[int], Any]) -> list[Tensor]:
         """Copies of what call(0) gives; for an op that writes to its arguments, of what it wrote first."""
         result = call(0)

@@ -19,6 +19,7 @@ from warpwright.nn.channel_norm import (
 from warpwright.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from warpwright.nn.conv_batch_norm import ConvBnAct2d
 from warpwright.nn.embedding import Embedding
+from warpwright.nn.float8 import Float8Linear, convert_to_float8_training
 from warpwright.nn.loss import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -47,6 +48,7 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
+    "Float8Linear",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -64,5 +66,6 @@ __all__ = [
     "SiLU",
     "Softmax",
     "SyncBatchNorm",
+    "convert_to_float8_training",
     "replace_modules",
 ]
