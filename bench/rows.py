@@ -213,9 +213,9 @@ _NUMBER, _COUNT, _TEXT = (float, type(None)), (int, type(None)), (str, type(None
 _OPTIONAL = {
     "parameters": dict, "reason": _TEXT, "p20": _NUMBER, "p50": _NUMBER, "p80": _NUMBER, "low": _NUMBER,
     "high": _NUMBER, "repeats": int, "calls": int, "clock": _TEXT, "settled": (bool, type(None)), "host": _NUMBER,
-    "peak_memory": _COUNT, "loss": _NUMBER, "flops": _COUNT, "bytes": _COUNT, "bound": _TEXT, "ceiling": _NUMBER, "ratio": _NUMBER,
-    "ratio_low": _NUMBER, "ratio_high": _NUMBER, "error": (float, str, type(None)), "checked": _TEXT,
-    "sources": _TEXT, "tflops": _NUMBER, "gbytes": _NUMBER,
+    "peak_memory": _COUNT, "loss": _NUMBER, "flops": _COUNT, "bytes": _COUNT,
+    "bound": _TEXT, "ceiling": _NUMBER, "ratio": _NUMBER, "ratio_low": _NUMBER, "ratio_high": _NUMBER,
+    "error": (float, str, type(None)), "checked": _TEXT, "sources": _TEXT, "tflops": _NUMBER, "gbytes": _NUMBER,
 }  # fmt: skip
 
 

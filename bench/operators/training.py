@@ -1,8 +1,8 @@
 """Whole training steps: forward, loss, backward and optimizer, of real models at real sizes.
 
-A call is `zero_grad, loss, backward, step` on a module and its optimizer, which a provider makes at its first call out of
-the parameters that were drawn, and keeps. It returns the loss and the gradients, which are compared with float64 as any
-op's results are. What `precision` says is done to the model:
+A call is `zero_grad, loss, backward, step` on a module and its optimizer, which a provider makes at its first call out
+of the parameters that were drawn, and keeps. It returns the loss and the gradients, which are compared with float64 as
+any op's results are. What `precision` says is done to the model:
 
     plain      everything in the case's dtype
     autocast   float32 parameters; torch.autocast to the case's dtype
@@ -10,8 +10,8 @@ op's results are. What `precision` says is done to the model:
     fp8        autocast, and the products of linear layers but the last of 8-bit floats: operands e4m3, gradients e5m2,
                a scale for each row
 
-For `torch` and `compile` that is PyTorch's own: its layers, fused optimizers, and torch._scaled_mm; for `warpwright` it is
-`replace_modules`, `convert_to_float8_training` and warpwright.optim.
+For `torch` and `compile` that is PyTorch's own: its layers, fused optimizers, and torch._scaled_mm; for `warpwright` it
+is `replace_modules`, `convert_to_float8_training` and warpwright.optim.
 """
 
 from __future__ import annotations
@@ -189,8 +189,7 @@ def _outcome(step: Callable[..., Any], sample: Sample, device: torch.device) -> 
     """The loss of STEPS steps from the drawn parameters, and the memory that training takes in all."""
     if not isinstance(step, Step):
         return {}  # A user's own.
-    plan, inputs, targets, params = sample.args
-    trainer = step.trainer(plan, params)
+    trainer = step.trainer(sample.args[0], sample.args[3])
     loss = torch.stack([step(*sample.args)[0] for _ in range(STEPS)])[-1]
     for parameter in trainer.module.parameters():
         parameter.grad = None

@@ -102,6 +102,8 @@ class Float8Linear(Linear):
         if reason is not None:
             count_fallback("Float8Linear", reason)
             return super().forward(input)
+        if input.numel() == 0 and input.shape[-1:] == (self.in_features,):
+            return super().forward(input)  # Nothing to quantize, and no maximum to scale by.
         kind = input.device.type
         out_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
         if input.dim() == 0 or input.shape[-1] != self.in_features:
