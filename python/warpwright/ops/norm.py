@@ -40,7 +40,8 @@ def rms_norm(
         input: (..., *normalized_shape), float32, float16, bfloat16 (float64 on the CPU), any strides.
         normalized_shape: the last dimensions of input, over which the mean is taken.
         weight: normalized_shape, input's dtype, or None for ones.
-        eps: added to the mean square; None for the machine epsilon of input's dtype, as torch.nn.functional.rms_norm.
+        eps: added to the mean square; None for the machine epsilon of float32 (float64's for float64), in which half
+            inputs are computed, as torch.nn.functional.rms_norm.
         residual: like input, added to it (and rounded to its dtype) before the norm.
         weight_offset: added to weight, in float32: 1 for Gemma, whose weights are kept as differences to 1.
         dropout_p: the probability with which an element of input becomes zero before the residual is added; the
@@ -63,7 +64,7 @@ def rms_norm(
     """
     ndim = _normalized_ndim("rms_norm", input, normalized_shape)
     if eps is None:
-        eps = torch.finfo(input.dtype).eps
+        eps = torch.finfo(acc_dtype(input.dtype)).eps
     seed = _seed(input, dropout_p, seed)
     output, total, _ = call("rms_norm", input, residual, ndim, weight, eps, weight_offset, dropout_p, seed, offset)
     return output if residual is None else (output, total)
