@@ -118,7 +118,7 @@ def test_mixed_precision_follows_torch_s(load, monkeypatch, precision, eps):
 
 
 def test_masters_and_eight_bits_follow_float32(load):
-    """Within a tenth of what the loss begins with; bfloat16 has eight bits, operands of 8-bit products three or four."""
+    """Within a tenth of the first loss: bfloat16 has eight bits, operands of 8-bit products three or four."""
     found = load("mixed_precision/amp").main(
         ["--steps", "15", "--device", "cpu", *(a for p in ("float32", "masters", "float8") for a in ("--precision", p))]
     )

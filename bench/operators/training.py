@@ -1,8 +1,8 @@
 """Whole training steps: forward, loss, backward and optimizer, of real models at real sizes.
 
 A call is `zero_grad, loss, backward, step` on a module and its optimizer, which a provider makes at its first call out
-of the parameters that were drawn, and keeps. It returns the loss and the gradients, which are compared with float64 as
-any op's results are. What `precision` says is done to the model:
+of the parameters that were drawn, and keeps. It returns the gradients, which are compared with float64 as any op's
+results are. What `precision` says is done to the model:
 
     plain      everything in the case's dtype
     autocast   float32 parameters; torch.autocast to the case's dtype
@@ -97,6 +97,7 @@ class Trainer:
         self.module = plan.build(params[0].device).to(params[0].dtype)
         if not plan.reads_tokens:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = list(self.module.parameters())  # In the order of `params`, whatever the swap does.
         narrow = plan.precision in ("autocast", "fp8") and plan.dtype != torch.float32 and not exact
         self.autocast = plan.dtype if narrow else None
         self.has_masters = plan.precision == "masters" and params[0].dtype in (torch.bfloat16, torch.float16)
@@ -111,27 +112,24 @@ class Trainer:
     @torch.no_grad()
     def load(self, params: list[Tensor]) -> None:
         """Training begins anew from these parameters."""
-        for target, value in zip(self.module.parameters(), params, strict=True):
-            target.grad = None
+        for target, value in zip(self.parameters, params, strict=True):
             target.copy_(value)
         self.version = params[0]._version
         self.optimizer = self._optimizer()
 
     def _optimizer(self) -> torch.optim.Optimizer | Masters:
         """AdamW; SGD with momentum for ResNet-50, as it was published."""
-        parameters = list(self.module.parameters())
         name, options = "AdamW", {"lr": 1e-3, "weight_decay": 1e-2}
         if self.plan.model == "resnet50":
             name, options = "SGD", {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
         if self.kind == "warpwright":
-            return getattr(warpwright.optim, name)(parameters, master_weights=self.has_masters, **options)
+            return getattr(warpwright.optim, name)(self.parameters, master_weights=self.has_masters, **options)
         make = functools.partial(getattr(torch.optim, name), fused=True, **options)
-        return Masters(parameters, make) if self.has_masters else make(parameters)
+        return Masters(self.parameters, make) if self.has_masters else make(self.parameters)
 
     def step(self, inputs: Tensor, targets: Tensor, update: bool = True) -> tuple[Tensor, ...]:
-        """The loss and the gradients, and with `update` a step of the optimizer."""
-        for parameter in self.module.parameters():
-            parameter.grad = None
+        """The gradients, and with `update` a step of the optimizer; `loss` has the loss."""
+        self.drop_gradients()
         scope = nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)
         with torch.enable_grad():
             with scope:
@@ -139,11 +137,16 @@ class Trainer:
             loss.backward()
         if update:
             self.optimizer.step()
-        return loss.detach(), *(p.grad for p in self.module.parameters() if p.grad is not None)
+        self.loss = loss.detach()
+        return tuple(p.grad for p in self.parameters if p.grad is not None)
+
+    def drop_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def resident(self) -> int:
         """Bytes between two steps: parameters, buffers and what the optimizer keeps."""
-        held = [*self.module.parameters(), *self.module.buffers()]
+        held = [*self.parameters, *self.module.buffers()]
         optimizer = self.optimizer
         if isinstance(optimizer, Masters):
             held += optimizer.masters
@@ -181,7 +184,7 @@ class Step:
 
 
 def _gradients(plan: Plan, inputs: Tensor, targets: Tensor, params: list[Tensor]) -> tuple[Tensor, ...]:
-    """What a step is compared with: the loss and the gradients, of PyTorch's layers."""
+    """What a step is compared with: the gradients of PyTorch's layers."""
     return Trainer("torch", plan, params).step(inputs, targets, update=False)
 
 
@@ -190,11 +193,12 @@ def _outcome(step: Callable[..., Any], sample: Sample, device: torch.device) -> 
     if not isinstance(step, Step):
         return {}  # A user's own.
     trainer = step.trainer(sample.args[0], sample.args[3])
-    loss = torch.stack([step(*sample.args)[0] for _ in range(STEPS)])[-1]
-    for parameter in trainer.module.parameters():
-        parameter.grad = None
+    for _ in range(STEPS):
+        step(*sample.args)
+    loss = trainer.loss.item()
+    trainer.drop_gradients()
     peak = peak_memory(Candidate(lambda i: step(*sample.args)), device)
-    return {"loss": loss.item(), "peak_memory": None if peak is None else trainer.resident() + peak}
+    return {"loss": loss, "peak_memory": None if peak is None else trainer.resident() + peak}
 
 
 # ---- what a step costs, and how a case is drawn ----
