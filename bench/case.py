@@ -59,6 +59,7 @@ class Operator:
         in_place: for such an op: PyTorch's own way to do it in place, which the provider "torch" is timed on.
         functions: for what is more than a call of an op: "torch", "compile" and "warpwright" -> what makes the callable
             that each of them is timed on.
+        compared: compared(parameters) -> parameters of the case to compare with float64, where that is another one.
         outcome: outcome(function, sample, device): further fields of a provider's row, found after the timing.
         sets: how often the inputs are drawn; None for as often as exceeds the caches.
     """
@@ -74,6 +75,7 @@ class Operator:
     written: Callable[[Sample], list[Tensor]] | None = None
     in_place: Callable[..., Any] | None = None
     functions: Mapping[str, Callable[[], Callable[..., Any]]] = field(default_factory=dict)
+    compared: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     outcome: Callable[[Callable[..., Any], Sample, torch.device], dict[str, Any]] | None = None
     sets: int | None = None
 

@@ -10,7 +10,7 @@ skips its work once it is warm or leaves its output unwritten is right on its fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -136,6 +136,8 @@ class Accuracy:
         small = case
         while (smaller := small.smaller()) is not None and not _fits(small, limits):
             small = smaller
+        if case.operator.compared is not None:
+            small = replace(small, parameters=case.operator.compared(small.parameters))
         sample = small.sample(device)
         if direction == "forward":
             sample = detached(sample)  # Without gradients a provider may take other kernels than with them.

@@ -174,6 +174,17 @@ class ResNet50(nn.Module):
 MODELS: dict[str, type[nn.Module]] = {"gpt2": GPT2, "llama": Llama, "resnet50": ResNet50, "vit": ViT}
 
 
+def smooth(model: nn.Module) -> nn.Module:
+    """The model with SiLU for ReLU and means for maxima, whose gradients are continuous."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+    return model
+
+
 class Trained(nn.Module):
     """A model and its loss: (inputs, targets) to a number."""
 

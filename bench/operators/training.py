@@ -1,8 +1,7 @@
 """Whole training steps: forward, loss, backward and optimizer, of real models at real sizes.
 
 A call is `zero_grad, loss, backward, step` on a module and its optimizer, which a provider makes at its first call out
-of the parameters that were drawn, and keeps. It returns the gradients, which are compared with float64 as any op's
-results are. What `precision` says is done to the model:
+of the parameters that were drawn, and keeps. It returns the gradients. What `precision` says is done to the model:
 
     plain      everything in the case's dtype
     autocast   float32 parameters; torch.autocast to the case's dtype
@@ -12,11 +11,16 @@ results are. What `precision` says is done to the model:
 
 For `torch` and `compile` that is PyTorch's own: its layers, fused optimizers, and torch._scaled_mm; for `warpwright` it
 is `replace_modules`, `convert_to_float8_training` and warpwright.optim.
+
+What is compared with float64 are the gradients of a smooth twin, by the bound of any op: where a ReLU's input is a
+rounding away from zero its derivative is a matter of luck, and one such gradient is all that the largest error would
+tell of. Of layers alike, which are one behind another, the gradients are compared as one tensor.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +33,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import warpwright
 from warpwright.bench.case import Draw, operator
-from warpwright.bench.operators._models import MODELS, Trained, bounds
+from warpwright.bench.operators._models import MODELS, Trained, bounds, smooth
 from warpwright.bench.operators._torch_training import Masters, convert_to_float8
 from warpwright.bench.timing import Candidate, peak_memory
 from warpwright.testing import Cost, Sample
@@ -67,6 +71,7 @@ class Plan:
     sizes: _Sizes
     precision: Precision
     dtype: torch.dtype
+    compared: bool = False
 
     @property
     def reads_tokens(self) -> bool:
@@ -75,7 +80,7 @@ class Plan:
     def build(self, device: torch.device | str) -> Trained:
         with torch.device(device):
             model = MODELS[self.model](self.sizes.width, self.sizes.layers, self.sizes.classes, self.sizes.size)
-            return Trained(model)
+            return Trained(smooth(model) if self.compared else model)
 
 
 # ---- providers ----
@@ -97,7 +102,8 @@ class Trainer:
         self.module = plan.build(params[0].device).to(params[0].dtype)
         if not plan.reads_tokens:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.parameters = list(self.module.parameters())  # In the order of `params`, whatever the swap does.
+        # In the order of `params`, whatever the swap does.
+        self.names, self.parameters = zip(*self.module.named_parameters(), strict=True)
         narrow = plan.precision in ("autocast", "fp8") and plan.dtype != torch.float32 and not exact
         self.autocast = plan.dtype if narrow else None
         self.has_masters = plan.precision == "masters" and params[0].dtype in (torch.bfloat16, torch.float16)
@@ -123,9 +129,9 @@ class Trainer:
         if self.plan.model == "resnet50":
             name, options = "SGD", {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
         if self.kind == "warpwright":
-            return getattr(warpwright.optim, name)(self.parameters, master_weights=self.has_masters, **options)
+            return getattr(warpwright.optim, name)(list(self.parameters), master_weights=self.has_masters, **options)
         make = functools.partial(getattr(torch.optim, name), fused=True, **options)
-        return Masters(self.parameters, make) if self.has_masters else make(self.parameters)
+        return Masters(self.parameters, make) if self.has_masters else make(list(self.parameters))
 
     def step(self, inputs: Tensor, targets: Tensor, update: bool = True) -> tuple[Tensor, ...]:
         """The gradients, and with `update` a step of the optimizer; `loss` has the loss."""
@@ -138,7 +144,15 @@ class Trainer:
         if update:
             self.optimizer.step()
         self.loss = loss.detach()
-        return tuple(p.grad for p in self.parameters if p.grad is not None)
+        return self._alike() if self.plan.compared else tuple(p.grad for p in self.parameters if p.grad is not None)
+
+    def _alike(self) -> tuple[Tensor, ...]:
+        """The gradients, those of one place in every block of a kind in one tensor."""
+        found: dict[tuple[str, torch.Size], list[Tensor]] = {}
+        for name, p in zip(self.names, self.parameters, strict=True):
+            assert p.grad is not None
+            found.setdefault((re.sub(r"\.\d+\.", ".", name, count=1), p.shape), []).append(p.grad)
+        return tuple(torch.stack(grads) for grads in found.values())
 
     def drop_gradients(self) -> None:
         for parameter in self.parameters:
@@ -258,6 +272,7 @@ def _factories() -> dict[str, Callable[[], Step]]:
     dtypes=(torch.float32, torch.bfloat16),
     gradient=False,
     functions=_factories(),
+    compared=lambda parameters: parameters | {"compared": True},
     outcome=_outcome,
     sets=1,
 )
@@ -271,9 +286,10 @@ def training_step_(
     layers: int | None = None,
     classes: int | None = None,
     size: int | None = None,
+    compared: bool = False,
 ) -> Sample:
     """`size`: tokens of a sequence, or pixels of an image's side; `classes`: of an image, or the vocabulary; `layers`:
-    blocks, at most so many in each stage of ResNet-50. None is the published model's."""
+    blocks, at most so many in each stage of ResNet-50. None is the published model's. `compared`: see above."""
     given = {"width": width, "layers": layers, "classes": classes, "size": size}
     full = _SIZES[model]
     sizes = _Sizes(**{name: value or getattr(full, name) for name, value in given.items()})
@@ -281,7 +297,7 @@ def training_step_(
         raise RuntimeError(f"warpwright: bench: width must be a multiple of 64, a head's, got {sizes.width}")
     if model == "vit" and sizes.size % 16:
         raise RuntimeError(f"warpwright: bench: size must be a multiple of 16, a patch's, got {sizes.size}")
-    plan = Plan(model, sizes, precision, draw.dtype)
+    plan = Plan(model, sizes, precision, draw.dtype, compared)
     wide = precision in ("autocast", "fp8") and draw.dtype == torch.bfloat16
     dtype = torch.float32 if wide else draw.dtype
     params = [
@@ -297,4 +313,5 @@ def training_step_(
         targets = draw.integers(batch, low=0, high=sizes.classes)
     changed = "".join(f" {name} {value}" for name, value in given.items() if value and name != "size")
     way = "" if precision == "plain" else f", {precision}"
-    return Sample(f"{model} N{batch} @{sizes.size}{changed}{way}", (plan, inputs, targets, params))
+    twin = ", smooth" if compared else ""
+    return Sample(f"{model} N{batch} @{sizes.size}{changed}{way}{twin}", (plan, inputs, targets, params))
