@@ -77,7 +77,8 @@ class _LlamaBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        few = max(HEAD_DIM, width // 4)
+        heads = width // HEAD_DIM
+        few = width // 4 if heads % 4 == 0 else width
         self.input_layernorm, self.post_attention_layernorm = (nn.RMSNorm(width, 1e-5) for _ in range(2))
         self.q_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.k_proj, self.v_proj = (nn.Linear(width, few, bias=False) for _ in range(2))

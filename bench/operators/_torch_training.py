@@ -13,7 +13,7 @@ class Masters:
     """An optimizer on float32 copies of half parameters: gradients are cast to them, and they are rounded back."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], make: Callable[[list[Tensor]], torch.optim.Optimizer]):
-        self.parameters = list(parameters)
+        self.parameters: list[Tensor] = list(parameters)
         self.masters: list[Tensor] = [p.detach().float() for p in parameters]
         self.optimizer = make(self.masters)
 

@@ -219,6 +219,13 @@ def _outcome(step: Callable[..., Any], sample: Sample, device: torch.device) -> 
 
 
 @functools.cache
+def _drawn(model: Model, sizes: _Sizes) -> list[tuple[torch.Size, float, float]]:
+    """The shape of each parameter, and between what it is drawn."""
+    module = Plan(model, sizes, "plain", torch.float32).build("meta")
+    return [(parameter.shape, low, high) for parameter, low, high in bounds(module)]
+
+
+@functools.cache
 def _forward_flops(model: Model, sizes: _Sizes, batch: int) -> int:
     plan = Plan(model, sizes, "plain", torch.float32)
     module = plan.build("meta")
@@ -244,18 +251,13 @@ def _smaller(parameters: dict[str, Any]) -> dict[str, Any] | None:
     """Half of the first that is above its least: batches of one have no statistics, and heads have 64 columns."""
     full = _SIZES[parameters["model"]]
     image = parameters["model"] in ("resnet50", "vit")
-    least = {
-        "batch": 2,
-        "layers": 1,
-        "classes": 64,
-        "size": 32,
-        "width": 16 if parameters["model"] == "resnet50" else 64,
-    }
+    narrow = 16 if parameters["model"] == "resnet50" else 64  # And what a width must be a multiple of.
+    least = {"batch": 2, "layers": 1, "classes": 64, "width": narrow, "size": 32}
     for name, smallest in least.items():
         value = parameters.get(name) or getattr(full, name)
-        half = -(-value // 32) * 16 if image and name == "size" else value // 2
+        step = narrow if name == "width" else 16 if image and name == "size" else 1
         if value > smallest:
-            return parameters | {name: max(smallest, half)}
+            return parameters | {name: max(smallest, value // 2 // step * step)}
     return None
 
 
@@ -301,8 +303,7 @@ def training_step_(
     wide = precision in ("autocast", "fp8") and draw.dtype == torch.bfloat16
     dtype = torch.float32 if wide else draw.dtype
     params = [
-        draw.tensor(*parameter.shape, low=low, high=high, grad=False, dtype=dtype)
-        for parameter, low, high in bounds(plan.build("meta"))
+        draw.tensor(*shape, low=low, high=high, grad=False, dtype=dtype) for shape, low, high in _drawn(model, sizes)
     ]
     if plan.reads_tokens:
         inputs = draw.integers(batch, sizes.size, low=0, high=sizes.classes)

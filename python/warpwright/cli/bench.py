@@ -120,9 +120,9 @@ def list_suites(
         reason = states[name]
         table.add_row(name, provider.about, "[green]found[/]" if reason is None else f"[dim]{reason}[/]")
     stdout().print(table)
-    ours = [name for name in OPERATORS if name in SPECS]
+    ours = [name for name, op in OPERATORS.items() if name in SPECS or "warpwright" in op.functions]
     stdout().print(
-        f"ops: {' '.join(ours)}\nPyTorch's and peers' only: {' '.join(n for n in OPERATORS if n not in SPECS)}"
+        f"ops: {' '.join(ours)}\nPyTorch's and peers' only: {' '.join(n for n in OPERATORS if n not in ours)}"
     )
 
 

@@ -39,7 +39,7 @@ class _Product(torch.autograd.Function):
         return _product(x[:2], w[:2], out_dtype, None if bias is None else bias.to(out_dtype))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_t, x_scale, w_t, w_scale = ctx.saved_tensors
         input_dtype, weight_dtype, bias_dtype = ctx.dtypes
