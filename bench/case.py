@@ -57,6 +57,11 @@ class Operator:
         written: for an op that writes to its arguments: written(sample) lists what it wrote, in the order of torch_op's
             results, which end in what the op returns beside. None for ops that return all that they make.
         in_place: for such an op: PyTorch's own way to do it in place, which the provider "torch" is timed on.
+        functions: for what is more than a call of an op: "torch", "compile" and "warpwright" -> what makes the callable
+            that each of them is timed on.
+        compared: compared(parameters) -> parameters of the case to compare with float64, where that is another one.
+        outcome: outcome(function, sample, device): further fields of a provider's row, found after the timing.
+        sets: how often the inputs are drawn; None for as often as exceeds the caches.
     """
 
     name: str
@@ -69,6 +74,10 @@ class Operator:
     directions: tuple[str, ...]
     written: Callable[[Sample], list[Tensor]] | None = None
     in_place: Callable[..., Any] | None = None
+    functions: Mapping[str, Callable[[], Callable[..., Any]]] = field(default_factory=dict)
+    compared: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    outcome: Callable[[Callable[..., Any], Sample, torch.device], dict[str, Any]] | None = None
+    sets: int | None = None
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -103,7 +112,7 @@ def operator(
     cost: Callable[..., Cost] | None = None,
     dtypes: tuple[torch.dtype, ...] | None = None,
     gradient: bool | None = None,
-    **in_place: Any,
+    **further: Any,
 ) -> Callable[[Callable[..., Sample]], Callable[..., Sample]]:
     """Decorates `sample(draw, *, sizes...) -> Sample`. What an OpSpec of this name knows need not be said again."""
     spec = SPECS.get(name)
@@ -121,7 +130,7 @@ def operator(
             smaller=smaller,
             dtypes=dtypes or spec.dtypes,
             directions=("forward", "backward", "both") if differentiable else ("forward",),
-            **in_place,
+            **further,
         )
         return sample
 

@@ -10,7 +10,7 @@ skips its work once it is warm or leaves its output unwritten is right on its fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,12 @@ class Calls:
 
         return backward
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """The first set as it was drawn."""
+        for target, value in zip(self.samples[0].tensors(), self.case.sample(self.device, 0).tensors(), strict=True):
+            target.copy_(value)
+
     def results(self, call: Callable[[int], Any]) -> list[Tensor]:
         """Copies of what call(0) gives; for an op that writes to its arguments, of what it wrote first."""
         result = call(0)
@@ -130,6 +136,8 @@ class Accuracy:
         small = case
         while (smaller := small.smaller()) is not None and not _fits(small, limits):
             small = smaller
+        if case.operator.compared is not None:
+            small = replace(small, parameters=case.operator.compared(small.parameters))
         sample = small.sample(device)
         if direction == "forward":
             sample = detached(sample)  # Without gradients a provider may take other kernels than with them.

@@ -45,6 +45,8 @@ class Row:
             time ran out first.
         host: seconds of the CPU's work for a call; on the CPU that is the call itself, and None.
         peak_memory: bytes that a call takes at most beside its inputs; None where that was not measured.
+        loss: of a training step: the loss after a fixed number of steps from the same parameters, on the same batch;
+            peak_memory is then all that training takes. None for ops.
         flops, bytes: the least work of a call: floating-point operations, and bytes with each input read once and each
             output written once.
         bound: "compute" or "memory": which ceiling limits that work.
@@ -77,6 +79,7 @@ class Row:
     settled: bool | None = None
     host: float | None = None
     peak_memory: int | None = None
+    loss: float | None = None
     flops: int | None = None
     bytes: int | None = None
     bound: str | None = None
@@ -210,9 +213,9 @@ _NUMBER, _COUNT, _TEXT = (float, type(None)), (int, type(None)), (str, type(None
 _OPTIONAL = {
     "parameters": dict, "reason": _TEXT, "p20": _NUMBER, "p50": _NUMBER, "p80": _NUMBER, "low": _NUMBER,
     "high": _NUMBER, "repeats": int, "calls": int, "clock": _TEXT, "settled": (bool, type(None)), "host": _NUMBER,
-    "peak_memory": _COUNT, "flops": _COUNT, "bytes": _COUNT, "bound": _TEXT, "ceiling": _NUMBER, "ratio": _NUMBER,
-    "ratio_low": _NUMBER, "ratio_high": _NUMBER, "error": (float, str, type(None)), "checked": _TEXT,
-    "sources": _TEXT, "tflops": _NUMBER, "gbytes": _NUMBER,
+    "peak_memory": _COUNT, "loss": _NUMBER, "flops": _COUNT, "bytes": _COUNT,
+    "bound": _TEXT, "ceiling": _NUMBER, "ratio": _NUMBER, "ratio_low": _NUMBER, "ratio_high": _NUMBER,
+    "error": (float, str, type(None)), "checked": _TEXT, "sources": _TEXT, "tflops": _NUMBER, "gbytes": _NUMBER,
 }  # fmt: skip
 
 
@@ -246,6 +249,7 @@ COLUMNS = {
     "repeats": lambda r: str(r.repeats),
     "host us": lambda r: _text(r.host, 1e6),
     "peak MB": lambda r: _text(r.peak_memory, 1e-6),
+    "loss": lambda r: _text(r.loss),
     "TFLOP/s": lambda r: _text(r.tflops),
     "GB/s": lambda r: _text(r.gbytes),
     "% of ceiling": lambda r: _text(r.ceiling, 100, 3),

@@ -164,18 +164,18 @@ def _trial(case: Case, direction: str, providers: Sequence[Provider], options: _
     trial = _Trial(case, direction, device)
     trial.find_functions(providers)
     timings: dict[str, Timing] = {}
-    peaks: dict[str, int | None] = {}
+    found: dict[str, dict[str, Any]] = {}
     if trial.functions:
         try:
             with _kept_graphs(direction):
                 trial.check_accuracy()
-                _time(trial, options, timings, peaks)
+                _time(trial, options, timings, found)
         except Exception as error:  # PyTorch itself cannot run the case: out of memory, say.
             for name in list(trial.functions):
                 trial.fail(name, error)
     base = providers[0].name
     has_base = base in timings and base not in trial.out
-    return [_row(trial, p, timings.get(p.name), peaks.get(p.name), has_base, options) for p in providers]
+    return [_row(trial, p, timings.get(p.name), found.get(p.name, {}), has_base, options) for p in providers]
 
 
 def _kept_graphs(direction: str) -> AbstractContextManager[Any]:
@@ -187,10 +187,12 @@ def _kept_graphs(direction: str) -> AbstractContextManager[Any]:
     return config.patch(donated_buffer=False)
 
 
-def _time(trial: _Trial, options: _Options, timings: dict[str, Timing], peaks: dict[str, int | None]) -> None:
+def _time(trial: _Trial, options: _Options, timings: dict[str, Timing], found: dict[str, dict[str, Any]]) -> None:
+    """Fills `timings`, and in `found` what else a row has."""
     meta = trial.case.sample("meta")
     nbytes = max(1, sum(t.numel() * t.element_size() for t in meta.tensors()))
-    calls = Calls(trial.case, trial.direction, options.device, sets_of_inputs(nbytes, options.cache))
+    sets = trial.case.operator.sets or sets_of_inputs(nbytes, options.cache)
+    calls = Calls(trial.case, trial.direction, options.device, sets)
     trial.build_calls(calls)
     reference = calls.of(trial.case.operator.in_place or trial.case.operator.torch_op)
     freshness = Freshness(calls, reference)
@@ -198,11 +200,25 @@ def _time(trial: _Trial, options: _Options, timings: dict[str, Timing], peaks: d
     timings |= trial.measure(options, len(calls.samples))
     trial.check_freshness(freshness)
     for name, (provider, call) in trial.calls.items():
-        peaks[name] = peak_memory(Candidate(call, provider.scope), options.device)
+        found[name] = {"peak_memory": peak_memory(Candidate(call, provider.scope), options.device)}
+    outcome = trial.case.operator.outcome
+    for name in list(trial.calls) if outcome is not None else ():
+        provider, function = trial.functions[name]
+        calls.restart()
+        try:
+            with provider.scope():
+                found[name] |= outcome(function, calls.samples[0], options.device)
+        except Exception as error:
+            trial.fail(name, error)
 
 
 def _row(
-    trial: _Trial, provider: Provider, timing: Timing | None, peak: int | None, has_base: bool, options: _Options
+    trial: _Trial,
+    provider: Provider,
+    timing: Timing | None,
+    found: dict[str, Any],
+    has_base: bool,
+    options: _Options,
 ) -> Row:
     case = trial.case
     least = work(case, trial.direction)
@@ -221,7 +237,7 @@ def _row(
     return Row(
         **what, p20=timing.p20, p50=timing.p50, p80=timing.p80, low=timing.low, high=timing.high,
         repeats=timing.repeats, calls=timing.calls, clock=timing.clock, settled=timing.settled, host=timing.host,
-        peak_memory=peak, ceiling=reached and reached[0], bound=reached and reached[1],
+        **found, ceiling=reached and reached[0], bound=reached and reached[1],
         ratio=ratios[0], ratio_low=ratios[1], ratio_high=ratios[2],
     )  # fmt: skip
 

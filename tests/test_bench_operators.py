@@ -170,6 +170,10 @@ TINY = {
         for name in ("adamw_", "adam_", "sgd_", "lion_", "lamb_")
     },
     "multi_tensor_norm": [{"model": "gpt2-small", "layers": 1, "divide": 64, "order": order} for order in ("2", "inf")],
+    "training_step_": [
+        {"model": name, "batch": 2, "size": 32, "width": 64, "layers": 1, "classes": 64, "precision": precision}
+        for name, precision in (("gpt2", "masters"), ("llama", "autocast"), ("vit", "fp8"), ("resnet50", "plain"))
+    ],
     "multi_tensor_scale_": [{"model": "gpt2-small", "layers": 1, "divide": 64}],
 }  # fmt: skip
 TINY_CASES = [(name, parameters) for name, found in TINY.items() for parameters in found]

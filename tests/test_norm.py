@@ -25,6 +25,18 @@ def test_offsets_of_one_seed_drop_other_elements(matrix):
     assert not torch.equal(*masks)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_default_eps_is_torch_s(matrix, dtype):
+    """Half inputs are computed in float32, and it is float32's epsilon that is added: bfloat16's would be most of the
+    mean square of these."""
+    x = (torch.linspace(-0.1, 0.1, 40) + torch.zeros(3, 1)).to(matrix, dtype)
+    expected = torch.nn.functional.rms_norm(x, (40,))
+    assert expected.abs().max() > 1.6
+    torch.testing.assert_close(ops.rms_norm(x, (40,)), expected, rtol=torch.finfo(dtype).eps, atol=0)
+    _, scale = ops.rms_norm_quantize(x, (40,))
+    torch.testing.assert_close(scale[:, 0] * 448, expected.float().amax(1), rtol=torch.finfo(dtype).eps, atol=0)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_in_its_row(matrix, value):
     x = torch.randn(3, 40, device=matrix)

@@ -23,4 +23,5 @@ from warpwright.bench.operators import (  # noqa: F401  (each fills OPERATORS)
     softmax,
     sparse,
     sync_batch_norm,
+    training,
 )

@@ -48,12 +48,15 @@ def _cudnn_at_its_best() -> Iterator[None]:
 
 
 def _torch_function(op: str, device: torch.device) -> Callable[..., Any]:
-    return OPERATORS[op].in_place or OPERATORS[op].torch_op
+    found = OPERATORS[op]
+    return found.functions["torch"]() if "torch" in found.functions else found.in_place or found.torch_op
 
 
 def _compiled_function(op: str, device: torch.device) -> Callable[..., Any]:
     # Dynamo gives up on a function that was compiled for eight shapes, and runs it eagerly without a word.
     torch._dynamo.reset()
+    if "compile" in OPERATORS[op].functions:
+        return OPERATORS[op].functions["compile"]()
     return torch.compile(_torch_function(op, device), dynamic=False)
 
 
@@ -61,6 +64,8 @@ def _compiled_function(op: str, device: torch.device) -> Callable[..., Any]:
 
 
 def _our_function(op: str, device: torch.device) -> Callable[..., Any] | None:
+    if "warpwright" in OPERATORS[op].functions:
+        return OPERATORS[op].functions["warpwright"]()
     if op not in SPECS:
         return None
     return getattr(warpwright.ops, op) if OPERATORS[op].written is not None else SPECS[op].op

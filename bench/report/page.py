@@ -70,6 +70,7 @@ COLUMNS = (
     Column("gbytes", "GB/s", "of the least traffic", lambda e: number(e.row.gbytes), True),
     Column("spread", "p20 – p80, µs", "how calls differ", lambda e: _interval(e.row.p20, e.row.p80, 1e6), True),
     Column("memory", "peak, MB", "memory beside the inputs", lambda e: _scaled(e.row.peak_memory, 1e-6), True),
+    Column("loss", "loss", "of training: after a fixed number of steps", lambda e: number(e.row.loss, 4), True),
     Column("host", "host, µs", "the CPU's work for a call", lambda e: _scaled(e.row.host, 1e6), True),
     Column("error", "error", "largest error / allowed error, 1 is the limit", lambda e: number(e.row.error, 2), True),
     Column("note", "note", "", _notes),

@@ -120,9 +120,9 @@ def list_suites(
         reason = states[name]
         table.add_row(name, provider.about, "[green]found[/]" if reason is None else f"[dim]{reason}[/]")
     stdout().print(table)
-    ours = [name for name in OPERATORS if name in SPECS]
+    ours = [name for name, op in OPERATORS.items() if name in SPECS or "warpwright" in op.functions]
     stdout().print(
-        f"ops: {' '.join(ours)}\nPyTorch's and peers' only: {' '.join(n for n in OPERATORS if n not in SPECS)}"
+        f"ops: {' '.join(ours)}\nPyTorch's and peers' only: {' '.join(n for n in OPERATORS if n not in ours)}"
     )
 
 
@@ -241,6 +241,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "GB/s": lambda r: _text(r.gbytes, 1, ".1f"),
     "% ceiling": lambda r: _text(r.ceiling, 100, ".0f"),
     "MB": lambda r: _text(r.peak_memory, 1e-6, ".1f"),
+    "loss": lambda r: _text(r.loss, 1, ".4f"),
     "x": lambda r: _text(r.ratio, 1, ".2f"),
     "error": lambda r: _text(r.error, 1, ".2f"),
 }

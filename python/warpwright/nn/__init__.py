@@ -20,6 +20,7 @@ from warpwright.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTran
 from warpwright.nn.conv_batch_norm import ConvBnAct2d
 from warpwright.nn.embedding import Embedding
 from warpwright.nn.experts import Experts
+from warpwright.nn.float8 import Float8Linear, convert_to_float8_training
 from warpwright.nn.loss import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -53,6 +54,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Experts",
+    "Float8Linear",
     "GatedMLP",
     "GroupNorm",
     "InstanceNorm1d",
@@ -77,5 +79,6 @@ __all__ = [
     "Softmax",
     "SparseLinear",
     "SyncBatchNorm",
+    "convert_to_float8_training",
     "replace_modules",
 ]

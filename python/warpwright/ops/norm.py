@@ -41,8 +41,8 @@ def rms_norm(
         input: (..., *normalized_shape), float32, float16, bfloat16 (float64 on the CPU), any strides.
         normalized_shape: the last dimensions of input, over which the mean is taken.
         weight: normalized_shape, input's dtype, or None for ones.
-        eps: added to the mean square; None for the machine epsilon of float32 (float64 for float64), whatever half
-            type input has, as torch.nn.functional.rms_norm.
+        eps: added to the mean square; None for the machine epsilon of float32 (float64's for float64), in which half
+            inputs are computed, as torch.nn.functional.rms_norm.
         residual: like input, added to it (and rounded to its dtype) before the norm.
         weight_offset: added to weight, in float32: 1 for Gemma, whose weights are kept as differences to 1.
         dropout_p: the probability with which an element of input becomes zero before the residual is added; the

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from warpwright import _registry
 from warpwright._backend import call
-from warpwright._check import check_like, fail, require, shape_text
+from warpwright._check import acc_dtype, check_like, fail, require, shape_text
 from warpwright.ops.norm import check_affine
 
 _INPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -53,7 +53,7 @@ def rms_norm_quantize(
     """
     _check_shape("rms_norm_quantize", input, normalized_shape)
     if eps is None:
-        eps = torch.finfo(input.dtype).eps if input.is_floating_point() else 0.0
+        eps = torch.finfo(acc_dtype(input.dtype)).eps
     outputs = call("norm_quantize", input, residual, weight, None, eps, weight_offset, False, block_size, dtype)
     return outputs if residual is not None else outputs[:2]
 
