@@ -15,7 +15,8 @@ NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -n
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# torch first, so that nothing else chooses its version; then Triton, unless this torch brought its own.
+# torch first, so that nothing else chooses its version; then Triton, unless this torch brought its own. timm, which the
+# tests replace layers in, comes without torchvision, whose wheels are each tied to one torch.
 $(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "warpwright needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +24,7 @@ $(STAMP): pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet 'torch==$(TORCH)' 'numpy>=1.26'
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet 'triton==$(TRITON)'
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps 'timm>=1.0'
 	touch $@
 
 setup: $(STAMP)  ## a virtual environment with torch, the tools and an editable install

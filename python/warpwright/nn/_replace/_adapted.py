@@ -44,4 +44,8 @@ def make(
     return kind  # type: ignore[return-value]
 
 
-copyreg.pickle(AdaptedType, lambda kind: (adapted, (kind._recipe, kind._original)))  # type: ignore[arg-type]
+def _reduced(kind: AdaptedType) -> tuple[Any, ...]:
+    return adapted, (kind._recipe, kind._original)
+
+
+copyreg.pickle(AdaptedType, _reduced)
