@@ -32,8 +32,13 @@ _STYLE = {
 
 
 def rows_hash(results: Sequence[Results]) -> str:
-    """A hash of all rows and ceilings, in their order: the same after they were written and read."""
-    records = [[row.as_dict() for row in found.rows] + [asdict(c) for c in found.ceilings] for found in results]
+    """A hash of all rows and ceilings, in their order: the same after they were written and read, and when rows have
+    got a field that these do not have."""
+    records = [
+        [{key: value for key, value in row.as_dict().items() if value is not None} for row in found.rows]
+        + [asdict(c) for c in found.ceilings]
+        for found in results
+    ]
     text = json.dumps(records, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
