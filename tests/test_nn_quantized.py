@@ -349,6 +349,17 @@ def test_training_a_quantised_layer_is_refused(form):
     assert layer.bias.grad is not None
 
 
+def test_torch_func_in_training_mode():
+    _, layer = pair("int8")
+    layer.train()
+    x = floats(5, 48)
+    exact = F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(torch.func.vmap(layer)(x), exact)
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (x,))[1], F.linear(x, layer.weight))
+    with pytest.raises(RuntimeError, match=r"warpwright: nn\.LinearInt8: layer is quantised and in training mode"):
+        torch.func.grad(lambda x: layer(x).sum())(x)
+
+
 def test_compiled_code_warns_of_training():
     _, layer = pair("int8")
     layer.train()

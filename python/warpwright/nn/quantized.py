@@ -31,8 +31,8 @@ class QuantizedLinear(torch.nn.Module):
     A new layer's weight is zero until a state is loaded; `from_float` makes a layer of one that has a weight. The
     integers and their scales are buffers, under names that say the format (`weight_int8`), so a state of another format
     meets torch's error about missing keys and not other numbers. A state_dict with a float `weight` may be loaded too:
-    it is quantised as `from_float` does it. Casting the layer (`half()`, `to(torch.bfloat16)`) casts bias, and output
-    follow the input; the integers stay what they are.
+    it is quantised as `from_float` does it. Casting the layer (`half()`, `to(torch.bfloat16)`) casts the bias and what
+    the weight is dequantised to; the integers stay what they are. The output has the input's dtype.
 
     `weight` is dequantised each time that it is read, and what is written into it is lost. It has no gradient. Those of
     input and bias are right, taken with the dequantised weight as if the input had not been rounded, so layers before
@@ -191,14 +191,23 @@ class QuantizedLinear(torch.nn.Module):
 class _Refused(torch.autograd.Function):
     """The identity, whose backward pass raises."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, output: Tensor, message: str) -> Tensor:
-        ctx.message = message
+    def forward(output: Tensor, message: str) -> Tensor:
         return output.view_as(output)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.message = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         raise RuntimeError(ctx.message)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent.view_as(tangent)
 
 
 @run_at_trace_time
@@ -229,8 +238,8 @@ class _ScaledLinear(QuantizedLinear):
         data, scale = ops.quantize(weight.detach(), self.quantized_dtype, granularity=granularity)
         return {self.data_name: data, "weight_scale": scale}
 
-    def float_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        return _dequantize(self._data(), self.weight_scale, self.granularity, dtype or self.dtype)
+    def float_weight(self) -> Tensor:
+        return _dequantize(self._data(), self.weight_scale, self.granularity, self.dtype)
 
     def _reason(self, input: object) -> str | None:
         reason = common_reason(input, self.bias)
