@@ -335,7 +335,7 @@ def test_ops_in_a_model_are_fused_too():
 
 def test_an_op_with_settings_of_its_own_is_left():
     def block(m, t):
-        return F.relu(torch.ops.warpwright.linear(t, m.w, None, None, "none", "tf32", False, False)[0])
+        return F.relu(torch.ops.warpwright.linear.default(t, m.w, None, None, "none", "tf32", False, False)[0])
 
     check(Function(block, w=floats(5, 6)), [x(3, 6)], {})
 
