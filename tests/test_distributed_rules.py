@@ -175,25 +175,16 @@ def test_nothing_of_it_is_imported_before_it_is_needed():
     assert found == "[]"
 
 
-@pytest.fixture
-def alone() -> Iterator[Any]:
-    """A mesh of this process."""
-    from torch.distributed.device_mesh import init_device_mesh
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
-
-
-def test_an_op_without_a_rule_says_so(alone):
+def test_an_op_without_a_rule_says_so():
     """And its layer leaves the work to torch."""
     from torch.distributed.tensor import distribute_tensor
 
-    x = distribute_tensor(torch.ones(4), alone)
-    message = "input must be a plain tensor, got a DTensor: this op has no sharding rule"
-    with pytest.raises(RuntimeError, match=f"warpwright: binary_cross_entropy_with_logits: {message}"):
-        warpwright.ops.binary_cross_entropy_with_logits(x, x)
-    key = ("BCEWithLogitsLoss", "tensor subclass DTensor")
-    before = warpwright.fallbacks().get(key, 0)
-    warpwright.nn.BCEWithLogitsLoss()(x, x)
-    assert warpwright.fallbacks()[key] == before + 1
+    with processes.alone() as mesh:
+        x = distribute_tensor(torch.ones(4), mesh)
+        message = "input must be a plain tensor, got a DTensor: this op has no sharding rule"
+        with pytest.raises(RuntimeError, match=f"warpwright: binary_cross_entropy_with_logits: {message}"):
+            warpwright.ops.binary_cross_entropy_with_logits(x, x)
+        key = ("BCEWithLogitsLoss", "tensor subclass DTensor")
+        before = warpwright.fallbacks().get(key, 0)
+        warpwright.nn.BCEWithLogitsLoss()(x, x)
+        assert warpwright.fallbacks()[key] == before + 1
