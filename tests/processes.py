@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ def run(function: Callable[..., Any], processes: int, *args: Any) -> list[Any]:
         entry = (processes, warpwright.current_backend(), function, folder)
         mp.start_processes(_process, entry, nprocs=processes, start_method="spawn")
         return [torch.load(Path(folder, f"result{rank}"), weights_only=False) for rank in range(processes)]
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[Any]:
+    """A mesh of this process, whose DTensors have one part."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
 
 
 def _process(rank: int, processes: int, backend: str, function: Callable[..., Any], folder: str) -> None:

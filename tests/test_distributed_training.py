@@ -293,3 +293,33 @@ def test_random_bits_follow_the_parts(results):
 
 def test_no_layer_left_its_work_to_torch(results):
     assert [result["fallbacks"] for result in results] == [{}, {}]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masters", [True, False], ids=["masters", "no masters"])
+def test_lambs_step_on_parts_is_its_step_on_the_whole(dtype, masters):
+    """A part that is all there is: what differs is how the step is composed. With zeros, no decay, a skipped step."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    generator = torch.Generator().manual_seed(3)
+    start = [torch.rand(6, 5, generator=generator) - 0.5, torch.zeros(7), torch.rand(3, generator=generator)]
+    found = []
+    with processes.alone() as mesh:
+        for cut in (False, True):
+            params = [torch.nn.Parameter(t.to(dtype, copy=True)) for t in start]
+            if cut:
+                params = [torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in params]
+            groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.0, "lr": torch.tensor(0.05)}]
+            optimizer = optim.Lamb(groups, lr=0.1, maximize=True, master_weights=masters, max_grad_norm=0.5)
+            grads = torch.Generator().manual_seed(4)
+            for step in range(4):
+                for p in params:
+                    grad = torch.rand(p.shape, generator=grads).to(dtype)
+                    p.grad = distribute_tensor(grad, mesh, [Shard(0)]) if cut else grad
+                optimizer.found_inf = torch.tensor(float(step == 2))
+                optimizer.step()
+            state = [optimizer.state[p].get("master", p) for p in params]
+            found.append([models.whole(t).float() for t in (*params, *state)])
+    for whole, part in zip(*found, strict=True):
+        # A rounding of each of four steps.
+        assert (whole - part).abs().max() <= 4 * torch.finfo(dtype).eps * whole.abs().max()

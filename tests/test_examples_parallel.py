@@ -17,7 +17,7 @@ import warpwright
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "parallel"
 NAMES = ("ddp", "fsdp2", "tensor_parallel", "pipeline")
-STEPS = 8
+STEPS = 6
 pytest.importorskip("sklearn", reason="the digits of ddp.py are scikit-learn's")
 
 
