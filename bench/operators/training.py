@@ -101,7 +101,7 @@ class Trainer:
         self.kind, self.plan, self.device = kind, plan, params[0].device.type
         self.module = plan.build(params[0].device).to(params[0].dtype)
         if not plan.reads_tokens:
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.module.to(memory_format=torch.channels_last)
         # In the order of `params`, whatever the swap does.
         self.names, self.parameters = zip(*self.module.named_parameters(), strict=True)
         narrow = plan.precision in ("autocast", "fp8") and plan.dtype != torch.float32 and not exact
