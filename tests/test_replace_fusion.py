@@ -459,3 +459,25 @@ def test_every_activation_in_a_chain_is_the_kernels():
     for module in (nn.LeakyReLU(0.2), nn.ReLU6(), nn.Softplus()):
         assert replace_modules(nn.Sequential(nn.Linear(8, 8), module)).fused == {}
     assert _chain.activation_of(nn.Softplus()) is None
+
+
+def test_a_method_that_was_patched_since_is_read_again(monkeypatch):
+    theirs, ours, x, _ = pair("silu gate")
+    replace_modules(ours).restore()
+
+    def forward(self, x):
+        return 2 * self.down(self.act(self.gate(x)) * self.up(x))
+
+    monkeypatch.setattr(Gated, "forward", forward)
+    assert replace_modules(ours).fused
+    close(ours(x), theirs(x))
+    close(ours(x), forward(ours, x))
+
+
+def test_a_chain_looks_like_what_it_was():
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    text = repr(net)
+    replace_modules(net)
+    assert repr(net) == text
+    assert isinstance(net, nn.Sequential)
+    assert len(net[:1]) == 1

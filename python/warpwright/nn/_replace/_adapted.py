@@ -15,7 +15,7 @@ import torch
 #: How a class is adapted: original class -> adapted class. Known to pickle by its name in warpwright.
 Recipe = Callable[[type[torch.nn.Module]], type[torch.nn.Module]]
 
-_CLASSES: dict[tuple[Recipe, type[torch.nn.Module]], type[torch.nn.Module]] = {}
+_CLASSES: dict[tuple[Recipe, type[torch.nn.Module]], tuple[tuple[Any, ...] | None, type[torch.nn.Module]]] = {}
 
 
 class AdaptedType(type):
@@ -25,11 +25,14 @@ class AdaptedType(type):
     _original: type[torch.nn.Module]
 
 
-def adapted(recipe: Recipe, original: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    """The class that `recipe` makes of `original`: the same one each time."""
-    known = _CLASSES.get((recipe, original))
-    if known is None:
-        known = _CLASSES[recipe, original] = recipe(original)
+def adapted(
+    recipe: Recipe, original: type[torch.nn.Module], of: tuple[Any, ...] | None = None
+) -> type[torch.nn.Module]:
+    """The class that `recipe` makes of `original`: the same one each time, as long as it is made `of` the same."""
+    made_of, known = _CLASSES.get((recipe, original), (None, None))
+    if known is None or (of is not None and made_of != of):
+        known = recipe(original)
+        _CLASSES[recipe, original] = of, known
     return known
 
 

@@ -77,7 +77,7 @@ def item_of(stage: Any) -> Item:
         fits = [part.kind for part in parts] == ["linear", "activation", "linear"]
         return Item("gated" if fits else "other", stage, parts[1].activation if fits else None)
     if not isinstance(stage, torch.nn.Module):
-        name = FUNCTIONS.get(stage)
+        name = FUNCTIONS.get(stage) if callable(stage) and type(stage).__hash__ is not None else None
         return Item("other" if name is None else "activation", stage, name)
     if altered(stage) is not None:
         return Item("other", stage)
@@ -122,14 +122,14 @@ def items_of(stages: Iterable[Any]) -> list[Item]:
 def _inner(stage: Any) -> Sequence[Any] | None:
     if not isinstance(stage, torch.nn.Module) or altered(stage) is not None:
         return None
-    if type(stage).forward is torch.nn.Sequential.forward or type(stage).forward is Sequence_.forward:
+    if type(stage).forward is torch.nn.Sequential.forward or type(stage).forward is Sequential.forward:
         return list(stage)  # type: ignore[call-overload]
     inside = getattr(type(stage), "_warpwright_stages", None)
     return None if inside is None else inside(stage)
 
 
-class Sequence_(torch.nn.Sequential):
-    """A torch.nn.Sequential that runs as a chain."""
+class Sequential(torch.nn.Sequential):
+    """torch.nn.Sequential that runs as a chain."""
 
     def forward(self, input: Any) -> Any:
         return run(input, tuple(self))

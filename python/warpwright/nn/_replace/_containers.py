@@ -27,6 +27,7 @@ class _Method(NamedTuple):
     """A method that can be written anew: its syntax tree, the stages of its chains, the globals to exchange."""
 
     name: str
+    function: Callable[..., Any]
     tree: ast.FunctionDef
     chains: list[list[ast.expr]]
     names: Mapping[str, Callable[..., Any]]
@@ -39,12 +40,12 @@ def fused_class(module: torch.nn.Module) -> tuple[type[torch.nn.Module], list[st
     kind = type(module)
     if kind is torch.nn.Sequential:
         names = _names_of([list(module)])  # type: ignore[call-overload]
-        return (_chain.Sequence_, names) if names else None
-    methods = _methods(kind)  # type: ignore[arg-type]
+        return (_chain.Sequential, names) if names else None
+    methods = _methods(kind)
     stages = [_stages(method, chain, module) for method in methods for chain in method.chains]
     names = _names_of(stages)
     names += ["rotary_embedding" for method in methods for _ in method.names]
-    return (adapted(fused_recipe, kind), names) if names else None
+    return (adapted(fused_recipe, kind, of=tuple(method.function for method in methods)), names) if names else None
 
 
 def _names_of(chains: Iterable[Sequence[Any]]) -> list[str]:
@@ -53,7 +54,7 @@ def _names_of(chains: Iterable[Sequence[Any]]) -> list[str]:
 
 def fused_recipe(original: type[torch.nn.Module]) -> type[torch.nn.Module]:
     members: dict[str, Any] = {"_warpwright_container": True}
-    for method in _methods(original):  # type: ignore[arg-type]
+    for method in _methods(original):
         function = getattr(original, method.name)
         members[method.name] = with_body(
             function, method.tree if method.chains else None, {**method.names, **(_HELPERS if method.chains else {})}
@@ -64,7 +65,6 @@ def fused_recipe(original: type[torch.nn.Module]) -> type[torch.nn.Module]:
     return make(fused_recipe, original, (original,), members)
 
 
-@functools.cache
 def _methods(kind: type[torch.nn.Module]) -> list[_Method]:
     """The methods of a class, of it and those of its bases that have a forward of their own."""
     found: dict[str, _Method] = {}
@@ -74,14 +74,17 @@ def _methods(kind: type[torch.nn.Module]) -> list[_Method]:
         for name, function in vars(base).items():
             if name in found or name.startswith("__") or getattr(kind, name, None) is not function:
                 continue
-            method = _method(kind, name, function)
+            if not callable(function) or not _hashable(function):
+                continue
+            method = _method(kind, name, function)  # type: ignore[arg-type]
             if method is not None:
                 found[name] = method
     return list(found.values())
 
 
-def _method(kind: type[torch.nn.Module], name: str, function: Any) -> _Method | None:
-    inner = unwrapped(function) if callable(function) else None
+@functools.cache
+def _method(kind: type[torch.nn.Module], name: str, function: Callable[..., Any]) -> _Method | None:
+    inner = unwrapped(function)
     tree = None if inner is None else tree_of(inner.__code__)
     if inner is None or tree is None or not tree.args.args or not rewrappable(function):
         return None
@@ -89,7 +92,7 @@ def _method(kind: type[torch.nn.Module], name: str, function: Any) -> _Method | 
     names = rotary_names(kind) if name == "forward" else {}
     if not chains and not names:
         return None
-    return _Method(name, new, chains, names, tree.args.args[0].arg, inner.__globals__)
+    return _Method(name, function, new, chains, names, tree.args.args[0].arg, inner.__globals__)
 
 
 def _functions_in(tree: ast.FunctionDef, space: Mapping[str, Any]) -> frozenset[str]:

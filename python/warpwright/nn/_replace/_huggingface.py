@@ -107,12 +107,12 @@ def recipe_for(module: torch.nn.Module) -> Recipe | None:
         return activation_recipe if kind.__name__ in _ACTIVATIONS else None
     if kind.__module__.startswith("torch."):
         return None
-    return _recipe_of(kind)  # type: ignore[arg-type]
+    return _recipe_of(kind, kind.forward)  # type: ignore[arg-type]
 
 
 @functools.cache
-def _recipe_of(kind: type[torch.nn.Module]) -> Recipe | None:
-    text = meaning(kind.forward)
+def _recipe_of(kind: type[torch.nn.Module], forward: Callable[..., Any]) -> Recipe | None:
+    text = meaning(forward)
     if text is None:
         return None
     if text in (_RMS_NORM, _T5_NORM):
