@@ -13,7 +13,7 @@ their tensors lie, leave DTensors to torch, and count it in warpwright.fallbacks
     dropout         any dimension: each part has a mask of its own
     rotary          batch, heads, and with tables of angles the sequence
     losses          the batch: a mean over several processes exchanges two numbers. Classes in parts are torch's
-                    (torch.distributed.tensor.parallel.loss_parallel)
+                    (torch.distributed.tensor.parallel.loss_parallel); linear_cross_entropy gathers such a weight
     convolutions    batch, output channels, or input channels as parts of the sum
     batch norm      channels; the batch, whose statistics are exchanged in training
 """
