@@ -6,14 +6,14 @@ otherwise are brought there by torch, which moves as little as it can. Layers wh
 their tensors lie, leave DTensors to torch, and count it in warpwright.fallbacks().
 
     products        rows, columns, or parts of the sum, which stay partial sums until they are wanted whole
-    mlp             rows, or the hidden features, whose gathering is all that would cost anything
+    mlp             rows, or the hidden features, whose output is parts of a sum
     norms, softmax  rows
     activations     any dimension
     embedding       tokens, or columns of the table; rows of the table are torch's
     dropout         any dimension: each part has a mask of its own
     rotary          batch, heads, and with tables of angles the sequence
     losses          the batch: a mean over several processes exchanges two numbers. Classes in parts are torch's
-                    (torch.distributed.tensor.parallel.loss_parallel)
+                    (torch.distributed.tensor.parallel.loss_parallel); linear_cross_entropy gathers such a weight
     convolutions    batch, output channels, or input channels as parts of the sum
     batch norm      channels; the batch, whose statistics are exchanged in training
 """
@@ -35,7 +35,9 @@ _FAMILIES = ("_matmul", "_rows", "_loss", "_conv")
 #: Operators that have no rule of their own, because a function of ops/ makes their part of the work on local tensors.
 _LOCAL = frozenset(("dropout_add",))
 
+#: Backends whose operators' rules torch knows, and the operators that have one.
 _registered: set[str] = set()
+_known: set[str] = set()
 
 
 def is_dtensor(value: object) -> bool:
@@ -80,16 +82,20 @@ def placed_like(grad: Tensor, param: Tensor) -> Tensor:
     return placed
 
 
+def _all_rules() -> Any:
+    """The module of the rules, with all of them in it."""
+    for family in _FAMILIES:
+        importlib.import_module(f"warpwright.distributed.{family}")
+    return importlib.import_module("warpwright.distributed._rules")
+
+
 @run_at_trace_time
 def register_rules(backend: str, op: str) -> bool:
     """Tells torch the rules of a backend's operators, unless it was told. Raises where `op` has none."""
     if not has_rule(op):
         fail(op, "input must be a plain tensor, got a DTensor: this op has no sharding rule")
     if backend not in _registered:
-        rules: Callable[[str], Any] = importlib.import_module("warpwright.distributed._rules").register
-        for family in _FAMILIES:
-            importlib.import_module(f"warpwright.distributed.{family}")
-        rules(backend)
+        _all_rules().register(backend)
         _registered.add(backend)
     return True
 
@@ -97,7 +103,6 @@ def register_rules(backend: str, op: str) -> bool:
 @run_at_trace_time
 def has_rule(op: str) -> bool:
     """Whether operator `op` takes DTensors."""
-    for family in _FAMILIES:
-        importlib.import_module(f"warpwright.distributed.{family}")
-    rules: dict[str, Any] = importlib.import_module("warpwright.distributed._rules").RULES
-    return op in rules or op in _LOCAL
+    if not _known:
+        _known.update(_all_rules().RULES, _LOCAL)
+    return op in _known
