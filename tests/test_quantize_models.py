@@ -411,7 +411,7 @@ def test_torchs_encoder_reads_the_dequantised_weight():
         (lambda net: quantize(torch.compile(net), "int8"), "quantize: the model is compiled already: call quantize"),
         (
             lambda net: sparsify(nn.Sequential(torch.jit.script(nn.Linear(8, 8)))),
-            "sparsify: RecursiveScriptModule in the model is scripted already",
+            "sparsify: the module '0' is scripted already: call sparsify",
         ),
     ],
 )
@@ -426,7 +426,7 @@ def test_misuse_is_answered_and_changes_nothing(call, message):
 def test_a_layer_compiled_in_place_is_refused():
     net = model()
     net.ours.compile(backend="eager")
-    with pytest.raises(RuntimeError, match="quantize: Linear in the model is compiled already"):
+    with pytest.raises(RuntimeError, match="quantize: the module 'ours' is compiled already"):
         quantize(net, "int8")
 
 
