@@ -321,9 +321,15 @@ def test_our_own_layers_are_fused_as_torchs_are():
     model = nn.Sequential(ConvNorm(nn.ReLU(inplace=True), bias=False), nn.Conv2d(5, 4, 3), nn.GELU())
     expected = {"conv2d_batch_norm": 1, "conv2d": 1}
     check(model, [x(2, 3, 6, 6)], expected)
-    warpwright.nn.replace_modules(model)
+    warpwright.nn.replace_modules(model, fuse=False)
     check(model, [x(2, 3, 6, 6)], expected)
     check(model.eval(), [x(2, 3, 6, 6)], expected)
+
+
+def test_what_replace_modules_took_together_is_left():
+    model = nn.Sequential(ConvNorm(nn.ReLU(inplace=True), bias=False), nn.Conv2d(5, 4, 3), nn.GELU())
+    warpwright.nn.replace_modules(model)
+    check(model, [x(2, 3, 6, 6)], {})
 
 
 def test_ops_in_a_model_are_fused_too():
