@@ -60,7 +60,8 @@ class Operator:
         functions: for what is more than a call of an op: "torch", "compile" and "warpwright" -> what makes the callable
             that each of them is timed on.
         compared: compared(parameters) -> parameters of the case to compare with float64, where that is another one.
-        outcome: outcome(function, sample, device): further fields of a provider's row, found after the timing.
+        outcome: outcome(function, sample, device): further fields of a provider's row, found after the timing;
+            `peak_memory` is then one of them.
         sets: how often the inputs are drawn; None for as often as exceeds the caches.
     """
 

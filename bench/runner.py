@@ -199,15 +199,15 @@ def _time(trial: _Trial, options: _Options, timings: dict[str, Timing], found: d
     trial.check_freshness(freshness)
     timings |= trial.measure(options, len(calls.samples))
     trial.check_freshness(freshness)
-    for name, (provider, call) in trial.calls.items():
-        found[name] = {"peak_memory": peak_memory(Candidate(call, provider.scope), options.device)}
     outcome = trial.case.operator.outcome
-    for name in list(trial.calls) if outcome is not None else ():
-        provider, function = trial.functions[name]
+    for name, (provider, call) in list(trial.calls.items()):
+        if outcome is None:
+            found[name] = {"peak_memory": peak_memory(Candidate(call, provider.scope), options.device)}
+            continue
         calls.restart()
         try:
             with provider.scope():
-                found[name] |= outcome(function, calls.samples[0], options.device)
+                found[name] = outcome(trial.functions[name][1], calls.samples[0], options.device)
         except Exception as error:
             trial.fail(name, error)
 

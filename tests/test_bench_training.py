@@ -12,7 +12,7 @@ import warpwright
 from warpwright.bench.case import OPERATORS, Case
 from warpwright.bench.checks import Accuracy, detached
 from warpwright.bench.operators import training
-from warpwright.bench.operators._torch_training import Masters, _Float8Linear
+from warpwright.bench.operators._torch_training import Masters, _Float8Linear, _quantize
 from warpwright.bench.operators.training import Plan, Step, Trainer
 from warpwright.bench.providers import find
 from warpwright.bench.runner import collect, run
@@ -128,6 +128,14 @@ def test_precisions_are_what_they_say():
         assert found == {f"model.h.0.{name}" for name in ("c_attn", "c_proj", "mlp.0", "mlp.2")}
     assert isinstance(trainer("compile").run, torch._dynamo.OptimizedModule)
     assert isinstance(trainer("torch", model="resnet50").optimizer, torch.optim.SGD)
+
+
+def test_torch_s_8_bit_operands_lie_as_tensor_cores_want_them():
+    for operand in (torch.randn(16, 32), torch.randn(32, 16).t()):
+        codes, scale = _quantize(operand, torch.float8_e4m3fn)
+        assert codes.is_contiguous()
+        assert scale.shape == (16, 1)
+        assert codes.float().abs().amax(1).eq(448).all()
 
 
 def test_masters_are_torch_s_optimizer_in_float32():

@@ -30,9 +30,9 @@ class Masters:
 
 
 def _quantize(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Each row to 8-bit floats, and its scale, (m, 1)."""
+    """Each row to 8-bit floats, which lie together as the product wants them, and its scale, (m, 1)."""
     scale = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / torch.finfo(dtype).max
-    return (rows / scale).to(dtype), scale
+    return (rows / scale).to(dtype).contiguous(), scale
 
 
 def _product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:

@@ -42,7 +42,7 @@ Model = Literal["gpt2", "llama", "resnet50", "vit"]
 Precision = Literal["plain", "autocast", "masters", "fp8"]
 
 #: A row's loss is that after so many steps from the parameters that were drawn, on one batch.
-STEPS = 20
+STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Trainer:
         """AdamW; SGD with momentum for ResNet-50, as it was published."""
         name, options = "AdamW", {"lr": 1e-3, "weight_decay": 1e-2}
         if self.plan.model == "resnet50":
-            name, options = "SGD", {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
+            name, options = "SGD", {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
         if self.kind == "warpwright":
             return getattr(warpwright.optim, name)(list(self.parameters), master_weights=self.has_masters, **options)
         make = functools.partial(getattr(torch.optim, name), fused=True, **options)

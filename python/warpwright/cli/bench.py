@@ -241,7 +241,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "GB/s": lambda r: _text(r.gbytes, 1, ".1f"),
     "% ceiling": lambda r: _text(r.ceiling, 100, ".0f"),
     "MB": lambda r: _text(r.peak_memory, 1e-6, ".1f"),
-    "loss": lambda r: _text(r.loss, 1, ".4f"),
+    "loss": lambda r: _text(r.loss, 1, ".4g"),
     "x": lambda r: _text(r.ratio, 1, ".2f"),
     "error": lambda r: _text(r.error, 1, ".2f"),
 }
