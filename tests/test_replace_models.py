@@ -171,3 +171,15 @@ def test_training_follows_the_same_curve(name):
     )
     assert (found - expected).abs().max() <= bound
     assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("model_layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("input_layout", [torch.contiguous_format, torch.channels_last])
+def test_any_mixture_of_layouts_gives_the_same(model_layout, input_layout):
+    theirs, inputs = build("resnet-basic")
+    theirs.eval().to(memory_format=model_layout)
+    ours = copy.deepcopy(theirs)
+    replace_modules(ours)
+    x = inputs["pixel_values"].expand(-1, 1, -1, -1).contiguous(memory_format=input_layout)
+    torch.testing.assert_close(ours(x).logits, theirs(x).logits, rtol=1e-4, atol=1e-5)
+    assert not warpwright.fallbacks()
