@@ -106,7 +106,7 @@ APART = {
 @pytest.mark.parametrize("case", list(APART))
 def test_what_is_no_chain_stays_as_it_is(case):
     text, _ = rewritten(APART[case])
-    assert "(self.a, self.b)" not in text
+    assert "self.a, self.b" not in text
     assert "tap(" not in text
     if case in ("two arguments", "keywords", "a lone sum in place", "read twice", "an inner function"):
         assert text == ast.unparse(ast.parse(APART[case]))
@@ -388,6 +388,7 @@ def test_autocast_is_followed():
         replace_modules(ours)
         with torch.autocast("cpu", torch.bfloat16):
             mine, reference = ours(x), theirs(x)
+        assert mine.dtype == reference.dtype  # A residual in float32 keeps the sum there.
         torch.testing.assert_close(mine.float(), reference.float(), rtol=3e-2, atol=3e-2)
 
 

@@ -86,6 +86,8 @@ def test_logits_are_a_tensor_for_everything_else():
         lambda x: x / 3,
         lambda x: torch.tanh(x / 3) * 2,
         lambda x: x.to(torch.bfloat16).float(),
+        lambda x: F.cross_entropy((x / 3).view(-1, 128), hf_models.text().view(-1)),
+        lambda x: F.cross_entropy(torch.tanh(x / 3).view(-1, 128), hf_models.text().view(-1)),
         lambda x: torch.tensor(x.tolist()),
         lambda x: copy.deepcopy(x.detach()),
         lambda x: torch.from_numpy(x.detach().numpy().copy()),
