@@ -72,13 +72,16 @@ def test_a_training_step_computes_no_logits(name):
 
 def test_logits_are_a_tensor_for_everything_else():
     theirs, ours, inputs = pair("llama")
-    mine, reference = ours(**inputs).logits, theirs(**inputs).logits
+    reference = theirs(**inputs).logits
     for read in (
         lambda x: x.argmax(-1),
         lambda x: x.detach(),
         lambda x: x[:, -1],
         lambda x: x[..., :-1, :],
         lambda x: x[0, 3, 5],
+        lambda x: x[..., 2:5],
+        lambda x: x[:, :, :3],
+        lambda x: x[1],
         lambda x: x.view(-1, 128).softmax(-1),
         lambda x: x.reshape(2, -1),
         lambda x: x.double() * 2 + 1,
@@ -94,7 +97,8 @@ def test_logits_are_a_tensor_for_everything_else():
         lambda x: F.cross_entropy(x.transpose(1, 2), hf_models.text(), label_smoothing=0.1),
         lambda x: F.kl_div(x.log_softmax(-1), reference.detach().softmax(-1), reduction="batchmean"),
     ):
-        torch.testing.assert_close(read(mine), read(reference), rtol=1e-4, atol=1e-5)
+        uncomputed = ours(**inputs).logits
+        torch.testing.assert_close(read(uncomputed), read(reference), rtol=1e-4, atol=1e-5)
     fresh = ours(**inputs).logits
     assert fresh.requires_grad
     assert "tensor(" in repr(fresh)
@@ -310,3 +314,48 @@ def test_adapters_that_exchange_a_layer_later_count():
             layer.mlp.gate_proj = Adapter(layer.mlp.gate_proj)
             layer.self_attn.q_proj = Adapter(layer.self_attn.q_proj)
     torch.testing.assert_close(ours(**inputs).logits, theirs(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
+ROTARY = """
+import torch
+
+class RotaryEmbedding(torch.nn.Module):
+    def forward(self, x, position_ids):
+        freqs = position_ids[..., None].float() * self.inv_freq
+        emb = torch.cat((freqs, {second}), dim=-1)
+        return emb.cos(), emb.sin()
+
+def rotate_half(x):
+    x1 = x[..., : x.shape[-1] // 2]
+    x2 = x[..., x.shape[-1] // 2 :]
+    return torch.cat((-x2, x1), dim=-1)
+
+def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+    q_embed = (q * cos) + (rotate_half(q) * sin)
+    k_embed = (k * cos) + (rotate_half(k) * sin)
+    return q_embed, k_embed
+
+class Attention(torch.nn.Module):
+    def forward(self, q, k, cos, sin):
+        return apply_rotary_pos_emb(q, k, cos, sin)
+"""
+
+
+@pytest.mark.parametrize(("second", "fused"), [("freqs", True), ("freqs + 1", False)])
+def test_tables_must_hold_each_angle_twice(tmp_path, monkeypatch, second, fused):
+    name = f"rotary_of_{fused}".lower()
+    (tmp_path / f"{name}.py").write_text(ROTARY.format(second=second))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = __import__(name)
+    theirs = module.Attention()
+    ours = copy.deepcopy(theirs)
+    assert bool(replace_modules(ours).fused) == fused
+    q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
+    angles = torch.randn(2, 5, 4)
+    angles = torch.cat((angles, angles if fused else angles + 1), -1)
+    for mine, reference in zip(
+        ours(q, k, angles.cos(), angles.sin()), theirs(q, k, angles.cos(), angles.sin()), strict=True
+    ):
+        torch.testing.assert_close(mine, reference)
