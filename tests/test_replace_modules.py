@@ -55,6 +55,31 @@ class Doubled(nn.Linear):
         return 2 * super().forward(input)
 
 
+class LazyOwn(nn.Linear):
+    """A layer whose weight has no shape yet, by a mechanism of its own."""
+
+    def __init__(self):
+        super().__init__(2, 3)
+        self.weight = nn.UninitializedParameter()
+
+
+LAZY = {
+    "LazyLinear": ((3,), (5, 8)),
+    "LazyConv1d": ((3, 2), (2, 4, 7)),
+    "LazyConv2d": ((3, 2), (2, 4, 5, 5)),
+    "LazyConv3d": ((3, 2), (1, 2, 3, 4, 3)),
+    "LazyConvTranspose1d": ((3, 2), (2, 4, 7)),
+    "LazyConvTranspose2d": ((3, 2), (2, 4, 5, 5)),
+    "LazyConvTranspose3d": ((3, 2), (1, 2, 3, 4, 3)),
+    "LazyBatchNorm1d": ((), (5, 8)),
+    "LazyBatchNorm2d": ((), (2, 4, 5, 5)),
+    "LazyBatchNorm3d": ((), (1, 2, 3, 4, 3)),
+    "LazyInstanceNorm1d": ((), (2, 4, 7)),
+    "LazyInstanceNorm2d": ((), (2, 4, 5, 5)),
+    "LazyInstanceNorm3d": ((), (1, 2, 3, 4, 3)),
+}
+
+
 def classes(module):
     return {name: type(m) for name, m in module.named_modules(remove_duplicate=False)}
 
@@ -125,7 +150,7 @@ def test_skipped_modules_say_why():
     wrapped.forward = wrapped.forward
     parametrised = nn.RMSNorm(8)
     nn.utils.parametrize.register_parametrization(parametrised, "weight", nn.Identity())
-    layers = {"own": Own(8), "wrapped": wrapped, "parametrised": parametrised, "lazy": nn.LazyLinear(3)}
+    layers = {"own": Own(8), "wrapped": wrapped, "parametrised": parametrised, "lazy": LazyOwn()}
     report = replace_modules(nn.ModuleDict({**layers, "act": nn.Tanh(), "attention": nn.MultiheadAttention(8, 2)}))
     assert not report.replaced
     assert set(report.skipped) == {*layers, "attention", "attention.out_proj"}
@@ -157,6 +182,30 @@ def test_subclasses_that_come_to_torchs_forward_come_to_ours():
         close(twin["doubled"](x), expected["doubled"])
     assert report.restore() == {}
     assert [type(layer) for layer in net.values()] == [Named, Doubled]
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize("name", list(LAZY))
+def test_lazy_layers_become_ours_when_they_see_an_input(name):
+    arguments, shape = LAZY[name]
+    x, eager = floats(*shape), name.removeprefix("Lazy")
+    nets = [nn.Sequential(getattr(nn, name)(*arguments)) for _ in range(2)]
+    report = replace_modules(nets[1])
+    assert report.replaced == {"0": getattr(warpwright.nn, name)}
+    own = getattr(warpwright.nn, name)(*arguments)
+    results = []
+    for layer in (nets[0], nets[1], own):
+        torch.manual_seed(0)
+        results.append(layer(x))
+    close(results[1], results[0])
+    close(results[2], results[0])
+    assert type(nets[1][0]) is type(own) is getattr(warpwright.nn, eager)
+    assert not warpwright.fallbacks()
+    assert report.restore() == {}
+    assert type(nets[1][0]) is getattr(nn, eager)
+    untouched = nn.Sequential(getattr(nn, name)(*arguments))
+    assert replace_modules(untouched).restore() == {}
+    assert type(untouched[0]) is getattr(nn, name)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")

@@ -21,6 +21,21 @@ from warpwright.nn.conv_batch_norm import ConvBnAct2d
 from warpwright.nn.embedding import Embedding
 from warpwright.nn.experts import Experts
 from warpwright.nn.float8 import Float8Linear, convert_to_float8_training
+from warpwright.nn.lazy import (
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+    LazyLinear,
+)
 from warpwright.nn.loss import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -62,6 +77,19 @@ __all__ = [
     "InstanceNorm3d",
     "KLDivLoss",
     "LayerNorm",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+    "LazyLinear",
     "Linear",
     "LinearCrossEntropyLoss",
     "LinearFP8",

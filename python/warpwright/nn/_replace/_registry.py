@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn.parameter import is_lazy
 
-from warpwright.nn import activation, channel_norm, conv, embedding, loss, matmul, norm
+from warpwright.nn import activation, channel_norm, conv, embedding, lazy, loss, matmul, norm
 from warpwright.nn._replace import _huggingface, _timm
 from warpwright.nn._replace._adapted import adapted, make
 
@@ -42,6 +42,19 @@ REPLACEMENTS: Mapping[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.InstanceNorm1d: channel_norm.InstanceNorm1d,
     torch.nn.InstanceNorm2d: channel_norm.InstanceNorm2d,
     torch.nn.InstanceNorm3d: channel_norm.InstanceNorm3d,
+    torch.nn.LazyLinear: lazy.LazyLinear,
+    torch.nn.LazyConv1d: lazy.LazyConv1d,
+    torch.nn.LazyConv2d: lazy.LazyConv2d,
+    torch.nn.LazyConv3d: lazy.LazyConv3d,
+    torch.nn.LazyConvTranspose1d: lazy.LazyConvTranspose1d,
+    torch.nn.LazyConvTranspose2d: lazy.LazyConvTranspose2d,
+    torch.nn.LazyConvTranspose3d: lazy.LazyConvTranspose3d,
+    torch.nn.LazyBatchNorm1d: lazy.LazyBatchNorm1d,
+    torch.nn.LazyBatchNorm2d: lazy.LazyBatchNorm2d,
+    torch.nn.LazyBatchNorm3d: lazy.LazyBatchNorm3d,
+    torch.nn.LazyInstanceNorm1d: lazy.LazyInstanceNorm1d,
+    torch.nn.LazyInstanceNorm2d: lazy.LazyInstanceNorm2d,
+    torch.nn.LazyInstanceNorm3d: lazy.LazyInstanceNorm3d,
 }
 ORIGINALS = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
 #: Their parameters are read by a module around them, which does not call them.
@@ -69,7 +82,7 @@ def skip_reason(module: torch.nn.Module) -> str | None:
     """Why a module cannot change its class. What can be answered call by call is left to the layer's fallback."""
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "parametrised (torch.nn.utils.parametrize): replace before parametrising"
-    if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin) or any(map(is_lazy, module.parameters(False))):
+    if type(module) not in REPLACEMENTS and any(map(is_lazy, module.parameters(False))):
         return "lazy: its parameters are not initialised yet"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"

@@ -37,7 +37,9 @@ class ReplaceReport:
         for name, (module, before, after) in self._modules.items():
             if type(module) is after:
                 module.__class__ = before
-            elif type(module) is not before:
+            elif type(module) is getattr(after, "cls_to_become", None):  # A lazy layer that has seen an input.
+                module.__class__ = before.cls_to_become  # type: ignore[attr-defined]
+            elif type(module) not in (before, getattr(before, "cls_to_become", None)):
                 left[name] = f"its class became {type(module).__qualname__} after it was replaced"
         return left
 
