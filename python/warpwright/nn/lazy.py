@@ -56,19 +56,19 @@ class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d):
 class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d):
     """torch.nn.LazyBatchNorm1d that becomes a warpwright.nn.BatchNorm1d: num_features are the input's channels."""
 
-    cls_to_become = channel_norm.BatchNorm1d
+    cls_to_become = channel_norm.BatchNorm1d  # type: ignore[assignment]
 
 
 class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d):
     """torch.nn.LazyBatchNorm2d that becomes a warpwright.nn.BatchNorm2d: num_features are the input's channels."""
 
-    cls_to_become = channel_norm.BatchNorm2d
+    cls_to_become = channel_norm.BatchNorm2d  # type: ignore[assignment]
 
 
 class LazyBatchNorm3d(torch.nn.LazyBatchNorm3d):
     """torch.nn.LazyBatchNorm3d that becomes a warpwright.nn.BatchNorm3d: num_features are the input's channels."""
 
-    cls_to_become = channel_norm.BatchNorm3d
+    cls_to_become = channel_norm.BatchNorm3d  # type: ignore[assignment]
 
 
 class LazyInstanceNorm1d(torch.nn.LazyInstanceNorm1d):
