@@ -8,6 +8,7 @@ off by far more.
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_an_example_learns_as_with_torch(load, capsys, name, arguments, share):
     assert sum(ours[-3:]) / 3 < share * ours[0]
     printed = capsys.readouterr().out
     assert f"in {len(ours)} steps" in printed
-    assert "replaced, 0 skipped" in printed
+    assert re.search(r"\d+ replaced, (\d+ fused, )?0 skipped", printed)
 
 
 def test_the_generator_comes_nearer_to_digits(load):
@@ -131,6 +132,6 @@ def test_masters_and_eight_bits_follow_float32(load):
 def test_every_example_is_in_the_table():
     table = (EXAMPLES / "README.md").read_text()
     for path in EXAMPLES.rglob("*.py"):
-        if path.parent.name != "hopper_matmul":
+        if path.parent.name != "hopper_matmul" and path.name != "common.py":
             assert f"({path.relative_to(EXAMPLES)})" in table, path
             assert f"python examples/{path.relative_to(EXAMPLES)}" in table, path
