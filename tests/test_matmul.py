@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import warpwright
+from warpwright import ops
 from warpwright.testing import SPECS, Make, Sample, compare
 
 
@@ -82,3 +83,25 @@ def test_small_integers_are_exact():
     make = Make(torch.float32)
     a, b = (make.integers(*shape, low=-8, high=9).float() for shape in ((65, 300), (300, 70)))
     assert torch.equal(warpwright.ops.matmul(a, b), (a.double() @ b.double()).float())
+
+
+@pytest.mark.parametrize("k", [7, 17, 32, 33, 50])
+def test_gaps_between_rows_are_not_read(matrix, k):
+    """oneDNN reads rows in pieces, and multiplies what lies behind the last element by 0."""
+    if warpwright.current_backend() == "reference":
+        pytest.skip("the definition is PyTorch's own product, which has this fault on processors with AMX")
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        gaps = torch.full((33, k + 3), float("nan"), dtype=dtype, device=matrix)
+        gaps[:, :k] = torch.randn((33, k), device=matrix)
+        rows, b, bias = (
+            gaps[:, :k],
+            torch.randn((k, 8), device=matrix).to(dtype),
+            torch.ones(8, device=matrix).to(dtype),
+        )
+        for product in (
+            ops.matmul(rows, b),
+            ops.linear(rows, b.t()),
+            ops.linear(rows, b.t().contiguous(), bias),
+            ops.addmm(bias.expand(33, 8), rows, b),
+        ):
+            assert product.isfinite().all()

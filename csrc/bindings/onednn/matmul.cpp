@@ -67,16 +67,33 @@ bool onednn_takes(const Tensor& a, const Tensor& b, int64_t least_work) {
   return exact && worth && in_order && &aoti_torch_cpu__linear_pointwise != nullptr;
 }
 
+// On processors with AMX torch's bfloat16 product (oneDNN's, seen in torch 2.13) reads rows in pieces of up to 64
+// bytes, and multiplies what lies behind the last element by 0: NaNs of a gap between rows would get into the sum. Rows
+// with gaps are copied to where zeros follow them. Of rows without gaps it reads the next row, as torch's own product
+// does.
+Tensor without_gaps(const Tensor& a) {
+  constexpr int64_t kPiece = 32;
+  const int64_t m = a.size(0), k = a.size(1);
+  if (a.scalar_type() != ScalarType::BFloat16 || k % kPiece == 0 || a.stride(1) != 1 || a.stride(0) == k) return a;
+  const int64_t pitch = (k + kPiece - 1) / kPiece * kPiece;
+  Tensor wide = empty({m, pitch}, a.scalar_type(), a);
+  torch::stable::zero_(wide);
+  Tensor rows = seen_as(wide, {m, k}, {pitch, 1});
+  torch::stable::copy_(rows, a);
+  return rows;
+}
+
 // One matrix: a @ b.T + bias.
 Tensor matrix_product(const Tensor& a, const Tensor& b, const OptionalTensor& bias) {
   if (onednn_takes(a, b, kPlainWork)) return fused_unary(a, b, bias, Activation::kNone);
   Tensor result = empty({a.size(0), b.size(0)}, a.scalar_type(), a);
+  const Tensor rows = without_gaps(a);
   const Tensor b_t = seen_as(b, {b.size(1), b.size(0)}, {b.stride(1), b.stride(0)});
   if (bias.has_value()) {
     STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cpu_addmm_out(result.get(), bias->get(), a.get(), b_t.get(), /*beta=*/1.0, /*alpha=*/1.0));
+        aoti_torch_cpu_addmm_out(result.get(), bias->get(), rows.get(), b_t.get(), /*beta=*/1.0, /*alpha=*/1.0));
   } else {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(result.get(), a.get(), b_t.get()));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(result.get(), rows.get(), b_t.get()));
   }
   return result;
 }
@@ -133,7 +150,8 @@ Tensor fixed_product(const Tensor& a, const Tensor& b) {
 }  // namespace
 
 void product_into(const Tensor& to, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(to.get(), a.get(), b.get()));
+  const Tensor rows = without_gaps(a);
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(to.get(), rows.get(), b.get()));
 }
 
 ProductOutput finish_product(const Tensor& product, const Epilogue& epilogue, ScalarType dtype, bool bias_is_in) {
