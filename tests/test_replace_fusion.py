@@ -194,6 +194,7 @@ BLOCKS = {
                    {"linear + tanh", "batch_norm + relu"}),
     "group norm": (lambda: nn.Sequential(nn.Conv1d(8, 8, 3), nn.GroupNorm(2, 8), nn.SiLU()), floats(2, 8, 9),
         {"group_norm + silu"}),
+    "rise": (lambda: Rise(), floats(2, 4, 5, 3), {"conv_transpose + residual + silu"}),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 12, 0.0, "gelu", batch_first=True), floats(2, 5, 8),
                       {"linear + gelu + linear", "residual + layer_norm"}),
 }  # fmt: skip
@@ -247,6 +248,20 @@ def kernels(model, x):
     with torch.no_grad(), Mode():
         model(x)
     return names
+
+
+class Rise(nn.Module):
+    """A transposed convolution with a skip behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.rise, self.skip, self.act = nn.ConvTranspose2d(4, 6, 3, 2, 1, 1), nn.Conv2d(4, 6, 1), nn.SiLU()
+
+    def forward(self, x):
+        skip = self.skip(x.repeat_interleave(2, -1).repeat_interleave(2, -2))
+        x = self.rise(x)
+        x = x + skip
+        return self.act(x)
 
 
 COUNTS = {"residual": 2, "shortcut": 3, "layer norm": 4, "rms norm": 4, "silu gate": 1, "sequential": 2}
@@ -482,3 +497,27 @@ def test_a_chain_looks_like_what_it_was():
     assert repr(net) == text
     assert isinstance(net, nn.Sequential)
     assert len(net[:1]) == 1
+
+
+def test_dropout_in_place_changes_the_tensor_that_it_changed():
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5, inplace=True)
+
+        def forward(self, x, r):
+            return self.drop(x) + r
+
+    class Both(nn.Sequential):
+        def __init__(self):
+            super().__init__(Dropped(), nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+
+        def forward(self, x, r):
+            return self[0](x, r)
+
+    net = Both().train()
+    replace_modules(net)
+    x, r = floats(16, 8).abs() + 1, floats(16, 8, seed=5)
+    y = net(x, r)
+    assert (x == 0).any()
+    close(y, x + r)

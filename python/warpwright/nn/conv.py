@@ -126,6 +126,23 @@ class _TransposedConv(_Conv):
             residual=residual,
         )
 
+    def output_shape(self, input: Tensor) -> tuple[int, ...]:
+        """The shape of the layer's output without an output_size, for an input of the right rank."""
+        dims = self.weight.dim() - 2
+        sizes = [
+            (size - 1) * stride - 2 * int(padding) + dilation * (kernel - 1) + more + 1
+            for size, kernel, stride, padding, dilation, more in zip(
+                input.shape[-dims:],
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.output_padding,
+                strict=True,
+            )
+        ]
+        return (*input.shape[: -dims - 1], self.out_channels, *sizes)
+
 
 class Conv1d(_PlainConv, torch.nn.Conv1d):
     """torch.nn.Conv1d on warpwright.ops.conv1d; everything else is as in `Conv2d`."""

@@ -8,7 +8,6 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from warpwright.nn._replace._adapted import AdaptedType, adapted
-from warpwright.nn._replace._chain import Sequential
 from warpwright.nn._replace._containers import fused_class
 from warpwright.nn._replace._deferred import FUSED, head_of, head_recipe
 from warpwright.nn._replace._registry import ORIGINALS, replacement, skip_reason
@@ -122,8 +121,4 @@ def _explain_the_rest(
 
 
 def _is_layer(module: torch.nn.Module) -> bool:
-    return _is_ours(module) and not isinstance(module, Sequential) and not _is_container(module)
-
-
-def _is_container(module: torch.nn.Module) -> bool:
-    return getattr(type(module), "_warpwright_container", False)
+    return _is_ours(module) and not getattr(type(module), "_warpwright_container", False)

@@ -7,6 +7,7 @@ another mode count at once. Classes made for modules of other libraries say what
     _warpwright_activation   the kernels' name of the activation that the module applies
     _warpwright_stages       function of the module -> the stages that it consists of
     _warpwright_alone        method: what an Item of the module's own kind computes, where the module does more
+    _warpwright_container    a module around layers, which is none itself
     _warpwright_transposed   a linear layer whose weight is (in_features, out_features)
 """
 
@@ -76,20 +77,24 @@ def item_of(stage: Any) -> Item:
         parts = tuple(map(item_of, (stage.gate, stage.act, stage.up)))
         fits = [part.kind for part in parts] == ["linear", "activation", "linear"]
         return Item("gated" if fits else "other", stage, parts[1].activation if fits else None)
-    if not isinstance(stage, torch.nn.Module):
-        name = FUNCTIONS.get(stage) if callable(stage) and type(stage).__hash__ is not None else None
-        return Item("other" if name is None else "activation", stage, name)
-    if altered(stage) is not None:
-        return Item("other", stage)
-    forward = type(stage).forward
-    kind = _PLAIN.get(forward) or getattr(type(stage), "_warpwright_kind", None)
-    if kind == "dropout" and (not stage.training or stage.p == 0):
-        return Item("nothing", stage)
-    if kind is not None:
-        own = getattr(stage, "activation", None)
-        return Item("other" if own not in (None, "none") else kind, stage)
-    name = activation_of(stage)
+    if isinstance(stage, torch.nn.Module):
+        return Item("other", stage) if altered(stage) is not None else _item_of_plain(stage)
+    name = FUNCTIONS.get(stage) if callable(stage) and type(stage).__hash__ is not None else None
     return Item("other" if name is None else "activation", stage, name)
+
+
+def _item_of_plain(module: Any) -> Item:
+    """The same for a module that computes its class's forward and no more."""
+    kind = _PLAIN.get(type(module).forward) or getattr(type(module), "_warpwright_kind", None)
+    if kind == "dropout":
+        if not module.training or module.p == 0:
+            return Item("nothing", module)
+        return Item("other" if module.inplace else kind, module)  # In place it changes what others may hold.
+    if kind is not None:
+        own = getattr(module, "activation", None)
+        return Item("other" if own not in (None, "none") else kind, module)
+    name = activation_of(module)
+    return Item("other" if name is None else "activation", module, name)
 
 
 def activation_of(module: torch.nn.Module) -> str | None:
@@ -107,11 +112,11 @@ def activation_of(module: torch.nn.Module) -> str | None:
 
 def items_of(stages: Iterable[Any]) -> list[Item]:
     """The items of a chain: modules that are chains themselves are taken apart, what does nothing is left out."""
-    items = []
+    items: list[Item] = []
     for stage in stages:
-        inner = _inner(stage)
-        if inner is not None:
-            items += items_of(inner)
+        inside = _stages_inside(stage)
+        if inside is not None and altered(stage) is None:
+            items += items_of(inside(stage))
             continue
         item = item_of(stage)
         if item.kind != "nothing":
@@ -119,17 +124,18 @@ def items_of(stages: Iterable[Any]) -> list[Item]:
     return items
 
 
-def _inner(stage: Any) -> Sequence[Any] | None:
-    if not isinstance(stage, torch.nn.Module) or altered(stage) is not None:
-        return None
-    if type(stage).forward is torch.nn.Sequential.forward or type(stage).forward is Sequential.forward:
-        return list(stage)  # type: ignore[call-overload]
-    inside = getattr(type(stage), "_warpwright_stages", None)
-    return None if inside is None else inside(stage)
+def _stages_inside(stage: Any) -> Callable[[Any], Iterable[Any]] | None:
+    """How to list the stages of a module that is a chain."""
+    kind = type(stage)
+    if isinstance(stage, torch.nn.Sequential) and kind.forward in (torch.nn.Sequential.forward, Sequential.forward):
+        return list
+    return getattr(kind, "_warpwright_stages", None)
 
 
 class Sequential(torch.nn.Sequential):
     """torch.nn.Sequential that runs as a chain."""
+
+    _warpwright_container = True
 
     def forward(self, input: Any) -> Any:
         return run(input, tuple(self))

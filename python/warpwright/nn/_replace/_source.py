@@ -82,7 +82,7 @@ def with_body(
     """`function` with its innermost body replaced by `tree` (None: as it is), and with the global `names` changed.
 
     Decorators that wrapped the function wrap the new one as well. The other globals are those of its module now: a
-    change made there later is not seen.
+    change made there later is seen when a class is made of this module the next time.
     """
     inner = unwrapped(function)
     assert inner is not None
@@ -107,11 +107,9 @@ def _module_of(function: types.FunctionType, names: Mapping[str, Any]) -> dict[s
     original = function.__globals__
     key = "".join(f".{name}_{getattr(value, '__name__', '')}" for name, value in sorted(names.items()))
     name = f"warpwright._fused.{original.get('__name__', '')}{key}"
-    if name not in sys.modules:
-        module = types.ModuleType(name)
-        module.__dict__.update({**original, "__name__": name, **names})
-        sys.modules[name] = module
-    return sys.modules[name].__dict__
+    space = sys.modules.setdefault(name, types.ModuleType(name)).__dict__
+    space.update({**original, "__name__": name, **names})
+    return space
 
 
 def _wrapped_again(function: Callable[..., Any], inner: Callable[..., Any], made: Callable[..., Any]) -> Any:

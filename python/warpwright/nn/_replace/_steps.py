@@ -16,7 +16,7 @@ from torch import Tensor
 from warpwright import ops
 from warpwright._channels import NORM_ACTIVATIONS
 from warpwright._check import ACTIVATIONS, LEAKY_SLOPE
-from warpwright.nn._reasons import common_reason, dtype_in_op
+from warpwright.nn._reasons import common_reason, dtype_in_op, kind_reason
 from warpwright.nn.channel_norm import GroupNorm, _BatchNorm
 from warpwright.nn.conv import _PlainConv
 from warpwright.nn.conv_batch_norm import conv_batch_norm
@@ -103,7 +103,7 @@ def _fits(add: Add | None, shape: Sequence[int], like: Tensor) -> bool:
     other = add.other
     if not isinstance(other, Tensor) or other.shape != torch.Size(shape):
         return False
-    return other.dtype == dtype_in_op(like) and common_reason(like, other) is None
+    return other.dtype == dtype_in_op(like) and other.device == like.device and kind_reason(other) is None
 
 
 # ---- products and convolutions ----
@@ -204,8 +204,6 @@ def _conv(items: Sequence[Item], place: int) -> Step | None:
             return None
         return layer.call_op(value, name, None if add is None else add.other)
 
-    if add is not None and not isinstance(layer, _PlainConv):
-        add, name, more = _sum_and_activation(items, place + 1, ())
     kind = "conv" if isinstance(layer, _PlainConv) else "conv_transpose"
     return Step(1 + more, _text(kind, add, name), run)
 
