@@ -96,7 +96,7 @@ def test_an_outlier_in_front_costs_the_variance_no_digits(matrix):
 
 def test_running_statistics_move_as_torchs(matrix):
     x = Make(torch.float32, matrix).tensor(5, 3, 4, grad=False)
-    for momentum in (0.1, 1.0, 0.0):
+    for momentum in (0.1, 1.0, 0.0, -0.5):
         found = []
         for function in (ops.batch_norm, F.batch_norm, ops.instance_norm, F.instance_norm):
             mean, var = torch.full((3,), 0.5, device=matrix), torch.full((3,), 2.0, device=matrix)

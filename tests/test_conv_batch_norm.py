@@ -213,7 +213,7 @@ def test_tritons_kernel_leaves_the_statistics(monkeypatch):
 def test_running_statistics_move_as_torchs(matrix):
     make = Make(torch.float32, matrix)
     x, w = make.tensor(2, 3, 5, 4, grad=False), make.tensor(6, 3, 3, 3, grad=False)
-    for momentum in (0.1, 1.0, 0.0):
+    for momentum in (0.1, 1.0, 0.0, -0.5):
         ours, theirs = ((torch.full((6,), 0.5, device=matrix), torch.full((6,), 2.0, device=matrix)) for _ in range(2))
         ops.conv2d_batch_norm(x, w, *ours, padding=1, training=True, momentum=momentum)
         F.batch_norm(F.conv2d(x, w, padding=1), *theirs, training=True, momentum=momentum)

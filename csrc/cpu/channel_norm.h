@@ -126,7 +126,7 @@ void move_running(const PerChannel& running, const PerChannel& moved, int64_t ch
   using A = acc_t<T>;
   if (moved.data == nullptr) return;
   const double old = channel_value<T>(running, channel, 0);
-  const A value = static_cast<A>(share > 0 ? (1 - share) * old + share * found : old);
+  const A value = static_cast<A>(share != 0 ? (1 - share) * old + share * found : old);
   if (moved.wide) {
     static_cast<A*>(moved.data)[channel] = value;
   } else {

@@ -31,7 +31,7 @@ __device__ __forceinline__ void move_running(const PerChannel& running, const Pe
   if (moved.data == nullptr) return;
   const float old = channel_value<T>(running, channel, 0.0f);
   const float value = static_cast<float>(1.0 - share) * old + static_cast<float>(share) * found;
-  set_channel_value<T>(moved, channel, share > 0.0 ? value : old);
+  set_channel_value<T>(moved, channel, share != 0.0 ? value : old);
 }
 
 }  // namespace warpwright::cuda
