@@ -146,6 +146,23 @@ def test_the_bias_before_a_batch_norm_in_training_has_no_gradient():
     check(model, [x(2, 3, 6, 6)], {"conv2d_batch_norm": 1}, zero=["grad of conv.bias"])
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_batch_norm_that_is_called_twice_is_ours_in_both_calls(first):
+    """PyTorch's own keeps the running statistics for its backward pass, which would find them written to."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, t):
+            if first:
+                return self.norm(F.relu(self.norm(t)).sin())
+            return F.relu(self.norm(self.norm(t).sin()))
+
+    check(Twice(), [x(2, 3, 6, 6)], {"batch_norm": 2})
+
+
 def test_other_batch_norms_take_what_follows():
     report = check(ConvNorm(F.relu, True, 1, bias=False), [x(2, 3, 6)], {"batch_norm": 1})
     assert report.fused[0].pattern == "batch_norm + add + relu"

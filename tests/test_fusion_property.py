@@ -8,8 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fusion_library import check, converted, floats
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 #: Of rows (4, 6), or of images (2, 6, 5, 4); a step reads values made before, and may write to one.
@@ -95,23 +93,13 @@ def writes_to_what_a_gradient_needs(model, x):
 
 @pytest.mark.parametrize("images", [False, True], ids=["rows", "images"])
 def test_random_graphs(images):
+    """Not drawn by Hypothesis: which programs it makes of its numbers depends on the modules that are loaded."""
     fused = []
-
-    @settings(
-        max_examples=25,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
-    @given(st.integers(0, 2**32 - 1))
-    def run(seed):
+    for seed in range(60):
         torch._dynamo.reset()
         model = program(seed, images)
         x = floats(2, 6, 5, 4) if images else floats(4, 6)
         if not writes_to_what_a_gradient_needs(model, x):
-            fused.extend(check(model, [x.requires_grad_()]).fused)
-
-    run()
+            fused.extend(check(model, [x.requires_grad_()], dead=True).fused)
     patterns = {fusion.pattern for fusion in fused}
     assert len(patterns) >= 8, patterns

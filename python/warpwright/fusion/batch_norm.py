@@ -24,6 +24,17 @@ def fuse_batch_norms(rw: Rewriter) -> None:
         if not any(_fuse(rw, call, conv, tail) for tail in reversed(tails) if conv is not None or tail.words) and conv:
             # The convolution may be what the op does not take.
             any(_fuse(rw, call, None, tail) for tail in reversed(tails) if tail.words)
+    _fuse_what_shares_statistics(rw)
+
+
+def _fuse_what_shares_statistics(rw: Rewriter) -> None:
+    """PyTorch's batch norm keeps the running statistics for its backward pass, which refuses them once they have been
+    written to, and the ops write to them: of one layer's calls all become ops, or none."""
+    calls = [call for call in map(rw.call, rw.nodes()) if call is not None]
+    moved = {call["running_mean"] for call in calls if call.name in ("ops.batch_norm", "ops.conv2d_batch_norm")}
+    for call in calls:
+        if call.name == "batch_norm" and call["running_mean"] is not None and call["running_mean"] in moved:
+            _fuse(rw, call, None, _Tail([]))
 
 
 class _Tail:
