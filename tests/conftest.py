@@ -23,10 +23,14 @@ os.environ["WARPWRIGHT_TUNING_DIR"] = tempfile.mkdtemp(prefix="warpwright-tuning
 
 import conformance_library
 import emulated
+import interpreter_speed
 import pytest
 
 import warpwright
 from warpwright._backend import triton_missing
+
+if triton_missing() is None and not torch.cuda.is_available():
+    interpreter_speed.speed_up()
 
 
 def backends() -> list[tuple[str, str]]:
@@ -40,6 +44,12 @@ def backends() -> list[tuple[str, str]]:
     if emulated.missing() is None:
         found.append(("emulated", "cpu"))
     return found
+
+
+@pytest.fixture(autouse=True)
+def _no_fallbacks_left_over() -> None:
+    """Layers that ran torch's forward in the tests before are not counted in this one."""
+    warpwright.fallbacks().clear()
 
 
 @pytest.fixture

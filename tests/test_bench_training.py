@@ -38,7 +38,6 @@ def trainer(kind, **given):
 
 @pytest.fixture(autouse=True)
 def _no_fallbacks():
-    warpwright.fallbacks().clear()
     yield
     assert not warpwright.fallbacks()
 

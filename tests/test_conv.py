@@ -158,7 +158,6 @@ def test_padding_that_differs_is_torchs_padding_of_the_input(matrix):
 
 
 def test_a_transposed_layer_takes_an_output_size():
-    fallbacks().clear()
     theirs, ours = torch.nn.ConvTranspose2d(3, 4, 3, 3), nn.ConvTranspose2d(3, 4, 3, 3)
     ours.load_state_dict(theirs.state_dict())
     x = Make(torch.float32).tensor(2, 3, 4, 4, grad=False)

@@ -27,7 +27,6 @@ pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
 @pytest.fixture
 def load(monkeypatch):
     """The module of an example, as if nobody had imported it before."""
-    warpwright.fallbacks().clear()
 
     def load(name):
         path = EXAMPLES / f"{name}.py"

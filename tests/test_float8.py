@@ -18,13 +18,6 @@ GRANULARITIES = ("row", "tensor")
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 class Own(nn.Linear):
     pass
 
@@ -222,7 +215,10 @@ def test_convert_switches_linear_layers_and_keeps_everything_else():
     assert model[0].granularity == "tensor"
     assert {name: id(p) for name, p in model.named_parameters()} == before
     assert convert_to_float8_training(model, filter=lambda name, _: name != "4") == []
-    assert "subclass" in warpwright.nn.replace_modules(model).skipped["0"]
+    report = warpwright.nn.replace_modules(model)
+    assert set(report.replaced) == {"1", "3", "4"}
+    assert not report.skipped
+    assert type(model[0]) is type(model[2]) is Float8Linear
     nn.Sequential(nn.Linear(70, 16), nn.GELU(), *(nn.Linear(16, n) for n in (16, 16, 4))).load_state_dict(
         model.state_dict(), strict=True
     )

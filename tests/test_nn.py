@@ -142,13 +142,6 @@ def pair(name, arguments, keywords=None):
     return theirs, ours
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 def gradients(layer, inputs):
     inputs = [t.clone().requires_grad_() if t.is_floating_point() else t for t in inputs]
     output = layer(*inputs)

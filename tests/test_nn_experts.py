@@ -58,13 +58,6 @@ class Routed(nn.Module):
         return torch.func.functional_call(experts, parameters, (x, ROUTES.to(x.device), weights))
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 def floats(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 

@@ -48,13 +48,6 @@ KINDS = [(MLP, TorchMLP), (GatedMLP, TorchGatedMLP)]
 both = pytest.mark.parametrize(("kind", "torchs"), KINDS, ids=["MLP", "GatedMLP"])
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 def pair(kind, torchs, activation="silu", bias=True, sizes=(12, 20, 8), dtype=torch.float32, device="cpu"):
     torch.manual_seed(0)
     theirs = torchs(*sizes, bias, activation).to(device, dtype)

@@ -30,13 +30,6 @@ forms = pytest.mark.parametrize("form", FORMS)
 SCALED = (LinearFP8, LinearInt8)
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 def floats(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 

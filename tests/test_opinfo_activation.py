@@ -45,7 +45,6 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_torchs_samples(name, through, dtype):
     function, layer, torch_op = CASES[name]
-    warpwright.fallbacks().clear()
     wrong = opinfo.wrong(function if through == "ops" else layer, torch_op, name, dtype)
     assert not wrong, "\n".join(wrong)
     assert not warpwright.fallbacks()

@@ -100,7 +100,6 @@ def _layers(name: str, sample: Sample) -> tuple[torch.nn.Module, torch.nn.Module
 
 @pytest.mark.parametrize("name", OURS)
 def test_through_layers(name):
-    warpwright.fallbacks().clear()
     reached = 0
     for sample in _samples(name, torch.float32):
         pair = _layers(name, sample)

@@ -17,13 +17,6 @@ from warpwright.quantization import FORMATS
 formats = pytest.mark.parametrize("format", FORMATS)
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 # ---- accuracy of trained models ----
 
 

@@ -23,13 +23,6 @@ ways = pytest.mark.parametrize("way", WAYS)
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 def floats(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 

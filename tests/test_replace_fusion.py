@@ -208,13 +208,6 @@ def results(model, x):
     return [y.detach(), *(g for g in grads if g is not None), *(b.clone() for b in model.buffers())]
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 def pair(name):
     build, x, fused = BLOCKS[name]
     torch.manual_seed(0)

@@ -20,13 +20,6 @@ from warpwright.nn import replace_modules
 from warpwright.nn._replace._deferred import Logits
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 def pair(name, training=True):
     theirs, inputs = hf_models.build(name)
     whole_models.without_dropout(theirs).train(training)

@@ -68,13 +68,6 @@ def call(model, inputs):
     return model(**inputs).logits if isinstance(inputs, dict) else model(inputs)
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_losses_and_gradients_keep_the_error_rule(name, training):

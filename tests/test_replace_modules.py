@@ -21,13 +21,6 @@ def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6)
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 def model():
     torch.manual_seed(0)
     shared = nn.RMSNorm(8)

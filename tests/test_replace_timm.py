@@ -35,13 +35,6 @@ def build(name):
     return whole_models.without_dropout(model), x
 
 
-@pytest.fixture(autouse=True)
-def _no_fallbacks_left_over():
-    warpwright.fallbacks().clear()
-    yield
-    warpwright.fallbacks().clear()
-
-
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_outputs_and_gradients_keep_the_error_rule(name, training):
