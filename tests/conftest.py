@@ -5,6 +5,7 @@ cpu, triton (interpreted) and the emulated CUDA kernels need no GPU; cuda and tr
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -44,6 +45,13 @@ def backends() -> list[tuple[str, str]]:
     if emulated.missing() is None:
         found.append(("emulated", "cpu"))
     return found
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported is millions of objects, which the garbage collector would walk all the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)
