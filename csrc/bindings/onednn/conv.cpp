@@ -114,6 +114,61 @@ Tensor product(const ConvCall& call, const OptionalTensor& bias) {
   return plain_conv(call, call.input, call.weight, bias);
 }
 
+// ---- where oneDNN is wrong ----
+
+Tensor to_float(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }
+Tensor to_bfloat16(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::BFloat16); }
+
+// Elements that a window spans in dimension d.
+int64_t span(const ConvCall& call, size_t d) {
+  return call.dilation[d] * (call.weight.size(static_cast<int64_t>(2 + d)) - 1) + 1;
+}
+
+// A filter with a stride over a padded input that is no deeper than itself.
+bool is_deep(const ConvCall& call, int64_t depth) {
+  return call.stride[0] > 1 && call.padding[0] > 0 && depth <= span(call, 0);
+}
+
+// Shapes for which oneDNN's bfloat16 kernels (3.12, that of torch 2.13; most of them those for AMX) use scratch memory
+// that nobody has written, so that results are NaN or off as the memory happens to be; for some they leave their
+// buffers. These are computed in float32 and rounded once. Found by filling all new memory with NaN, and a little wider
+// than what failed:
+// - a stride along rows where the output has one column (forward) or the input fewer than a stride (weight's gradient);
+// - a volume and a stride whose windows do not overlap (forward), or leave a rest behind the last (input's gradient);
+// - a volume and a deep filter, even over a depth of 1 without a stride (weight's gradient, forward);
+// - a filter for each channel where the weight's gradient is not by our own kernel.
+// A transposed convolution is the gradient of one whose input is its output.
+bool is_wrong_in_bfloat16(const ConvCall& call) {
+  if (call.input.scalar_type() != ScalarType::BFloat16 || is_empty(call)) return false;
+  const std::vector<int64_t> input_sizes = sizes_of(call.input);
+  const std::vector<int64_t>& from = call.transposed ? call.output_sizes : input_sizes;
+  const std::vector<int64_t>& to = call.transposed ? input_sizes : call.output_sizes;
+  const int64_t stride = call.stride.back();
+  if (stride > 1 && (to.back() == 1 || from.back() < stride)) return true;
+  const bool depthwise = call.groups != 1 && call.groups == to[1] && call.groups == from[1];
+  if (call.dims() < 3) return depthwise && call.transposed;
+  if (depthwise || is_deep(call, from[2]) || (from[2] == 1 && call.weight.size(2) > 1)) return true;
+  for (size_t d = 0; d < call.dims(); ++d) {
+    if (call.stride[d] == 1) continue;
+    const int64_t end = (to[2 + d] - 1) * call.stride[d] + span(call, d) - call.padding[d];
+    if (call.weight.size(static_cast<int64_t>(2 + d)) <= call.stride[d] || end < from[2 + d]) return true;
+  }
+  return false;
+}
+
+ConvCall in_float(const ConvCall& call) {
+  ConvCall wide = call;
+  wide.input = to_float(call.input);
+  wide.weight = to_float(call.weight);
+  return wide;
+}
+
+// In float32 too the weight's gradient of a deep filter is wrong, and for some shapes writes past its buffers: 7x7x7
+// with stride 2 over 7 frames. Not where the input is padded before.
+bool needs_padded_copy(const ConvCall& call) {
+  return call.dims() == 3 && !call.transposed && is_deep(call, call.input.size(2));
+}
+
 // ---- one dimension as two, where torch's own call would not do: oneDNN's fused calls know no other way ----
 
 std::vector<int64_t> with_height(std::vector<int64_t> values, int64_t height) {
@@ -153,13 +208,14 @@ Tensor place_in(Tensor padded, const Tensor& input, const std::vector<int64_t>& 
   return padded;
 }
 
-// The same call on an input that contains what the smaller of both paddings leaves; `before` as place_in's.
-ConvCall evenly_padded(const ConvCall& call, std::vector<int64_t>& before) {
+// The same call on an input that contains what the smaller of both paddings leaves, or all of it; `before` as
+// place_in's.
+ConvCall evenly_padded(const ConvCall& call, std::vector<int64_t>& before, bool all = false) {
   ConvCall even = call;
   std::vector<int64_t> sizes = sizes_of(call.input);
   before.clear();
   for (size_t d = 0; d < call.dims(); ++d) {
-    const int64_t both = std::min(call.padding[d], call.padding_after[d]);
+    const int64_t both = all ? 0 : std::min(call.padding[d], call.padding_after[d]);
     before.push_back(call.padding[d] - both);
     sizes[2 + d] += call.padding[d] + call.padding_after[d] - 2 * both;
     even.padding[d] = even.padding_after[d] = both;
@@ -259,6 +315,11 @@ ConvGrads depthwise_grads(const ConvCall& call, const Tensor& grad, bool need_in
 ProductOutput conv_product(const ConvCall& call, const OptionalTensor& bias, const OptionalTensor& residual,
                            Activation activation, bool keep, SlabStatistics*) {
   const ScalarType dtype = call.input.scalar_type();
+  if (is_wrong_in_bfloat16(call)) {
+    const auto widen = [](const OptionalTensor& t) { return t.has_value() ? OptionalTensor(to_float(*t)) : t; };
+    const ProductOutput wide = conv_product(in_float(call), widen(bias), widen(residual), activation, keep);
+    return {to_bfloat16(wide.output), to_bfloat16(wide.preact)};
+  }
   const bool plain = activation == Activation::kNone && !residual.has_value();
   // torch takes a bfloat16 sum out of oneDNN in some layouts, and then has no fused relu for it.
   const bool add_fits =
@@ -345,6 +406,10 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   const bool input_format = is_channels_last(call.input), weight_format = is_channels_last(call.weight);
   ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};
   if (!need_input && !need_weight) return grads;
+  if (is_wrong_in_bfloat16(call)) {
+    const ConvGrads wide = conv_grads(in_float(call), to_float(grad), need_input, need_weight);
+    return {to_bfloat16(wide.grad_input), to_bfloat16(wide.grad_weight)};
+  }
   if (call.dims() == 1 && (input_format || weight_format || has_a_filter_for_each_channel(call))) {
     const ConvGrads flat = conv_grads(with_height(call), with_height(grad), need_input, need_weight);
     return {without_height(flat.grad_input), without_height(flat.grad_weight)};
@@ -358,9 +423,10 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
     grads.grad_input = conv_grads(call, grad, true, false).grad_input;
     return grads;
   }
-  if (call.padding != call.padding_after && !call.transposed) {
+  const bool pad_all = need_weight && needs_padded_copy(call);
+  if (pad_all || (call.padding != call.padding_after && !call.transposed)) {
     std::vector<int64_t> before;
-    grads = conv_grads(evenly_padded(call, before), grad, need_input, need_weight);
+    grads = conv_grads(evenly_padded(call, before, pad_all), grad, need_input, need_weight);
     if (need_input) grads.grad_input = to_format(place_in(grads.grad_input, call.input, before), input_format);
     return grads;
   }
