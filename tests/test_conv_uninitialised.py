@@ -17,8 +17,8 @@ OURS = {
     for d, f in enumerate(fs)
 }
 
-# Input, weight, stride, padding, dilation, groups. In torch 2.13 each is wrong in bfloat16 on CPUs with AMX; that of few
-# frames is wrong in float32, on CPUs with AVX-512.
+# Input, weight, stride, padding, dilation, groups. In torch 2.13 each is wrong in bfloat16 on CPUs with AMX; that of
+# few frames is wrong in float32, on CPUs with AVX-512.
 CASES = {
     "one column": ((2, 32, 14, 3), (48, 32, 2, 2), 2, 0, 1, 1),
     "one column, dilated": ((3, 16, 14, 3), (16, 16, 3, 3), 2, 1, 2, 1),
