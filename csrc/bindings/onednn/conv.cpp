@@ -124,18 +124,13 @@ int64_t span(const ConvCall& call, size_t d) {
   return call.dilation[d] * (call.weight.size(static_cast<int64_t>(2 + d)) - 1) + 1;
 }
 
-// A filter with a stride over a padded input that is no deeper than itself.
-bool is_deep(const ConvCall& call, int64_t depth) {
-  return call.stride[0] > 1 && call.padding[0] > 0 && depth <= span(call, 0);
-}
-
 // Shapes for which oneDNN's bfloat16 kernels (3.12, that of torch 2.13; most of them those for AMX) use scratch memory
 // that nobody has written, so that results are NaN or off as the memory happens to be; for some they leave their
 // buffers. These are computed in float32 and rounded once. Found by filling all new memory with NaN, and a little wider
 // than what failed:
 // - a stride along rows where the output has one column (forward) or the input fewer than a stride (weight's gradient);
 // - a volume and a stride whose windows do not overlap (forward), or leave a rest behind the last (input's gradient);
-// - a volume and a deep filter, even over a depth of 1 without a stride (weight's gradient, forward);
+// - a volume of depth 1 and a filter that is deeper (forward);
 // - a filter for each channel where the weight's gradient is not by our own kernel.
 // A transposed convolution is the gradient of one whose input is its output.
 bool is_wrong_in_bfloat16(const ConvCall& call) {
@@ -147,7 +142,7 @@ bool is_wrong_in_bfloat16(const ConvCall& call) {
   if (stride > 1 && (to.back() == 1 || from.back() < stride)) return true;
   const bool depthwise = call.groups != 1 && call.groups == to[1] && call.groups == from[1];
   if (call.dims() < 3) return depthwise && call.transposed;
-  if (depthwise || is_deep(call, from[2]) || (from[2] == 1 && call.weight.size(2) > 1)) return true;
+  if (depthwise || (from[2] == 1 && call.weight.size(2) > 1)) return true;
   for (size_t d = 0; d < call.dims(); ++d) {
     if (call.stride[d] == 1) continue;
     const int64_t end = (to[2 + d] - 1) * call.stride[d] + span(call, d) - call.padding[d];
@@ -163,10 +158,12 @@ ConvCall in_float(const ConvCall& call) {
   return wide;
 }
 
-// In float32 too the weight's gradient of a deep filter is wrong, and for some shapes writes past its buffers: 7x7x7
-// with stride 2 over 7 frames. Not where the input is padded before.
+// In float32, not in bfloat16, the weight's gradient is wrong for volumes that are no deeper than a padded filter with
+// a stride: 7x7x7 with stride 2 over 7 frames. For some it writes past its buffers. Not where the input is padded
+// before.
 bool needs_padded_copy(const ConvCall& call) {
-  return call.dims() == 3 && !call.transposed && is_deep(call, call.input.size(2));
+  return call.dims() == 3 && !call.transposed && call.input.scalar_type() != ScalarType::BFloat16 &&
+         call.stride[0] > 1 && call.padding[0] > 0 && call.input.size(2) <= span(call, 0);
 }
 
 // ---- one dimension as two, where torch's own call would not do: oneDNN's fused calls know no other way ----
