@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from thinning import thinned
+from thinning import many_rows, thinned
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import warpwright
@@ -100,6 +100,8 @@ def test_fake_says_what_the_kernel_does(matrix, spec):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     for sample in spec.samples(Make(torch.float32, matrix)):
+        if thinned(matrix) and many_rows(sample):
+            continue
         real = spec.op(*sample.args, **sample.kwargs)
         with FakeTensorMode() as mode:
             moved = sample.map(mode.from_tensor)

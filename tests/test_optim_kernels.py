@@ -207,6 +207,15 @@ def test_the_code_is_fine_near_zero(signed):
         assert torch.equal(256 - codes.int(), mirrored.int())
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (0,), (1000,), ()], ids=str)
+def test_codes_of_meta_tensors_lie_as_codes_do(shape):
+    for signed in (True, False):
+        found, meta = (encode_moment(torch.ones(shape, device=device), signed) for device in ("cpu", "meta"))
+        for a, b in zip(found, meta, strict=True):
+            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+            assert b.is_meta
+
+
 def test_codes_of_special_blocks():
     zeros = torch.zeros(300)
     for signed in (True, False):
