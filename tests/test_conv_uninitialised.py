@@ -1,4 +1,4 @@
-"""What no one has written is not read: convolutions while all the freed memory is full of NaN."""
+"""Convolutions that oneDNN gets wrong, while all freed memory is full of NaN: what no one has written is not read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ OURS = {
     for d, f in enumerate(fs)
 }
 
-# Input, weight, stride, padding, dilation, groups. In torch 2.13 each is wrong in bfloat16 on CPUs with AMX; that of
-# few frames is wrong in float32, on CPUs with AVX-512.
+# Input, weight, stride, padding, dilation, groups. In torch 2.13 each is wrong in bfloat16 on CPUs with AMX; the one
+# of few frames is wrong in float32, on CPUs with AVX-512.
 CASES = {
     "one column": ((2, 32, 14, 3), (48, 32, 2, 2), 2, 0, 1, 1),
     "one column, dilated": ((3, 16, 14, 3), (16, 16, 3, 3), 2, 1, 2, 1),
     "one column, grouped": ((3, 20, 5, 2), (32, 10, 5, 3), 3, 1, 1, 2),
+    "patches of four channels": ((2, 4, 48, 48), (8, 4, 16, 16), 16, 0, 1, 1),
+    "a column of 64": ((1, 8, 16, 16), (4, 8, 8, 1), 1, 0, 1, 1),
+    "a row of 96": ((2, 12, 40), (8, 12, 8), 1, 0, 1, 1),
     "one position": ((2, 15, 2), (6, 5, 2), 3, 1, 1, 3),
     "fewer columns than a stride": ((1, 15, 1), (40, 15, 3), 2, 2, 1, 1),
     "fewer columns than a stride, two dimensions": ((2, 2, 16, 3), (4, 2, 7, 3), 4, 2, 1, 1),
@@ -35,6 +38,7 @@ CASES = {
 }
 TRANSPOSED_CASES = {
     "one column": ((1, 2, 9, 1), (2, 3, 3, 3), 3, 1, 1, 1),
+    "patches of four channels": ((2, 8, 3, 3), (8, 4, 16, 16), 16, 0, 1, 1),
     "one position": ((2, 16, 1), (16, 16, 7), 2, 3, 1, 1),
     "a filter for each channel": ((1, 2, 2, 1), (2, 1, 3, 3), 2, 1, 1, 2),
     "a volume of depth one": ((3, 96, 1, 8, 8), (96, 1, 3, 3, 3), 1, 1, 1, 3),

@@ -124,10 +124,13 @@ int64_t span(const ConvCall& call, size_t d) {
   return call.dilation[d] * (call.weight.size(static_cast<int64_t>(2 + d)) - 1) + 1;
 }
 
-// Shapes for which oneDNN's bfloat16 kernels (3.12, that of torch 2.13; most of them those for AMX) use scratch memory
-// that nobody has written, so that results are NaN or off as the memory happens to be; for some they leave their
-// buffers. These are computed in float32 and rounded once. Found by filling all new memory with NaN, and a little wider
-// than what failed:
+// Shapes for which oneDNN's bfloat16 kernels (3.12, that of torch 2.13; most of them those for AMX) are wrong. They are
+// computed in float32 and rounded once. The rules are a little wider than what failed while all new memory was full of
+// NaN. Wrong whatever memory contains, and in the forward pass alone:
+// - fewer than 32 channels, of which a row of a filter, or its only column, has more than 32 elements, in whole 32s:
+//   patches of 16x16 of 4 channels.
+// The others use scratch memory that nobody has written, so that results are NaN or off as it happens to be, and some
+// leave their buffers:
 // - a stride along rows where the output has one column (forward) or the input fewer than a stride (weight's gradient);
 // - a volume and a stride whose windows do not overlap (forward), or leave a rest behind the last (input's gradient);
 // - a volume of depth 1 and a filter that is deeper (forward);
@@ -140,6 +143,10 @@ bool is_wrong_in_bfloat16(const ConvCall& call) {
   const std::vector<int64_t>& to = call.transposed ? input_sizes : call.output_sizes;
   const int64_t stride = call.stride.back();
   if (stride > 1 && (to.back() == 1 || from.back() < stride)) return true;
+  const int64_t channels = call.weight.size(1), last = call.weight.dim() - 1;
+  const bool upright = call.dims() > 1 && call.weight.size(last) == 1;
+  const int64_t line = channels * call.weight.size(upright ? last - 1 : last);
+  if (channels < 32 && line > 32 && line % 32 == 0) return true;
   const bool depthwise = call.groups != 1 && call.groups == to[1] && call.groups == from[1];
   if (call.dims() < 3) return depthwise && call.transposed;
   if (depthwise || (from[2] == 1 && call.weight.size(2) > 1)) return true;
