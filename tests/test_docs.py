@@ -9,9 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import thinning
+import triton_machine_code
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+
+
+def _triton_kernels_for_hopper() -> str:
+    """The table as it is where its numbers for Hopper hold: a third of the compilations."""
+    kernels = (ROOT / "docs" / "kernels.md").read_text()
+    recorded = re.search(r"<!-- generated: triton_kernels -->\n(.*?)\n<!-- end -->", kernels, re.DOTALL).group(1)
+    found = triton_machine_code.table(triton_machine_code.HOPPER)
+    return recorded if triton_machine_code.of_hopper(recorded) == found else found
 
 
 @pytest.mark.timeout(1800)  # Compiles every Triton kernel that the tests beside it have not yet compiled.
@@ -19,6 +29,8 @@ def test_generated_parts_are_up_to_date():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
+    if not thinning.EVERYTHING:
+        generate.PARTS["triton_kernels"] = _triton_kernels_for_hopper
     for document in generate.DOCUMENTS:
         text = document.read_text()
         assert "<!-- generated: " in text

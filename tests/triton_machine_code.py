@@ -1,7 +1,7 @@
 """Triton's kernels compiled without a GPU, as they are launched on one, and what the machine code holds.
 
-    python tests/triton_machine_code.py record   the launches, as JSON
-    python tests/triton_machine_code.py compile  the machine code of the launches on stdin, as JSON
+    python tests/triton_machine_code.py record           the launches, as JSON
+    python tests/triton_machine_code.py compile 80 90    the machine code of the launches on stdin, as JSON
 
 The tests run Triton's interpreter, which replaces the kernels for a whole process, so both run in their own processes.
 
@@ -31,6 +31,7 @@ from machine_code import ROOT, Kernel
 FOLDER = ROOT / "triton_kernels"
 #: Compute capabilities: Ampere, Hopper, Blackwell.
 CAPABILITIES = (80, 90, 100)
+HOPPER = (90,)
 WARP = 32
 
 Launch = dict[str, Any]
@@ -128,7 +129,7 @@ def _tuples(kind: Any) -> Any:
     return tuple(map(_tuples, kind)) if isinstance(kind, list) else kind
 
 
-def compiled(launch: Launch) -> list[dict[str, Any]]:
+def compiled(launch: Launch, capabilities: Iterable[int]) -> list[dict[str, Any]]:
     """The machine code of one launch, read, for each architecture."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -140,7 +141,7 @@ def compiled(launch: Launch) -> list[dict[str, Any]]:
     attrs = {tuple(path): [tuple(attr) for attr in value] for path, value in launch["attrs"]}
     signature = {key: _tuples(kind) for key, kind in launch["signature"].items()}
     found = []
-    for capability in CAPABILITIES:
+    for capability in capabilities:
         if "CAPABILITY" in function.arg_names:  # Of the GPU that the launch is meant for.
             constants[(function.arg_names.index("CAPABILITY"),)] = capability
         source = ASTSource(function, signature, constants, attrs)
@@ -206,11 +207,15 @@ def launches() -> dict[str, list[Launch]]:
     return {name: chosen(same) for name, same in sorted(found.items())}
 
 
-def compile_all(name: str) -> list[tuple[Launch, list[Kernel]]]:
-    """Each chosen launch of a kernel, with its machine code for each architecture."""
-    same = launches()[name]
-    given = json.dumps(same)
-    made = machine_code.cached("triton-" + _key(compiled, given), lambda: _run("compile", given=given))
+def compile_all(
+    name: str, capabilities: tuple[int, ...] = CAPABILITIES, most: int | None = None
+) -> list[tuple[Launch, list[Kernel]]]:
+    """Each chosen launch of a kernel, or `most` of them, with its machine code for each architecture."""
+    same = launches()[name][:most]
+    given, wanted = json.dumps(same), list(map(str, capabilities))
+    made = machine_code.cached(
+        "triton-" + _key(compiled, given, *wanted), lambda: _run("compile", *wanted, given=given)
+    )
     return [(launch, [Kernel(**fields) for fields in kinds]) for launch, kinds in zip(same, made, strict=True)]
 
 
@@ -240,20 +245,36 @@ def label(launch: Launch, others: list[Launch]) -> str:
     return ", ".join(parts)
 
 
-def table() -> str:
+def table(capabilities: tuple[int, ...] = CAPABILITIES) -> str:
     """The Triton kernels, a line for each launch with a number for each architecture."""
-    archs = " / ".join(f"sm_{capability}" for capability in CAPABILITIES)
+    archs = " / ".join(f"sm_{capability}" for capability in capabilities)
     lines = [f"Made with {made_with()} for {archs}, in this order where the numbers differ."]
     for name, same in launches().items():
         lines += ["", f"### {name.replace(':', '.')}", "", *machine_code.head("launch")]
         lines += [
-            machine_code.row(label(launch, same), kernels, lambda k: k.shared) for launch, kernels in compile_all(name)
+            machine_code.row(label(launch, same), kernels, lambda k: k.shared)
+            for launch, kernels in compile_all(name, capabilities)
         ]
     return "\n".join(lines)
 
 
+def of_hopper(table: str) -> str:
+    """The table of all architectures as it is for HOPPER alone."""
+    place, number = CAPABILITIES.index(*HOPPER), len(CAPABILITIES)
+
+    def reduced(line: str) -> str:
+        if not line.startswith("|"):
+            return line.replace(" / ".join(f"sm_{c}" for c in CAPABILITIES), f"sm_{CAPABILITIES[place]}")
+        cells = (cell.split(" / ") for cell in line.split(" | "))
+        return " | ".join(cell[place] if len(cell) == number else " / ".join(cell) for cell in cells)
+
+    return "\n".join(map(reduced, table.split("\n")))
+
+
 def main() -> None:
-    result = record() if sys.argv[1] == "record" else [compiled(launch) for launch in json.load(sys.stdin)]
+    command, *wanted = sys.argv[1:]
+    capabilities = [int(each) for each in wanted]
+    result = record() if command == "record" else [compiled(launch, capabilities) for launch in json.load(sys.stdin)]
     print(json.dumps(result))
 
 
