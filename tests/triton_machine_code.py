@@ -265,8 +265,8 @@ def of_hopper(table: str) -> str:
     def reduced(line: str) -> str:
         if not line.startswith("|"):
             return line.replace(" / ".join(f"sm_{c}" for c in CAPABILITIES), f"sm_{CAPABILITIES[place]}")
-        cells = (cell.split(" / ") for cell in line.split(" | "))
-        return " | ".join(cell[place] if len(cell) == number else " / ".join(cell) for cell in cells)
+        cells = (cell.split(" / ") for cell in line.removesuffix(" |").split(" | "))
+        return " | ".join(cell[place] if len(cell) == number else " / ".join(cell) for cell in cells) + " |"
 
     return "\n".join(map(reduced, table.split("\n")))
 
