@@ -45,8 +45,9 @@ test: build  ## the whole test suite
 gpu:  ## everything that only a GPU can answer, in parts of BUDGET=540 seconds; writes gpu-results/
 	$(PYTHON) bench/gpu.py
 
+# SANITIZE=--cpu-only leaves out the emulated CUDA kernels.
 sanitize: $(STAMP)  ## the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(BIN)/python tests/sanitize.py
+	$(BIN)/python tests/sanitize.py $(SANITIZE)
 
 lint: build  ## formatters, linters and types, without changing anything
 	$(BIN)/ruff format --check .

@@ -381,13 +381,13 @@ def build_emulated() -> Path:
     return out
 
 
-def build_sanitized() -> Path:
+def build_sanitized(cpu_only: bool = False) -> Path:
     """A folder of the libraries with GCC's sanitizers; without the headers of CUDA, of the CPU library alone."""
     ninja = Ninja(ROOT / "build" / "sanitized")
     cxx_rule(ninja)
     cpu_library(ninja, ninja.folder / CPU_LIBRARY, ADDRESS_FLAGS)
     headers = cuda_headers()
-    if headers is not None:
+    if headers is not None and not cpu_only:
         emulated_library(ninja, ninja.folder / EMULATED_LIBRARY, headers, sanitize=True)
     ninja.run()
     write_info(ninja.folder, {"cuda": False, "cuda_reason": "a build for the sanitizers"})
@@ -424,9 +424,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--emulated", action="store_true", help="build the emulated CUDA kernels, for the tests")
     parser.add_argument("--sanitized", action="store_true", help="build for tests/sanitize.py")
+    parser.add_argument("--cpu-only", action="store_true", help="with --sanitized: without the emulated kernels")
     arguments = parser.parse_args()
     if arguments.emulated or arguments.sanitized:
-        print(build_sanitized() if arguments.sanitized else build_emulated())
+        print(build_sanitized(arguments.cpu_only) if arguments.sanitized else build_emulated())
         return
     build_release(ROOT / "python" / "warpwright" / "lib")
 

@@ -62,15 +62,19 @@ def environment(folder: Path = FOLDER, isa: str = "") -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs=2, metavar=("BACKEND", "SHARE"), help="what one process does; for this script")
-    chosen = parser.parse_args().run
-    if chosen:
+    parser.add_argument("--cpu-only", action="store_true", help="without the emulated kernels: half the time")
+    arguments = parser.parse_args()
+    if chosen := arguments.run:
         from sanitized_cases import run_all
 
         run_all(chosen[0], int(chosen[1]), EMULATED_SHARES)
         return 0
-    subprocess.run([sys.executable, str(ROOT / "csrc" / "build.py"), "--sanitized"], check=True)
+    only = ["--cpu-only"] if arguments.cpu_only else []
+    subprocess.run([sys.executable, str(ROOT / "csrc" / "build.py"), "--sanitized", *only], check=True)
     runs = [Run("native", isa) for isa in processor.isas()]
-    if (FOLDER / "libwarpwright_emulated.so").exists():
+    if arguments.cpu_only:
+        print("sanitize: the CPU's kernels alone")
+    elif (FOLDER / "libwarpwright_emulated.so").exists():
         # First: they take longest.
         runs = [Run("emulated", "", share) for share in range(EMULATED_SHARES)] + runs
     else:
