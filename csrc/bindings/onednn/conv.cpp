@@ -103,21 +103,25 @@ Tensor zeros_in_format(const std::vector<int64_t>& sizes, bool channels_last, Sc
   return result;
 }
 
+Tensor to_float(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }
+Tensor to_bfloat16(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::BFloat16); }
+
+ConvCall in_float(const ConvCall& call) {
+  ConvCall wide = call;
+  wide.input = to_float(call.input);
+  wide.weight = to_float(call.weight);
+  return wide;
+}
+
 // convolution + bias, unrounded (float32, without the bias) for float16: few processors multiply it.
 Tensor product(const ConvCall& call, const OptionalTensor& bias) {
   const ScalarType dtype = call.input.scalar_type();
   if (is_empty(call)) return zeros_in_format(call.output_sizes, call.channels_last, dtype, call.input);
-  if (dtype == ScalarType::Half) {
-    return plain_conv(call, torch::stable::to(call.input, ScalarType::Float),
-                      torch::stable::to(call.weight, ScalarType::Float), std::nullopt);
-  }
+  if (dtype == ScalarType::Half) return plain_conv(call, to_float(call.input), to_float(call.weight), std::nullopt);
   return plain_conv(call, call.input, call.weight, bias);
 }
 
 // ---- where oneDNN is wrong ----
-
-Tensor to_float(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }
-Tensor to_bfloat16(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::BFloat16); }
 
 // Elements that a window spans in dimension d.
 int64_t span(const ConvCall& call, size_t d) {
@@ -156,13 +160,6 @@ bool is_wrong_in_bfloat16(const ConvCall& call) {
     if (call.weight.size(static_cast<int64_t>(2 + d)) <= call.stride[d] || end < from[2 + d]) return true;
   }
   return false;
-}
-
-ConvCall in_float(const ConvCall& call) {
-  ConvCall wide = call;
-  wide.input = to_float(call.input);
-  wide.weight = to_float(call.weight);
-  return wide;
 }
 
 // In float32, not in bfloat16, the weight's gradient is wrong for volumes that are no deeper than a padded filter with
@@ -441,7 +438,7 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   }
   check_there(reinterpret_cast<const void*>(&aoti_torch_cpu_convolution_backward));
   const bool half = dtype == ScalarType::Half;
-  const auto widen = [&](const Tensor& t) { return half ? torch::stable::to(t, ScalarType::Float) : t; };
+  const auto widen = [&](const Tensor& t) { return half ? to_float(t) : t; };
   const Tensor wide_grad = widen(grad), wide_input = widen(call.input), wide_weight = widen(call.weight);
   const std::vector<int64_t> output_padding = padding_of_output(call);
   const int32_t mask[3] = {need_input, need_weight, 0};
