@@ -84,14 +84,12 @@ def values(model, call, inputs, rounded_as=None):
     return found | {name: b.detach().clone() for name, b in model.named_buffers() if b.is_floating_point()}
 
 
-def check(model, inputs, counts=None, *, dtype=torch.float32, skipped=(), zero=(), dead=False, **options):
+def check(model, inputs, counts=None, *, dtype=torch.float32, skipped=(), zero=(), **options):
     """Fuses `model` and compares it with itself.
 
     counts: op -> how often the report says that it was put in; None leaves that open.
     skipped: parts of the reasons that the report must give, each for one place.
     zero: names of gradients that are zero by definition, of which PyTorch returns what rounding left.
-    dead: gradients may be zeros where PyTorch has none. Dead code that writes in place is kept, and what it reads may
-        have been fused with something alive.
     Returns the report.
     """
     model, inputs = converted(model, inputs, dtype)
@@ -107,10 +105,6 @@ def check(model, inputs, counts=None, *, dtype=torch.float32, skipped=(), zero=(
         assert not ours.pop(name).any()
         for other in (theirs, truth, moved):
             del other[name]
-    if dead:
-        extra = {name: value for name, value in ours.items() if name not in theirs}
-        assert all(name.startswith("grad of ") and not value.any() for name, value in extra.items())
-        ours = {name: value for name, value in ours.items() if name in theirs}
     assert {name: value.dtype for name, value in ours.items()} == {name: v.dtype for name, v in theirs.items()}
     for comparison in Expected(truth, moved, theirs).compare(ours):
         assert comparison.ok, f"{comparison}\n{fused.report}"

@@ -221,6 +221,28 @@ def test_the_sum_may_be_used_by_the_norm_alone_or_be_added_in_place():
     check(Function(block, w=floats(8), r=floats(3, 8, seed=2)), [x(3, 8)], {"layer_norm": 1})
 
 
+def test_a_norm_that_only_dead_code_reads_is_dropped_though_that_writes_in_place():
+    """Its weight has no gradient, not one of zeros."""
+
+    def block(m, t):
+        total = t.sin() + m.r
+        normal = F.layer_norm(total, (8,), m.w).sin()
+        normal.add_(total)
+        return total * 2
+
+    check(Function(block, w=floats(8), r=floats(3, 8, seed=2)), [x(3, 8)], {})
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_a_write_that_others_see_is_no_dead_code(view):
+    def block(m, t):
+        total = t.sin() + m.r
+        (total.view(24) if view else total).mul_(3)
+        return F.layer_norm(total, (8,), m.w)
+
+    check(Function(block, w=floats(8), r=floats(3, 8, seed=2)), [x(3, 8)])
+
+
 class GatedMLP(nn.Module):
     def __init__(self, activation, bias=False, down=True, residual=False):
         super().__init__()

@@ -22,10 +22,11 @@ def thread_in_place_results(rw: Rewriter) -> None:
 
 
 def drop_dead_calls(rw: Rewriter) -> None:
-    """What nobody uses and nothing writes is dropped: a norm whose result is dead is no reason to compute it."""
+    """What nobody uses is dropped, unless it writes to what others see: a norm whose result is dead is no reason to
+    compute it."""
     for node in reversed(list(rw.graph.nodes)):
         call = rw.call(node)
-        if call is not None and not node.users and call.name not in _RANDOM and not rw.written(node):
+        if call is not None and not node.users and call.name not in _RANDOM and rw.written_in_vain(node):
             rw.graph.erase_node(node)
 
 

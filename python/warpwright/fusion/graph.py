@@ -253,6 +253,15 @@ class Rewriter:
             behind = behind or other is node
         return False
 
+    def written_in_vain(self, node: Node) -> bool:
+        """Whether nothing else has a use for the memory that `node` writes to, if it writes at all."""
+        written = self.written(node)
+        if not all(self._storages([each]) for each in written):
+            return False
+        memory = self._storages(written)
+        sharing = (other for other in self.graph.nodes if other is not node and self._storages([other]) & memory)
+        return all(other.op in _CALLS and set(other.users) <= {node} for other in sharing)
+
     def _storages(self, nodes: Iterable[Node]) -> set[int]:
         found = set()
         for node in nodes:
