@@ -1,7 +1,7 @@
 """What is left out where the CPU stands in for a GPU, whose kernels take a thousand times longer there, and of the
 reference, which repeats what the other backends show of the code above kernels.
 
-WARPWRIGHT_TEST_EVERYTHING=1 leaves out nothing.
+WARPWRIGHT_TEST_EVERYTHING=1 leaves out nothing, here and where EVERYTHING is asked for: planted faults, architectures.
 """
 
 from __future__ import annotations
