@@ -1,4 +1,4 @@
-"""Targets that are no class: answered, never used as an address."""
+"""What the losses' sums keep, and targets that are no class: answered, never used as an address."""
 
 from __future__ import annotations
 
@@ -47,3 +47,14 @@ def test_under_autocast_the_loss_is_float32(matrix, dtype):
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(x.float(), target))
     (grad,) = torch.autograd.grad(loss, x)
     assert grad.dtype == dtype
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("sum", 3.0), ("mean", 0.75)])
+def test_losses_that_cancel_leave_their_rest(matrix, reduction, expected):
+    """nll_loss has both signs: rows are added up in double, whatever their order."""
+    if warpwright.current_backend() == "reference":
+        pytest.skip("the definition is torch's sum, in float32")
+    input = torch.zeros(4, 2, device=matrix)
+    input[:, 0] = torch.tensor([2.0**25, -1.0, -(2.0**25), -2.0])
+    loss = warpwright.ops.nll_loss(input, torch.zeros(4, dtype=torch.int64, device=matrix), reduction=reduction)
+    assert loss.item() == expected

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from warpwright.triton_kernels._common import acc_dtype, tl_acc
+from warpwright.triton_kernels._common import acc_dtype
 
 
 def outer_class_inner(tensor: Tensor) -> Tensor:
@@ -39,34 +39,35 @@ def empty_loss(input: Tensor, shape: torch.Size, reduction: str, float32_loss: b
 @triton.jit
 def _sum_kernel(
     row_loss_ptr, target_ptr, weight_ptr, loss_ptr, total_ptr, rows, cols, ignore_index, factor,
-    LOSS: tl.constexpr, ALIKE: tl.constexpr, WEIGHTED: tl.constexpr, MEAN: tl.constexpr, ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LOSS: tl.constexpr, ALIKE: tl.constexpr, WEIGHTED: tl.constexpr, MEAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    sums = tl.zeros((BLOCK,), ACC)
-    counted = tl.zeros((BLOCK,), ACC)
+    # In double: losses of both signs cancel, and the few additions a row cost nothing beside the row.
+    sums = tl.zeros((BLOCK,), tl.float64)
+    counted = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, rows, BLOCK):
         row = start + tl.arange(0, BLOCK).to(tl.int64)
         mask = row < rows
         if LOSS:
-            sums += tl.load(row_loss_ptr + row, mask, 0.0).to(ACC)
+            sums += tl.load(row_loss_ptr + row, mask, 0.0).to(tl.float64)
         if ALIKE:
-            counted += mask.to(ACC)
+            counted += mask.to(tl.float64)
         else:
             target = tl.load(target_ptr + row, mask, ignore_index)
             own = mask & (target != ignore_index)
             if WEIGHTED:
                 known = own & (target >= 0) & (target < cols)
-                weight = tl.load(weight_ptr + target, known, 0.0)
-                counted += tl.where(own & (target >= 0) & (target < cols), weight, tl.where(own, float("nan"), 0.0))
+                weight = tl.load(weight_ptr + target, known, 0.0).to(tl.float64)
+                counted += tl.where(known, weight, tl.where(own, float("nan"), 0.0))
             else:
-                counted += own.to(ACC)
+                counted += own.to(tl.float64)
     loss = tl.sum(sums, 0) * factor
     total = tl.sum(counted, 0)
-    tl.store(total_ptr, total)
+    tl.store(total_ptr, total.to(total_ptr.dtype.element_ty))
     if MEAN:  # Without a row that counts 0 / 0, NaN, as in PyTorch.
         loss = loss / total
     if LOSS:
-        tl.store(loss_ptr, loss.to(loss_ptr.dtype.element_ty))
+        # By way of total's type: Triton's interpreter cannot cast float64 to bfloat16.
+        tl.store(loss_ptr, loss.to(total_ptr.dtype.element_ty).to(loss_ptr.dtype.element_ty))
 
 
 def sum_losses(
@@ -87,5 +88,5 @@ def sum_losses(
         known if row_loss is None else row_loss, known if target is None else target,
         total if weight is None else weight, loss, total, known.numel(), classes, ignore_index, factor,
         LOSS=row_loss is not None, ALIKE=target is None, WEIGHTED=weight is not None, MEAN=reduction == "mean",
-        ACC=tl_acc(total.dtype), BLOCK=1024,
+        BLOCK=1024,
     )  # fmt: skip

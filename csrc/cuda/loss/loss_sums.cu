@@ -1,4 +1,5 @@
-// The sum or the mean of the losses of rows, in the two stages of kernels/loss.h.
+// The sum or the mean of the losses of rows, in the two stages of kernels/loss.h. In double: losses of both signs
+// cancel, and the few additions a row cost nothing beside the row.
 
 #include "cuda/loss/loss.cuh"
 
@@ -11,9 +12,9 @@ namespace {
 constexpr int kThreads = 256;
 
 // Both sums over the block, in thread 0, in a fixed order.
-__device__ __forceinline__ void block_sum(float& loss, float& total) {
-  __shared__ float losses[kThreads];
-  __shared__ float totals[kThreads];
+__device__ __forceinline__ void block_sum(double& loss, double& total) {
+  __shared__ double losses[kThreads];
+  __shared__ double totals[kThreads];
   losses[threadIdx.x] = loss;
   totals[threadIdx.x] = total;
   __syncthreads();
@@ -41,15 +42,15 @@ __device__ __forceinline__ float weight_of(const LossSumsParams& p, int64_t row)
 __global__ void __launch_bounds__(kThreads) loss_sums_kernel(const LossSumsParams p) {
   const int64_t first = p.rows * blockIdx.x / gridDim.x;
   const int64_t last = p.rows * (blockIdx.x + 1) / gridDim.x;
-  float loss = 0.0f, total = 0.0f;
+  double loss = 0.0, total = 0.0;
   for (int64_t row = first + threadIdx.x; row < last; row += kThreads) {
     if (!p.total_only) loss += static_cast<const float*>(p.row_loss)[row];
     total += weight_of(p, row);
   }
   block_sum(loss, total);
   if (threadIdx.x == 0) {
-    static_cast<float*>(p.partial_loss)[blockIdx.x] = loss;
-    static_cast<float*>(p.partial_total)[blockIdx.x] = total;
+    static_cast<float*>(p.partial_loss)[blockIdx.x] = static_cast<float>(loss);
+    static_cast<float*>(p.partial_total)[blockIdx.x] = static_cast<float>(total);
   }
 }
 
@@ -57,15 +58,15 @@ __global__ void __launch_bounds__(kThreads) loss_sums_kernel(const LossSumsParam
 __global__ void __launch_bounds__(kThreads) loss_finish_kernel(const LossSumsParams p) {
   static_assert(kMaxLossPartials <= kThreads, "one thread takes one partial");
   const bool mine = threadIdx.x < loss_partials(p.rows);
-  float loss = mine ? static_cast<const float*>(p.partial_loss)[threadIdx.x] : 0.0f;
-  float total = mine ? static_cast<const float*>(p.partial_total)[threadIdx.x] : 0.0f;
+  double loss = mine ? static_cast<const float*>(p.partial_loss)[threadIdx.x] : 0.0f;
+  double total = mine ? static_cast<const float*>(p.partial_total)[threadIdx.x] : 0.0f;
   block_sum(loss, total);
   if (threadIdx.x != 0) return;
-  *static_cast<float*>(p.total) = total;
+  *static_cast<float*>(p.total) = static_cast<float>(total);
   // Without a row that counts the mean is 0 / 0, NaN, as in PyTorch.
   if (p.total_only) return;
   if (p.reduction == Reduction::kMean) loss /= total;
-  store_as(p.loss_dtype, p.loss, 0, static_cast<float>(p.factor) * loss);
+  store_as(p.loss_dtype, p.loss, 0, static_cast<float>(p.factor * loss));
 }
 
 }  // namespace
