@@ -19,7 +19,7 @@ from torch import Tensor
 from warpwright._check import needs_preact
 from warpwright._conv import channels_last, empty_in_format, output_sizes
 from warpwright.triton_kernels._channel_call import Partials
-from warpwright.triton_kernels._common import interpreted
+from warpwright.triton_kernels._common import interpreted, rounded
 from warpwright.triton_kernels._conv import Epilogue, Norm, Relation, finish, phase, place
 from warpwright.triton_kernels._epilogue import epilogue_grads
 from warpwright.triton_kernels._gemm import tile_fits
@@ -149,10 +149,10 @@ def _dgrad_kernel(
 
 @triton.jit
 def _wgrad_kernel(
-    x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw,
+    x_ptr, xn, xc, xd, xh, xw, w_ptr, wk, wc, wt, wr, ws, y_ptr, yn, yk, yd, yh, yw, grad_bias_ptr,
     batch, depth, height, width, out_d, out_h, out_w, group_channels, group_filters, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SUM_Y: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_n = tl.cdiv(group_channels, BLOCK_N)
@@ -165,6 +165,7 @@ def _wgrad_kernel(
     in_k, in_c = k < group_filters, c < group_channels
     wide_k, wide_c = group * group_filters + k, group * group_channels + c
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    sums = tl.zeros((BLOCK_M, BLOCK_K), ACC)
     pixels = tl.cast(batch, tl.int64) * out_d * out_h * out_w
     for start in range(0, pixels, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K).to(tl.int64)
@@ -176,6 +177,8 @@ def _wgrad_kernel(
         inside = there & (d >= 0) & (d < depth) & (h >= 0) & (h < height) & (w >= 0) & (w < width)
         a_at = (n * yn + e * yd + p * yh + q * yw)[None, :] + wide_k[:, None] * yk
         a = tl.load(y_ptr + a_at, in_k[:, None] & there[None, :], 0.0)  # (BLOCK_M, BLOCK_K)
+        if SUM_Y:
+            sums += a.to(ACC)
         b_at = (n * xn + d * xd + h * xh + w * xw)[:, None] + wide_c[None, :] * xc
         b = tl.load(x_ptr + b_at, inside[:, None] & in_c[None, :], 0.0)  # (BLOCK_K, BLOCK_N)
         if UPCAST:
@@ -184,6 +187,10 @@ def _wgrad_kernel(
         acc += tl.dot(a, b, input_precision=PRECISION, out_dtype=ACC)
     to = wide_k[:, None] * wk + c[None, :] * wc + t * wt + r * wr + s * ws
     tl.store(w_ptr + to, acc.to(w_ptr.dtype.element_ty), in_k[:, None] & in_c[None, :])
+    if SUM_Y:
+        first = (pid // tiles == 0) & (pid % tiles_n == 0)
+        result = rounded(tl.sum(sums, 1), grad_bias_ptr.dtype.element_ty, UPCAST)
+        tl.store(grad_bias_ptr + wide_k, result, in_k & first)
 
 
 # ---- configurations ----
@@ -274,19 +281,23 @@ def _dgrad(r: Relation, epilogue: Epilogue) -> None:
         DGRAD.launch(run, r.x, key, (r.x, epilogue.preact), r.layout())
 
 
-def _wgrad(r: Relation) -> None:
+def _wgrad(r: Relation, grad_bias: Tensor | None = None) -> None:
+    """Writes w of the relation, and to `grad_bias` the sums of y."""
     if r.depthwise():
-        depthwise_wgrad(r)
+        depthwise_wgrad(r, grad_bias)
         return
     pixels = r.y.shape[0] * prod(r.y_size)
 
     def run(config: Config) -> None:
         grid = (r.taps() * _tiles(r.filters, r.channels, config), r.groups)
-        _wgrad_kernel[grid](*r.tensors, *r.sizes(r.channels, r.filters), **r.common, **config)
+        _wgrad_kernel[grid](
+            *r.tensors, r.w if grad_bias is None else grad_bias, *r.sizes(r.channels, r.filters),
+            SUM_Y=grad_bias is not None, **r.common, **config,
+        )  # fmt: skip
 
     key = (r.filters, r.channels, pixels, r.taps(), r.groups)
     if r.w.numel() > 0:
-        WGRAD.launch(run, r.x, key, (r.w,), r.layout())
+        WGRAD.launch(run, r.x, key, (r.w,) if grad_bias is None else (r.w, grad_bias), r.layout())
 
 
 def convolution(
@@ -392,8 +403,15 @@ def convolution_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads = [input.new_empty(0) for _ in range(4)]
     need_preact = need_input or need_weight or need_residual
-    grad, grad_bias = _grad_preact(grad_output, saved, activation, need_preact, need_bias)
     geometry = (stride, padding, dilation, groups, precision)
+    # What the weight's gradient reads is what the bias's is the sum of, but where an activation's derivative comes
+    # first, whose pass adds it up. In float32 the sum over so many pixels in one piece would lose digits.
+    depthwise = weight.shape[1] == 1 and weight.shape[0] == groups
+    in_pieces = depthwise or input.dtype in (torch.float16, torch.bfloat16)
+    sum_y = need_bias and need_weight and activation == "none" and not transposed and in_pieces and weight.numel() > 0
+    grad, grad_bias = _grad_preact(grad_output, saved, activation, need_preact, need_bias and not sum_y)
+    if sum_y:
+        grad_bias = grad.new_empty(weight.shape[0])
     if need_input:
         grads[0] = empty_in_format(input, input.shape, channels_last(input))
         if transposed:
@@ -403,7 +421,7 @@ def convolution_backward(
     if need_weight:
         grads[1] = empty_in_format(weight, weight.shape, channels_last(weight))
         x, y = (grad, input) if transposed else (input, grad)
-        _wgrad(Relation(x, grads[1], y, *geometry))
+        _wgrad(Relation(x, grads[1], y, *geometry), grad_bias if sum_y else None)
     if need_bias:
         grads[2] = grad_bias
     if need_residual:

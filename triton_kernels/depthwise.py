@@ -9,6 +9,7 @@ from math import prod
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from warpwright.triton_kernels._common import acc_dtype, interpreted
 from warpwright.triton_kernels._conv import Epilogue, Relation, finish, phase, place
@@ -96,12 +97,13 @@ def _depthwise_kernel(
 
 @triton.jit
 def _depthwise_wgrad_kernel(
-    x_ptr, xn, xc, xd, xh, xw, y_ptr, yn, yk, yd, yh, yw, partials_ptr,
+    x_ptr, xn, xc, xd, xh, xw, y_ptr, yn, yk, yd, yh, yw, partials_ptr, sums_ptr,
     batch, depth, height, width, out_d, out_h, out_w, channels, kernel_d, kernel_h, kernel_w,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dil_d, dil_h, dil_w,
-    ACC: tl.constexpr, SLAB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    SUM_Y: tl.constexpr, ACC: tl.constexpr, SLAB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one tap over a slab of positions: partials (slabs, channels, taps)."""
+    """Sums of one tap over a slab of positions: partials (slabs, channels, taps). With SUM_Y those of y too: (slabs,
+    channels)."""
     taps = kernel_d * kernel_h * kernel_w
     tap, slab = tl.program_id(0) % taps, (tl.program_id(0) // taps).to(tl.int64)
     _, t, r, s = place(tap.to(tl.int64), kernel_d, kernel_h, kernel_w)
@@ -109,16 +111,25 @@ def _depthwise_wgrad_kernel(
     in_c = c < channels
     pixels = tl.cast(batch, tl.int64) * out_d * out_h * out_w
     acc = tl.zeros((BLOCK_M, BLOCK_C), ACC)
+    sums = tl.zeros((BLOCK_M, BLOCK_C), ACC)
     for start in range(0, tl.minimum(pixels - slab * SLAB, SLAB), BLOCK_M):
         m = slab * SLAB + start + tl.arange(0, BLOCK_M)
         n, e, p, q = place(m, out_d, out_h, out_w)
         d, h, w = e * stride_d - pad_d + t * dil_d, p * stride_h - pad_h + r * dil_h, q * stride_w - pad_w + s * dil_w
         there = (m < pixels) & (d >= 0) & (d < depth) & (h >= 0) & (h < height) & (w >= 0) & (w < width)
         inside = there[:, None] & in_c[None, :]
-        y = tl.load(y_ptr + (n * yn + e * yd + p * yh + q * yw)[:, None] + (c * yk)[None, :], inside, 0.0)
+        y_at = (n * yn + e * yd + p * yh + q * yw)[:, None] + (c * yk)[None, :]
+        if SUM_Y:
+            y = tl.load(y_ptr + y_at, (m < pixels)[:, None] & in_c[None, :], 0.0)
+            sums += y.to(ACC)
+            y = tl.where(inside, y, 0.0)  # What meets the padding alone.
+        else:
+            y = tl.load(y_ptr + y_at, inside, 0.0)
         x = tl.load(x_ptr + (n * xn + d * xd + h * xh + w * xw)[:, None] + (c * xc)[None, :], inside, 0.0)
         acc += y.to(ACC) * x.to(ACC)
     tl.store(partials_ptr + (slab * channels + c) * taps + tap, tl.sum(acc, 0), in_c)
+    if SUM_Y:
+        tl.store(sums_ptr + slab * channels + c, tl.sum(sums, 0), in_c & (tap == 0))
 
 
 # ---- configurations ----
@@ -180,24 +191,29 @@ def depthwise(relation: Relation, epilogue: Epilogue, gradient: bool) -> None:
     (INPUT_GRAD if gradient else FORWARD).launch(run, r.x, key, (written, epilogue.preact))
 
 
-def depthwise_wgrad(relation: Relation) -> None:
-    """Writes w of the relation, the gradient of the weight."""
+def depthwise_wgrad(relation: Relation, grad_bias: Tensor | None) -> None:
+    """Writes w of the relation, the gradient of the weight, and to `grad_bias` the sums of y."""
     r = relation
     if r.w.numel() == 0:
         return
     pixels, taps = r.y.shape[0] * prod(r.y_size), r.taps()
     slabs = max(triton.cdiv(pixels, _SLAB), 1)
     partials = torch.empty(slabs, r.w.numel(), dtype=acc_dtype(r.x.dtype), device=r.x.device)
+    sums = partials if grad_bias is None else partials.new_empty(slabs, grad_bias.numel())
     found = r.w if r.w.is_contiguous() else torch.empty(r.w.shape, dtype=r.w.dtype, device=r.w.device)
     x, y = r.tensors[:6], r.tensors[12:]
 
     def run(config: Config) -> None:
         grid = (slabs * taps, triton.cdiv(r.groups, config["BLOCK_C"]))
         _depthwise_wgrad_kernel[grid](
-            *x, *y, partials, *r.sizes(r.groups), ACC=r.common["ACC"], SLAB=_SLAB, **config
+            *x, *y, partials, sums, *r.sizes(r.groups), SUM_Y=grad_bias is not None, ACC=r.common["ACC"], SLAB=_SLAB,
+            **config,
         )  # fmt: skip
         sum_partials(partials, found)
+        if grad_bias is not None:
+            sum_partials(sums, grad_bias)
 
-    WEIGHT_GRAD.launch(run, r.x, (pixels, r.groups, taps, int(r.y.stride(1) == 1)), (found,))
+    written = (found,) if grad_bias is None else (found, grad_bias)
+    WEIGHT_GRAD.launch(run, r.x, (pixels, r.groups, taps, int(r.y.stride(1) == 1)), written)
     if found is not r.w:
         r.w.copy_(found)

@@ -142,7 +142,7 @@ std::optional<Tensor> conv_normalized(const ConvCall& call, const OptionalTensor
   return output;
 }
 
-ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight) {
+ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight, bool need_bias) {
   const ScalarType dtype = grad.scalar_type();
   ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};
   Launch launch(grad);
@@ -155,9 +155,16 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   }
   if (need_weight) {
     grads.grad_weight = empty_in_format(sizes_of(call.weight), is_channels_last(call.weight), dtype, grad);
-    const ConvParams params = conv_params(call, call.input, grads.grad_weight, grad);
+    ConvParams params = conv_params(call, call.input, grads.grad_weight, grad);
     const GemmPlan plan = backend::conv_plan(params, GemmRole::kWeightGradient);
-    Tensor partials = empty({plan.splits > 1 ? plan.splits * grads.grad_weight.numel() : 0}, ScalarType::Float, grad);
+    // Of a transposed convolution `grad` is not what the kernel sums over.
+    const bool sums = need_bias && !call.transposed && grads.grad_weight.numel() > 0;
+    if (sums && backend::conv_sums_bias(params, plan)) {
+      grads.grad_bias = empty({params.filters}, dtype, grad);
+      params.grad_bias = grads.grad_bias->mutable_data_ptr();
+    }
+    const int64_t each = grads.grad_weight.numel() + (params.grad_bias != nullptr ? params.filters : 0);
+    Tensor partials = empty({plan.splits > 1 ? plan.splits * each : 0}, ScalarType::Float, grad);
     backend::conv_wgrad(params, plan, static_cast<float*>(partials.mutable_data_ptr()), launch.stream());
   }
   return grads;
@@ -319,19 +326,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convolution_backward(
 
   const ScalarType dtype = input.scalar_type();
   Tensor grad = grad_output, grad_bias = nothing(dtype, input), grad_residual = nothing(dtype, input);
-  if (activation != Activation::kNone || need_bias) {
+  const auto pass = [&] {
     if (saved.has_value()) saved = as_rows(*saved, call);
     const bool need_preact = need_input || need_weight || need_residual;
-    const EpilogueGrads grads = epilogue_grads(as_rows(grad_output, call), saved, activation, call.output_sizes[1],
-                                               !call.channels_last, need_preact, need_bias);
+    return epilogue_grads(as_rows(grad_output, call), saved, activation, call.output_sizes[1], !call.channels_last,
+                          need_preact, need_bias);
+  };
+  // An activation's derivative is multiplied in by a pass, which adds up the bias's gradient as it goes: every kernel
+  // below reads an element several times, and would read what was saved as often (docs/performance.md).
+  const bool plain = activation == Activation::kNone;
+  if (!plain) {
+    const EpilogueGrads grads = pass();
     grad_bias = grads.grad_bias;
-    if (activation != Activation::kNone) grad = from_rows(grads.grad_preact, call);
+    grad = from_rows(grads.grad_preact, call);
   }
   if (need_residual) {
     grad_residual = empty_in_format(call.output_sizes, call.channels_last, dtype, input);
     torch::stable::copy_(grad_residual, grad);
   }
-  ConvGrads grads = conv_grads(call, grad, need_input, need_weight);
+  ConvGrads grads = conv_grads(call, grad, need_input, need_weight, need_bias && plain);
+  if (need_bias && plain) grad_bias = grads.grad_bias.has_value() ? *grads.grad_bias : pass().grad_bias;
   return {grads.grad_input, grads.grad_weight, grad_bias, grad_residual};
 }
 

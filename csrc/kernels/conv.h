@@ -36,6 +36,8 @@ struct ConvParams {
   // (slabs, filters), or null: of each conv_statistics_slab pixels of y their mean, and the squared differences to it.
   // Where there is neither residual nor activation.
   float *mean_partials, *square_partials;
+  // (filters), or null: of conv_wgrad, where conv_sums_bias says so, the bias's gradient, which is the sum of y.
+  void* grad_bias;
   int64_t batch, channels, filters, groups;
   int64_t x_size[kConvDims], kernel[kConvDims], y_size[kConvDims];
   int64_t stride[kConvDims], padding[kConvDims], dilation[kConvDims];  // padding: before the first element
@@ -63,6 +65,8 @@ void conv_fprop(const ConvParams& params, const GemmPlan& plan, Stream stream);
 // Writes x: the input's gradient of a convolution, or a transposed one. The plan is that of kInputGradient.
 void conv_dgrad(const ConvParams& params, const GemmPlan& plan, Stream stream);
 // Writes w, and knows no epilogue. The plan is that of kWeightGradient; with more than one split `partials` holds
-// (splits, filters, channels / groups, taps) floats: at most 64 MiB.
+// (splits, filters, channels / groups, taps) floats, at most 64 MiB, and behind them for grad_bias (splits, filters).
 void conv_wgrad(const ConvParams& params, const GemmPlan& plan, float* partials, Stream stream);
+// Whether conv_wgrad by this plan can find the bias's gradient in what it reads.
+bool conv_sums_bias(const ConvParams& params, const GemmPlan& plan);
 }  // namespace warpwright::cuda

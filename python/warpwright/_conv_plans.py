@@ -98,7 +98,7 @@ class _Params(ctypes.Structure):
         *((name, _Tensor) for name in ("x", "w", "y", "residual")),
         *((name, ctypes.c_void_p) for name in ("preact", "bias")),
         ("norm", _Norm),
-        *((name, ctypes.c_void_p) for name in ("mean_partials", "square_partials")),
+        *((name, ctypes.c_void_p) for name in ("mean_partials", "square_partials", "grad_bias")),
         *((name, ctypes.c_int64) for name in ("batch", "channels", "filters", "groups")),
         *((name, _EACH) for name in ("x_size", "kernel", "y_size", "stride", "padding", "dilation")),
         *((name, ctypes.c_int32) for name in ("activation", "dtype", "precision")),

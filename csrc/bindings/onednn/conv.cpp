@@ -402,18 +402,20 @@ std::optional<Tensor> conv_normalized(const ConvCall& call, const OptionalTensor
   return conv_product(folded, shift, residual, activation, false).output;
 }
 
-ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight) {
+ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight, bool need_bias) {
   const ScalarType dtype = call.input.scalar_type();
   const bool input_format = is_channels_last(call.input), weight_format = is_channels_last(call.weight);
   ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};
   if (!need_input && !need_weight) return grads;
   if (is_wrong_in_bfloat16(call)) {
-    const ConvGrads wide = conv_grads(in_float(call), to_float(grad), need_input, need_weight);
-    return {to_bfloat16(wide.grad_input), to_bfloat16(wide.grad_weight)};
+    const ConvGrads wide = conv_grads(in_float(call), to_float(grad), need_input, need_weight, need_bias);
+    const OptionalTensor& bias = wide.grad_bias;
+    return {to_bfloat16(wide.grad_input), to_bfloat16(wide.grad_weight),
+            bias.has_value() ? OptionalTensor(to_bfloat16(*bias)) : std::nullopt};
   }
   if (call.dims() == 1 && (input_format || weight_format || has_a_filter_for_each_channel(call))) {
-    const ConvGrads flat = conv_grads(with_height(call), with_height(grad), need_input, need_weight);
-    return {without_height(flat.grad_input), without_height(flat.grad_weight)};
+    const ConvGrads flat = conv_grads(with_height(call), with_height(grad), need_input, need_weight, need_bias);
+    return {without_height(flat.grad_input), without_height(flat.grad_weight), flat.grad_bias};
   }
   const bool own_input = need_input && is_depthwise(call, input_format, kInputGradTaps);
   // oneDNN's sum over the images depends on the number of threads.
@@ -421,13 +423,13 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   if (own_input || own_weight) {
     grads = depthwise_grads(call, grad, own_input, own_weight);
     if (own_input == need_input) return grads;
-    grads.grad_input = conv_grads(call, grad, true, false).grad_input;
+    grads.grad_input = conv_grads(call, grad, true, false, false).grad_input;
     return grads;
   }
   const bool pad_all = need_weight && needs_padded_copy(call);
   if (pad_all || (call.padding != call.padding_after && !call.transposed)) {
     std::vector<int64_t> before;
-    grads = conv_grads(evenly_padded(call, before, pad_all), grad, need_input, need_weight);
+    grads = conv_grads(evenly_padded(call, before, pad_all), grad, need_input, need_weight, need_bias);
     if (need_input) grads.grad_input = to_format(place_in(grads.grad_input, call.input, before), input_format);
     return grads;
   }
@@ -441,16 +443,21 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   const auto widen = [&](const Tensor& t) { return half ? to_float(t) : t; };
   const Tensor wide_grad = widen(grad), wide_input = widen(call.input), wide_weight = widen(call.weight);
   const std::vector<int64_t> output_padding = padding_of_output(call);
-  const int32_t mask[3] = {need_input, need_weight, 0};
+  // oneDNN adds the bias's gradient up beside the weight's.
+  const bool sums = need_bias && need_weight && !call.transposed;
+  const int32_t mask[3] = {need_input, need_weight, sums};
+  const int64_t filters = call.output_sizes[1];
+  const int64_t* bias_sizes = &filters;
   AtenTensorHandle handles[3] = {nullptr, nullptr, nullptr};
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
-      wide_grad.get(), wide_input.get(), wide_weight.get(), nullptr, 0, call.stride.data(), count(call),
-      call.padding.data(), count(call), call.dilation.data(), count(call), call.transposed, output_padding.data(),
-      count(call), call.groups, mask, 3, &handles[0], &handles[1], &handles[2]));
+      wide_grad.get(), wide_input.get(), wide_weight.get(), sums ? &bias_sizes : nullptr, sums, call.stride.data(),
+      count(call), call.padding.data(), count(call), call.dilation.data(), count(call), call.transposed,
+      output_padding.data(), count(call), call.groups, mask, 3, &handles[0], &handles[1], &handles[2]));
   const Tensor results[3] = {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
   const auto narrow = [&](const Tensor& t) { return half ? torch::stable::to(t, ScalarType::Half) : t; };
   if (need_input) grads.grad_input = to_format(narrow(results[0]), input_format);
   if (need_weight) grads.grad_weight = to_format(narrow(results[1]), weight_format);
+  if (sums) grads.grad_bias = narrow(results[2]);
   return grads;
 }
 

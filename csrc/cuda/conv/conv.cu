@@ -164,6 +164,13 @@ void conv_dgrad(const ConvParams& params, const GemmPlan& plan, Stream stream) {
   });
 }
 
+// The tensor cores' sums are those of y itself in 16 bits, of TF32 those of what it is rounded to. The tiles of FFMA
+// have no thread that meets all of a row.
+bool conv_sums_bias(const ConvParams& params, const GemmPlan& plan) {
+  if (plan.kernel == GemmKernel::kDepthwise) return true;
+  return params.dtype != DType::kFloat32 && plan.kernel != GemmKernel::kSimple;
+}
+
 void conv_wgrad(const ConvParams& params, const GemmPlan& plan, float* partials, Stream stream) {
   if (plan.kernel == GemmKernel::kWgmma) return conv_wgrad_wgmma(params, plan, partials, stream);
   if (plan.kernel == GemmKernel::kDepthwise) return depthwise_wgrad(params, partials, plan.splits, stream);

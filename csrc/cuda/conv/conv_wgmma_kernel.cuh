@@ -23,25 +23,71 @@ namespace warpwright::cuda {
 
 #if WARPWRIGHT_SM90A
 
-// The products of a tile.
-template <class T, class Layout, bool kAAlongK, bool kBAlongK, int kSums, class AllStarted>
+// The products of a tile. beside is multiply_stages'.
+template <class T, class Layout, bool kAAlongK, bool kBAlongK, int kSums, class AllStarted, class Beside = Nothing>
 __device__ __forceinline__ void multiply_conv_tile(unsigned char* shared, int row, int steps,
                                                    typename Layout::Stage& stage, float (&sums)[Layout::kMmas][kSums],
-                                                   const AllStarted& all_started) {
+                                                   const AllStarted& all_started, const Beside& beside = {}) {
   const uint64_t a = operand_descriptor(shared + row * kSpanBytes);
   const uint64_t b = operand_descriptor(shared + Layout::kATileBytes);
   multiply_stages<T, kAAlongK, kBAlongK, Layout::kStageBytes>(sums, a, b, Layout::ring(shared), stage, steps, 1,
-                                                              all_started);
+                                                              all_started, Nothing{}, beside);
 }
 
-// Calls f.operator()<kAAlongK, kBAlongK>() for a kernel's operands.
-template <class F>
-__device__ __forceinline__ void with_operands(const ConvPixelsParams& p, const F& f) {
-  p.b.along_k ? f.template operator()<true, true>() : f.template operator()<true, false>();
+// Of pixels with filters.
+template <class T, class Layout, int kSums, class AllStarted>
+__device__ __forceinline__ void multiply_conv_tile(const ConvPixelsParams& p, unsigned char* shared,
+                                                   const WgmmaTile& tile, int row, typename Layout::Stage& stage,
+                                                   float (&sums)[Layout::kMmas][kSums], const AllStarted& all_started) {
+  if (p.b.along_k) {
+    multiply_conv_tile<T, Layout, true, true>(shared, row, tile.steps, stage, sums, all_started);
+  } else {
+    multiply_conv_tile<T, Layout, true, false>(shared, row, tile.steps, stage, sums, all_started);
+  }
 }
-template <class F>
-__device__ __forceinline__ void with_operands(const ConvWeightParams&, const F& f) {
-  f.template operator()<false, false>();
+
+// Of a weight's gradient. In the first tile of some filters y's sum over the pixels comes with them, if it is wanted:
+// one more product, with eight columns of ones, which are alike.
+template <class T, class Layout, int kSums, class AllStarted>
+__device__ __forceinline__ void multiply_conv_tile(const ConvWeightParams& p, unsigned char* shared,
+                                                   const WgmmaTile& tile, int row, typename Layout::Stage& stage,
+                                                   float (&sums)[Layout::kMmas][kSums], const AllStarted& all_started) {
+  if (p.grad_bias == nullptr || tile.n0 > 0) {
+    return multiply_conv_tile<T, Layout, false, false>(shared, row, tile.steps, stage, sums, all_started);
+  }
+  float row_sums[Layout::kMmas][4];
+  const uint64_t ones = operand_descriptor(Layout::buffers(shared).ones);
+  multiply_conv_tile<T, Layout, false, false>(
+      shared, row, tile.steps, stage, sums, all_started,
+      [&](int i, uint64_t a, bool accumulate) { ptx::wgmma<T, 8, false, true>(row_sums[i], a, ones, accumulate); });
+  const int lane = fresh_lane(), warp = static_cast<int>(threadIdx.x) / 32 % kWgmmaWarps;
+#pragma unroll
+  for (int i = 0; i < Layout::kMmas; ++i) {
+    ptx::wgmma_registers(row_sums[i]);
+    if (lane % 4 != 0) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int filter = tile.m0 + row + i * ptx::kWgmmaM + warp * kWarpRows + half * 8 + lane / 4;
+      if (filter >= p.gemm.m) continue;
+      if (p.bias_partials != nullptr) {
+        p.bias_partials[tile.split * p.gemm.m + filter] = row_sums[i][2 * half];
+      } else {
+        static_cast<T*>(p.grad_bias)[filter] = from_float<T>(row_sums[i][2 * half]);
+      }
+    }
+  }
+}
+
+// By one thread, before the warps part: what the sums of y are multiplied with.
+__device__ __forceinline__ void write_ones(const ConvPixelsParams&, unsigned char*) {}
+__device__ __forceinline__ void write_ones(const ConvWeightParams& p, unsigned char* ones) {
+  if (p.grad_bias == nullptr) return;
+  const bool half = p.gemm.dtype == DType::kFloat16;
+  const uint32_t one = half ? pack_pair<__half>(1.0f, 1.0f) : pack_pair<__nv_bfloat16>(1.0f, 1.0f);
+  for (int i = 0; i < kPatternBytes; i += 16) {
+    *reinterpret_cast<uint4*>(ones + i) = make_uint4(one, one, one, one);
+  }
+  ptx::fence_proxy_async();  // The tensor cores read them.
 }
 
 #endif  // WARPWRIGHT_SM90A
@@ -53,17 +99,18 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) conv_wgmma_kernel(const __gr
   using Layout = WgmmaLayout<kTileM, kTileN, kPingpong>;
   constexpr int kRegisters = 40;  // A producer that walks pixels and taps has more to remember.
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  const auto multiply = [&](int row, int steps, auto& stage, auto& sums, const auto& all_started) {
-    with_operands(p, [&]<bool kAAlongK, bool kBAlongK>() {
-      if (p.gemm.dtype == DType::kFloat16) {
-        multiply_conv_tile<__half, Layout, kAAlongK, kBAlongK>(shared, row, steps, stage, sums, all_started);
-      } else {
-        multiply_conv_tile<__nv_bfloat16, Layout, kAAlongK, kBAlongK>(shared, row, steps, stage, sums, all_started);
-      }
-    });
+  const auto multiply = [&](const WgmmaTile& tile, int row, auto& stage, auto& sums, const auto& all_started) {
+    if (p.gemm.dtype == DType::kFloat16) {
+      multiply_conv_tile<__half, Layout>(p, shared, tile, row, stage, sums, all_started);
+    } else {
+      multiply_conv_tile<__nv_bfloat16, Layout>(p, shared, tile, row, stage, sums, all_started);
+    }
   };
   specialise_warps<kRegisters>(
-      [&] { init_barriers<kTileM, kTileN, kPingpong>(shared, 1); },
+      [&] {
+        init_barriers<kTileM, kTileN, kPingpong>(shared, 1);
+        write_ones(p, Layout::buffers(shared).ones);
+      },
       [&](bool leader) { produce<kTileM, kTileN, kPingpong>(p, shared, leader); },
       [&](int consumer) { consume<kTileM, kTileN, kPingpong, false>(p, shared, consumer, multiply); });
 #endif

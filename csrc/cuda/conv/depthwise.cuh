@@ -30,7 +30,7 @@ struct DepthwiseParams {
   int spacing, residues, window;  // of positions, taps and elements of the source, as above
   int lanes = 1;                  // Threads along the channels.
   // Of the weight's gradient: as WgradParams.
-  float* partials = nullptr;
+  float *partials = nullptr, *bias_partials = nullptr;
   int splits = 1;
 };
 

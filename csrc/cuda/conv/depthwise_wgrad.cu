@@ -49,6 +49,18 @@ __device__ __forceinline__ Part part_of(const DepthwiseParams& params, int chann
   return part;
 }
 
+// Adds `count` elements of y, `step` apart.
+template <class T, int kPack>
+__device__ __forceinline__ void add_column(float (&sums)[kPack], const T* y, int64_t step, int count) {
+#pragma unroll 2
+  for (int row = 0; row < count; ++row) {
+    float values[kPack];
+    load_floats<T, kPack>(y + row * step, values);
+#pragma unroll
+    for (int e = 0; e < kPack; ++e) sums[e] += values[e];
+  }
+}
+
 // machine code: 1>: plain; else: LDG.128
 template <class T, bool kLast, int kPack>
 __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks)
@@ -66,14 +78,17 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks)
   const int height = static_cast<int>(p.y_size[1]);
 
   StripSums<T, kPack, kTapStrip> sums;
+  float column_sums[kPack] = {};  // Of y, by the blocks of the first strip.
+  const bool sums_bias = p.grad_bias != nullptr && blockIdx.x % tap_strips(p, params.spacing) == 0;
   for (int64_t at = part.first + lanes.unit(); at < part.end && channel < p.channels; at += lanes.units()) {
     const ConvPlace place = place_at(at, column_sizes);
     const int64_t z = place.position[1] * p.stride[0] + part.shift[0];
     const int64_t c = place.position[2] * p.stride[2] + part.shift[2];
-    if (z < 0 || z >= p.x_size[0] || c < 0 || c >= p.x_size[2]) continue;
-    const T* x = xs + place.line * p.x.stride[0] + z * p.x.stride[2] + c * p.x.stride[4];
     const T* y =
         ys + place.line * p.y.stride[0] + place.position[1] * p.y.stride[2] + place.position[2] * p.y.stride[4];
+    if (sums_bias) add_column<T, kPack>(column_sums, y, p.y.stride[3], height);
+    if (z < 0 || z >= p.x_size[0] || c < 0 || c >= p.x_size[2]) continue;
+    const T* x = xs + place.line * p.x.stride[0] + z * p.x.stride[2] + c * p.x.stride[4];
     for (int residue = 0; residue < params.residues; ++residue) {
       const int top = static_cast<int>(residue * p.stride[1] + part.shift[1]);
       const auto elements = [&](int i, float (&to)[kPack]) {
@@ -88,11 +103,9 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks)
     }
   }
   sums.finish();
-#pragma unroll 1
-  for (int m = 0; m < kTapStrip; ++m) {
+  // Adds up what the block's units found. A thread for each channel calls store(channel, sum).
+  const auto add_units = [&](const float (&values)[kPack], const auto& store) {
     __syncthreads();
-    float values[kPack];
-    sums.get(m, values);
 #pragma unroll
     for (int e = 0; e < kPack; ++e) found[lanes.unit() * lanes.channels() + lanes.channel() + e] = values[e];
     for (int half = lanes.units() / 2; half > 0; half /= 2) {
@@ -102,16 +115,32 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks)
       }
     }
     __syncthreads();
-    const int64_t row = part.tap[1] + m * params.spacing;
     const int c = static_cast<int>(threadIdx.x);
-    if (c >= lanes.channels() || part.channel + c >= p.channels || row >= p.kernel[1]) continue;
-    const int64_t column = (part.tap[0] * p.kernel[1] + row) * p.kernel[2] + part.tap[2];
-    if (params.splits > 1) {
-      params.partials[(part.split * p.channels + part.channel + c) * p.taps() + column] = found[c];
-    } else {
-      store_weight<T>(p, part.channel + c, column, found[c]);
-    }
+    if (c < lanes.channels() && part.channel + c < p.channels) store(part.channel + c, found[c]);
+  };
+#pragma unroll 1
+  for (int m = 0; m < kTapStrip; ++m) {
+    float values[kPack];
+    sums.get(m, values);
+    add_units(values, [&](int64_t filter, float sum) {
+      const int64_t row = part.tap[1] + m * params.spacing;
+      if (row >= p.kernel[1]) return;
+      const int64_t column = (part.tap[0] * p.kernel[1] + row) * p.kernel[2] + part.tap[2];
+      if (params.splits > 1) {
+        params.partials[(part.split * p.channels + filter) * p.taps() + column] = sum;
+      } else {
+        store_weight<T>(p, filter, column, sum);
+      }
+    });
   }
+  if (!sums_bias) return;
+  add_units(column_sums, [&](int64_t filter, float sum) {
+    if (params.splits > 1) {
+      params.bias_partials[part.split * p.channels + filter] = sum;
+    } else {
+      store_bias_grad<T>(p, filter, sum);
+    }
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -143,7 +172,9 @@ void depthwise_wgrad(const ConvParams& conv, float* partials, int splits, Stream
   const auto [p, spacing, residues] = strips_of(conv);
   DepthwiseParams params{p, static_cast<int>(spacing), static_cast<int>(residues),
                          static_cast<int>(spacing * p.dilation[1])};
+  const WgradParams parts{p, splits > 1 ? partials : nullptr, splits};
   params.partials = partials;
+  params.bias_partials = parts.bias_partials();
   params.splits = splits;
   visit_float(p.dtype, [&, &p = p](auto tag) {
     using T = decltype(tag);
@@ -156,7 +187,7 @@ void depthwise_wgrad(const ConvParams& conv, float* partials, int splits, Stream
              {dim3(static_cast<unsigned>(blocks)), dim3(kDepthwiseThreads), stream}, params);
     });
   });
-  if (splits > 1) reduce_wgrad({p, partials, splits}, stream);
+  if (splits > 1) reduce_wgrad(parts, stream);
 }
 
 }  // namespace warpwright::cuda

@@ -67,4 +67,9 @@ __device__ __forceinline__ void store_weight(const ConvParams& p, int64_t filter
   static_cast<T*>(p.w.data)[to] = from_float<T>(value);
 }
 
+template <class T>
+__device__ __forceinline__ void store_bias_grad(const ConvParams& p, int64_t filter, float value) {
+  static_cast<T*>(p.grad_bias)[filter] = from_float<T>(value);
+}
+
 }  // namespace warpwright::cuda

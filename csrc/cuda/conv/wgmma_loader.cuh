@@ -45,6 +45,8 @@ struct ConvMeasuredParams : ConvPixelsParams {
 struct ConvWeightParams : ConvWgmmaParams {
   int taps[kConvDims];
   int channels;
+  void* grad_bias;       // As conv.h has it,
+  float* bias_partials;  // and where the sum has more than one part, (splits, filters).
 };
 
 #if WARPWRIGHT_SM90A

@@ -23,6 +23,50 @@ namespace {
 using Large = LargeConvTile;
 using Middle = MiddleConvTile;
 
+// The sums of A's rows, which are y's over the pixels: products with ones. Of the warps that share some rows each takes
+// 16 of them. Of 16-bit elements.
+template <class T, class Tile>
+class RowSums {
+  static constexpr int kCount = Tile::kWarpM / kMmaM;
+  static_assert(kCount == Tile::kWarpsN, "each warp has rows of its own to add up");
+
+ public:
+  __device__ __forceinline__ explicit RowSums(bool wanted) : mine_(wanted ? warp() % Tile::kWarpsN : kCount) {}
+
+  __device__ __forceinline__ void operator()(const uint32_t (&a)[kCount][4]) {
+    const uint32_t ones[2] = {pack_pair<T>(1.0f, 1.0f), pack_pair<T>(1.0f, 1.0f)};
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i == mine_) ptx::mma_m16n8k16<T>(sums_, a[i], ones);
+    }
+  }
+
+  // Calls store(row, sum) for the warp's rows of the tile: the eight columns are alike.
+  template <class Store>
+  __device__ __forceinline__ void each(const Store& store) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (mine_ == kCount || lane % 4 != 0) return;
+    const int row = warp() / Tile::kWarpsN * Tile::kWarpM + mine_ * kMmaM + lane / 4;
+    store(row, sums_[0]);
+    store(row + 8, sums_[2]);
+  }
+
+ private:
+  static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
+
+  int mine_;
+  float sums_[4] = {};
+};
+
+// conv_sums has none of TF32, whose rows are rounded.
+template <class T>
+class RowSums<T, Tf32Tile> : public NothingMore {
+ public:
+  __device__ __forceinline__ explicit RowSums(bool) {}
+  template <class Store>
+  __device__ __forceinline__ void each(const Store&) const {}
+};
+
 // machine code: Tf32Tile, true>: HMMA.1688.F32.TF32, LDGSTS.128; Tf32Tile, false>: HMMA.1688.F32.TF32, LDGSTS;
 // true>: HMMA.16816.F32, LDSM.4, LDGSTS.128; else: HMMA.16816.F32, LDSM.4
 template <class T, class Tile, bool kVectors>
@@ -39,7 +83,17 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_wgrad_mma_kernel(const Wg
   Loader loader(p, Part{group, at.m0, at.n0, first * kTileK, pixels});
   const auto start = [&](unsigned char* a_tile, unsigned char* b_tile, int64_t) { loader.start(a_tile, b_tile); };
   constexpr bool kAlongK = !kVectors && Tile::kRunsAlongK;
-  const float* const staged = conv_sums<T, Tile, kAlongK, kAlongK>(p, shared, first, last, start);
+  RowSums<T, Tile> row_sums(p.grad_bias != nullptr && at.n0 == 0);
+  const float* const staged = conv_sums<T, Tile, kAlongK, kAlongK>(p, shared, first, last, start, row_sums);
+  row_sums.each([&](int row, float sum) {
+    if (at.m0 + row >= filters) return;
+    const int64_t filter = group * filters + at.m0 + row;
+    if (params.partials != nullptr) {
+      params.bias_partials()[split * p.filters + filter] = sum;
+    } else {
+      store_bias_grad<T>(p, filter, sum);
+    }
+  });
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < Tile::kM * Tile::kN; i += Tile::kThreads) {
     const int64_t row = at.m0 + i / Tile::kN, column = at.n0 + i % Tile::kN;

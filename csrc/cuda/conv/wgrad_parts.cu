@@ -20,10 +20,16 @@ __global__ void __launch_bounds__(kReduceThreads) conv_wgrad_reduce_kernel(const
   const ConvParams& p = params.conv;
   const int64_t columns = p.group_channels() * p.taps(), count = p.filters * columns;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  if (i >= count) return;
-  float sum = 0.0f;
-  for (int split = 0; split < params.splits; ++split) sum += params.partials[split * count + i];
-  store_weight<T>(p, i / columns, i % columns, sum);
+  const auto total = [&](const float* partials, int64_t of, int64_t at) {
+    float sum = 0.0f;
+    for (int split = 0; split < params.splits; ++split) sum += partials[split * of + at];
+    return sum;
+  };
+  if (i < count) {
+    store_weight<T>(p, i / columns, i % columns, total(params.partials, count, i));
+  } else if (p.grad_bias != nullptr && i < count + p.filters) {
+    store_bias_grad<T>(p, i - count, total(params.bias_partials(), p.filters, i - count));
+  }
 }
 
 }  // namespace
@@ -38,7 +44,8 @@ int allowed_splits(const ConvParams& p, int64_t wanted) {
 
 void reduce_wgrad(const WgradParams& params, Stream stream) {
   const ConvParams& p = params.conv;
-  const int64_t count = p.filters * p.group_channels() * p.taps();
+  const int64_t biases = p.grad_bias != nullptr ? p.filters : 0;
+  const int64_t count = p.filters * p.group_channels() * p.taps() + biases;
   const dim3 blocks(static_cast<unsigned>((count + kReduceThreads - 1) / kReduceThreads));
   visit_float(p.dtype, [&](auto tag) {
     launch("conv_wgrad_reduce", conv_wgrad_reduce_kernel<decltype(tag)>, {blocks, dim3(kReduceThreads), stream},

@@ -12,6 +12,12 @@ struct WgradParams {
   ConvParams conv;
   float* partials;  // (splits, filters, taps * channels / groups), or null with one split
   int splits;
+
+  // (splits, filters) of the bias's gradient.
+  WARPWRIGHT_HOST_DEVICE float* bias_partials() const {
+    if (partials == nullptr) return nullptr;
+    return partials + splits * conv.filters * conv.group_channels() * conv.taps();
+  }
 };
 
 // The parts that are wanted, at least one and no more than partial results of 64 MiB allow.

@@ -55,7 +55,10 @@ void conv_wgrad_wgmma(const ConvParams& p, const GemmPlan& plan, float* partials
   const ConvPixelsMap y = y_map(p), x = x_map(p);
   ConvWeightParams k{};
   k.gemm = plain_product(p.dtype, p.filters, p.channels * p.taps(), p.w.data);
-  k.partials = splits > 1 ? partials : nullptr;
+  const WgradParams parts{p, splits > 1 ? partials : nullptr, splits};
+  k.partials = parts.partials;
+  k.grad_bias = p.grad_bias;
+  k.bias_partials = parts.bias_partials();
   k.a.map = y.encode();
   k.b.map = x.encode();
   k.a_dims = y.dims();
@@ -80,7 +83,7 @@ void conv_wgrad_wgmma(const ConvParams& p, const GemmPlan& plan, float* partials
     launch_conv_wgmma<ConvWeightParams, kFewFilters.tile_m, kFewFilters.tile_n, kFewFilters.pingpong>(
         "conv_wgrad_wgmma", k, stream);
   }
-  if (splits > 1) reduce_wgrad({p, partials, splits}, stream);
+  if (splits > 1) reduce_wgrad(parts, stream);
 }
 
 }  // namespace warpwright::cuda

@@ -13,6 +13,7 @@ namespace warpwright::cuda {
 
 // What the epilogues of a block need of its shared memory: the warps' buffers, and the barriers of pingpong.
 struct WgmmaBuffers {
+  unsigned char ones[kPatternBytes];  // Eight rows by a span of K, for a kernel that wants the sums of A's rows.
   unsigned char warps[kWgmmaConsumers][kWgmmaWarps][kWarpBufferBytes];
   ptx::Mbarrier turns[kWgmmaConsumers];
 };
@@ -33,7 +34,7 @@ struct WgmmaLayout : WgmmaShared<(kTileM + kTileN) * kSpanBytes, static_cast<int
 
 #if WARPWRIGHT_SM90A
 
-// A consumer's share of all of the block's tiles. multiply(row, steps, stage, sums, all_started) computes one tile's
+// A consumer's share of all of the block's tiles. multiply(tile, row, stage, sums, all_started) computes one tile's
 // sums out of the stages, for the warpgroup whose rows of A begin at `row`; what is Params' own of the epilogue, the
 // hooks of gemm_wgmma_epilogue.cuh know.
 template <int kTileM, int kTileN, bool kPingpong, bool kSwapped, class Params, class Multiply>
@@ -61,7 +62,7 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* shared, 
       others = 1;
       turns.wait();
     }
-    multiply(row, tile.steps, stage, sums, [&] {
+    multiply(tile, row, stage, sums, [&] {
       if constexpr (kPingpong) turns.pass();
     });
     const int row0 = tile.m0 + row + warp * kWarpRows;

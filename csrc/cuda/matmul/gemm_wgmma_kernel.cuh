@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) gemm_wgmma_kernel(const __gr
 #if WARPWRIGHT_SM90A
   using Layout = WgmmaLayout<kTileM, kTileN, kPingpong>;
   WARPWRIGHT_DYNAMIC_SHARED(shared);
-  const auto multiply = [&](int row, int steps, auto& stage, auto& sums, const auto& all_started) {
-    multiply_tile<Layout>(p, shared, row, steps, stage, sums, all_started);
+  const auto multiply = [&](const WgmmaTile& tile, int row, auto& stage, auto& sums, const auto& all_started) {
+    multiply_tile<Layout>(p, shared, row, tile.steps, stage, sums, all_started);
   };
   specialise_warps([&] { init_barriers<kTileM, kTileN, kPingpong>(shared, p.walk.cluster); },
                    [&](bool leader) { produce<kTileM, kTileN, kPingpong>(p, shared, leader); },

@@ -43,10 +43,16 @@ using LargeMmaTile = MmaTile<kTileRows, kTileRows, 2, 4, 4>;
 template <class Tile>
 using MmaSums = float[Tile::kWarpM / kMmaM][Tile::kWarpN / kMmaN][4];
 
-// The warp's part of one step's product.
-template <class T, class Tile, bool kAAlongK, bool kBAlongK>
+// What a product's loop calls where nothing else is wanted of its operands.
+struct NothingMore {
+  template <class A>
+  __device__ __forceinline__ void operator()(const A&) const {}
+};
+
+// The warp's part of one step's product. more(a) has the warp's rows of A of each kMmaInner along K.
+template <class T, class Tile, bool kAAlongK, bool kBAlongK, class More>
 __device__ __forceinline__ void mma_step(MmaSums<Tile>& sums, const unsigned char* a_tile, int warp_m, int warp_n,
-                                         int lane) {
+                                         int lane, More& more) {
   const unsigned char* const b_tile = a_tile + Tile::kABytes;
 #pragma unroll
   for (int k = 0; k < kTileK; k += kMmaInner) {
@@ -67,14 +73,16 @@ __device__ __forceinline__ void mma_step(MmaSums<Tile>& sums, const unsigned cha
         ptx::mma_m16n8k16<T>(sums[i][j], a_part[i], column);
       }
     }
+    more(a_part);
   }
 }
 
 // The sums over steps [first, last) of kTileK each, as (kM, kStagedColumns) at the start of `shared`, which has
-// Tile::kSharedBytes, for all threads to read. start(a_tile, b_tile, step) starts the copies of a step's tiles.
-template <class T, class Tile, bool kAAlongK, bool kBAlongK, class Start>
-__device__ __forceinline__ const float* mma_sums(unsigned char* shared, int64_t first, int64_t last,
-                                                 const Start& start) {
+// Tile::kSharedBytes, for all threads to read. start(a_tile, b_tile, step) starts the copies of a step's tiles; `more`
+// is mma_step's.
+template <class T, class Tile, bool kAAlongK, bool kBAlongK, class Start, class More>
+__device__ __forceinline__ const float* mma_sums(unsigned char* shared, int64_t first, int64_t last, const Start& start,
+                                                 More& more) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int warp_m = warp / Tile::kWarpsN * Tile::kWarpM, warp_n = warp % Tile::kWarpsN * Tile::kWarpN;
   const auto start_step = [&](int64_t step) {
@@ -90,7 +98,7 @@ __device__ __forceinline__ const float* mma_sums(unsigned char* shared, int64_t 
     __syncthreads();
     start_step(step + Tile::kStages - 1);
     const unsigned char* const stage = shared + step % Tile::kStages * Tile::kStageBytes;
-    mma_step<T, Tile, kAAlongK, kBAlongK>(sums, stage, warp_m, warp_n, lane);
+    mma_step<T, Tile, kAAlongK, kBAlongK>(sums, stage, warp_m, warp_n, lane, more);
   }
   // Through shared memory neighbouring threads get neighbouring elements, and the epilogue is in the code once, not
   // once for each of a thread's sums. The last step waited for the last tiles: nothing is on its way.
@@ -109,6 +117,13 @@ __device__ __forceinline__ const float* mma_sums(unsigned char* shared, int64_t 
   }
   __syncthreads();
   return staged;
+}
+
+template <class T, class Tile, bool kAAlongK, bool kBAlongK, class Start>
+__device__ __forceinline__ const float* mma_sums(unsigned char* shared, int64_t first, int64_t last,
+                                                 const Start& start) {
+  NothingMore more;
+  return mma_sums<T, Tile, kAAlongK, kBAlongK>(shared, first, last, start, more);
 }
 
 // Steps of K.

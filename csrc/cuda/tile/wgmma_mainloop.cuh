@@ -20,13 +20,14 @@ struct Nothing {
 // The instructions of a step wait for those of the step before alone, so the tensor cores have the next ones in hand
 // when they finish. A step's stage is therefore released a step later. all_started() is called when the last step's
 // have been started: no stage of these steps will be waited for any more. has_come(step) is called when a step's
-// operands have come to the stage and before they are multiplied.
+// operands have come to the stage and before they are multiplied; beside(i, a, accumulate) may start other products of
+// each part of A, which have been waited for as well at the end.
 template <class T, bool kAAlongK, bool kBAlongK, int kStageBytes, int kMmas, int kSums, int kStages,
-          class AllStarted = Nothing, class HasCome = Nothing>
+          class AllStarted = Nothing, class HasCome = Nothing, class Beside = Nothing>
 __device__ __forceinline__ void multiply_stages(float (&sums)[kMmas][kSums], uint64_t a, uint64_t b,
                                                 WgmmaBarriers<kStages>& barriers, WgmmaStage<kStages>& stage, int steps,
                                                 unsigned cluster = 1, const AllStarted& all_started = {},
-                                                const HasCome& has_come = {}) {
+                                                const HasCome& has_come = {}, const Beside& beside = {}) {
   constexpr int kN = 2 * kSums;
   int previous = 0;
 #pragma unroll 1
@@ -40,8 +41,9 @@ __device__ __forceinline__ void multiply_stages(float (&sums)[kMmas][kSums], uin
     for (int part = 0; part < kSpanBytes / ptx::kProductBytes; ++part) {
 #pragma unroll
       for (int i = 0; i < kMmas; ++i) {
-        ptx::wgmma<T, kN, kAAlongK, kBAlongK>(sums[i], advanced<kAAlongK>(a_tile, i, part),
-                                              advanced<kBAlongK>(b_tile, 0, part), step + part > 0);
+        const uint64_t a_part = advanced<kAAlongK>(a_tile, i, part);
+        ptx::wgmma<T, kN, kAAlongK, kBAlongK>(sums[i], a_part, advanced<kBAlongK>(b_tile, 0, part), step + part > 0);
+        beside(i, a_part, step + part > 0);
       }
     }
     ptx::wgmma_commit();
