@@ -151,3 +151,16 @@ def test_squares_of_the_transpose_are_the_transposed_squares(matrix):
     quantized, scale, turned, turned_scale = warpwright.ops.quantize(x, granularity="square", transposed=True)
     assert same(turned, quantized.t())
     assert same(turned_scale, scale.t())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)], ids=str)
+def test_scales_of_nothing_are_those_of_zeros(matrix, shape, granularity):
+    """Also where the transpose has rows and the input none: nothing is left as it was found in memory."""
+    freed = [torch.full((count,), 7.0, device=matrix) for count in (1, 4, 8, 16) for _ in range(8)]
+    del freed
+    _, scale, _, turned = warpwright.ops.quantize(
+        torch.empty(shape, device=matrix), granularity=granularity, transposed=True
+    )
+    assert (scale == 1).all()
+    assert (turned == 1).all()

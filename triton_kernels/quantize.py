@@ -252,21 +252,18 @@ def _quantize_matrix(
 ) -> None:
     mantissa, bias, largest, _, _ = _ALL_FORMATS[quantized.dtype]
     block_rows, block_cols, per_row = _grid(x, granularity, block_size)
-    if scale.numel() == 0:
+    if x.numel() == 0:
+        scale.fill_(1.0)  # That of zeros.
         return
     bits = torch.zeros((x.shape[0], per_row), dtype=torch.int32, device=x.device)
-    if x.numel() > 0:
-        step = row_block(block_cols)
-        _maxima_kernel[(bits.numel(),)](
-            x, x.stride(0), x.stride(1), bits, x.shape[1], block_cols, per_row, BLOCK=step, num_warps=num_warps(step)
-        )
+    step = row_block(block_cols)
+    _maxima_kernel[(bits.numel(),)](
+        x, x.stride(0), x.stride(1), bits, x.shape[1], block_cols, per_row, BLOCK=step, num_warps=num_warps(step)
+    )
     if block_rows > 1:  # Of few numbers: torch's own maximum of what the kernel left.
-        missing = -bits.shape[0] % block_rows if bits.shape[0] else block_rows
-        padded = torch.nn.functional.pad(bits, (0, 0, 0, missing))
+        padded = torch.nn.functional.pad(bits, (0, 0, 0, -bits.shape[0] % block_rows))
         bits = padded.view(-1, block_rows, per_row).amax(1)
     _scales_kernel[(triton.cdiv(bits.numel(), 256),)](bits, scale, bits.numel(), MAX=largest, BLOCK=256)
-    if x.numel() == 0:
-        return
     step = max(row_block(x.shape[1], 2048), 4)
     blocks = triton.cdiv(x.shape[1], step)
     _encode_matrix_kernel[(x.shape[0] * blocks,)](

@@ -89,7 +89,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize(Tensor input, ScalarType dty
     other_scale = empty(turned.shape, ScalarType::Float, input);
     fill(params.transposed, other, other_scale, turned.grid, matrix.cols, matrix.rows, other_maxima);
   }
-  if (scale.numel() == 0 && other_scale.numel() == 0) return {quantized, scale, other, other_scale};
+  if (input.numel() == 0) {  // Of nothing the scale is that of zeros.
+    torch::stable::fill_(scale, 1);
+    torch::stable::fill_(other_scale, 1);
+    return {quantized, scale, other, other_scale};
+  }
   params.input = rows_of(input, 1, holder);
   params.rows = matrix.rows;
   params.cols = matrix.cols;

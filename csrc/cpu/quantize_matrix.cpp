@@ -71,7 +71,6 @@ class Straight {
 
   // Rows that share scales, [first, last); `known`: the scales are there already.
   void strip(int64_t first, int64_t last, bool known) const {
-    if (p_.cols == 0 && !known) return scales_of_nothing(first, last);
     for (int64_t col = 0; col < p_.cols; col += grid_.block_cols) {
       const int64_t count = p_.cols - col < grid_.block_cols ? p_.cols - col : grid_.block_cols;
       float* scale = p_.straight.scale + grid_.at(first, col);
@@ -89,11 +88,6 @@ class Straight {
   }
 
  private:
-  void scales_of_nothing(int64_t first, int64_t last) const {
-    for (int64_t row = first; row < last; ++row) {
-      for (int64_t i = 0; i < grid_.per_row; ++i) p_.straight.scale[row * grid_.per_row + i] = 1.0f;
-    }
-  }
   void encode_part(int64_t row, int64_t col, int64_t count, float scale) const {
     const T* x = part_of_row(p_.input, row, col, count, scratch_.data());
     uint8_t* out = p_.straight.quantized + row * p_.cols + col;
@@ -121,9 +115,6 @@ class Turned {
       const int64_t last = p_.rows - first < step ? p_.rows : first + step;
       set_scales(first, last);
       for (int64_t row = first; row < last; row += kTile) tile(row, last - row < kTile ? last - row : kTile);
-    }
-    if (p_.rows == 0 && p_.granularity == Granularity::kRow) {
-      for (int64_t c = 0; c < count_; ++c) p_.transposed.scale[col_ + c] = 1.0f;
     }
   }
 

@@ -265,7 +265,6 @@ void make_scales(const QuantizeMatrixParams& params, Stream stream) {
   const int64_t tiles = (params.cols + kTile - 1) / kTile, turned_tiles = (params.rows + kTile - 1) / kTile;
   const bool tensor = params.granularity == Granularity::kTensor, turned = params.transposed.quantized != nullptr;
   const auto run = [&](const QuantizeOutput& output, int64_t scales, int64_t count, float* copy) {
-    if (scales == 0) return;
     launch("quantize_scales", quantize_scales_kernel<F>, {dim3(static_cast<unsigned>(scales)), dim3(kThreads), stream},
            ScalesParams{output.maxima, output.scale, copy, count});
   };
@@ -286,9 +285,8 @@ void quantize(const QuantizeMatrixParams& params, Stream stream) {
       config.shared_bytes = kTile * (kTile + kPad) * static_cast<int>(sizeof(T));
       const TileParams tile{params, params.cols % kPackSize<T> == 0 && rows_fit_packs<T>(params.input)};
       const bool beyond = params.granularity == Granularity::kTensor || params.granularity == Granularity::kRow;
-      if (beyond && tiles > 0) launch("quantize_maxima", quantize_maxima_kernel<T>, config, tile);
+      if (beyond) launch("quantize_maxima", quantize_maxima_kernel<T>, config, tile);
       if (beyond) make_scales<F>(params, stream);
-      if (tiles == 0) return;
       launch("quantize_tiles", quantize_tiles_kernel<T, F>, config, tile);
     });
   });
