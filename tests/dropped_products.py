@@ -72,6 +72,17 @@ def _conv() -> Iterator[tuple[Any, ...]]:
     yield ops.conv2d, (last(2, 72, 9, 7), last(136, 72, 3, 2), b, 1, 1), silu
     strided = last(1, 64, 9, 8, dtype=torch.float16), last(40, 64, 2, 3, dtype=torch.float16)
     yield ops.conv2d, (*strided, None, (3, 2), 1), silu
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # Without an activation, where the weight's gradient finds the bias's, somebody else makes it.
+        y = ops.conv2d(x, weight, bias)
+        y.register_hook(lambda grad: in_format(grad * torch.arange(grad.shape[3], dtype=grad.dtype), True))
+        return y
+
+    yield plain, (last(2, 72, 9, 7), last(136, 72, 3, 2), b), {}
+    # A sum in two parts.
+    long = last(1, 64, 48, 44, dtype=torch.float16, grad=False), last(40, 64, 1, 1, dtype=torch.float16)
+    yield plain, (*long, half[:40].clone().requires_grad_()), {}
     w = last(72, 40, 1, 1, dtype=torch.float16, grad=False)
     norm, training = (half, half.abs() + 0.5, half, half, half), (None, None, None, None)
     yield ops.conv2d_batch_norm, (last(2, 40, 9, 8, dtype=torch.float16, grad=False), w, *norm), {}

@@ -75,6 +75,78 @@ def _check(function, dtype, x_size, w_size, *args) -> None:
                 assert off < (2**-7 if dtype == torch.bfloat16 else 2**-18), (name, layout, off)
 
 
+# With a bias, in which torch 2.13 crashes: in float32 and channels last on CPUs with AVX-512, or in bfloat16 with AMX.
+BETWEEN_TAPS = {
+    "one column": ((3, 8, 7, 1), (40, 8, 2, 1), (1, 2), (0, 1), (1, 2), 1),
+    "two taps": ((2, 4, 9, 1), (8, 4, 2, 2), (1, 2), (3, 3), (2, 2), 1),
+    "two columns": ((3, 4, 3, 2), (20, 4, 1, 1), (2, 3), (1, 1), (2, 3), 1),
+    "one row": ((2, 8, 1, 14), (8, 8, 2, 1), (1, 2), (1, 1), (2, 3), 1),
+    "two rows": ((3, 20, 2, 9), (64, 20, 2, 7), (1, 1), (1, 1), (3, 1), 1),
+    "one row, grouped": ((1, 8, 1, 7), (40, 2, 4, 3), (1, 1), (3, 3), (2, 2), 4),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+@pytest.mark.parametrize("name", BETWEEN_TAPS)
+def test_inputs_that_fit_between_two_taps(name, layout, dtype):
+    x_size, w_size, *args = BETWEEN_TAPS[name]
+    torch.manual_seed(0)
+    x, w = (torch.rand(size, dtype=dtype).contiguous(memory_format=layout) for size in (x_size, w_size))
+    leaves = [t.requires_grad_() for t in (x, w, torch.rand(w_size[0], dtype=dtype))]
+    found, exact = ops.conv2d(*leaves, *args), F.conv2d(*(t.double() for t in leaves), *args)
+    cotangent = torch.rand(exact.shape).to(dtype)
+    pairs = zip(
+        (found, *torch.autograd.grad(found, leaves, cotangent)),
+        (exact, *torch.autograd.grad(exact, leaves, cotangent.double())),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs.to(dtype))
+
+
+def _layers(count: int):
+    """Random ones, in bfloat16: a name of `ops` and its arguments."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*choices):
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    while count > 0:
+        dims, transposed = draw(1, 2, 3), draw(False, True)
+        groups = draw(1, 1, 2, 4)
+        channels, filters = groups * draw(1, 1, 4, 8, 16), groups * draw(1, 1, 8, 20)
+        kernel = [draw(1, 2, 3, 4, 8) for _ in range(dims)]
+        x = torch.zeros(draw(1, 2), channels, *[draw(1, 2, 3, 7, 9, 16) for _ in range(dims)], dtype=torch.bfloat16)
+        w = torch.zeros(filters, channels // groups, *kernel, dtype=torch.bfloat16)
+        stride, padding, dilation = ([draw(1, 1, 2, 3) for _ in range(dims)] for _ in range(3))
+        args = [x, w, None, stride, padding, dilation, groups]
+        if transposed:
+            args = [x, w.new_zeros(channels, filters // groups, *kernel), None, stride, padding, 0, groups, dilation]
+        name = f"conv{'_transpose' * transposed}{dims}d"
+        try:
+            output = getattr(F, name)(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args))
+        except RuntimeError:
+            continue  # The filter is larger than the input.
+        if output.numel() > 0:
+            count -= 1
+            yield name, args
+
+
+def test_explain_tells_which_are_computed_in_float32():
+    told = set()
+    for name, args in _layers(200):
+        with torch.profiler.profile() as profile:
+            getattr(ops, name)(*args)
+        widened = "aten::_to_copy" in {event.key for event in profile.key_averages()}
+        found = warpwright.explain(name, *args)
+        sizes = [list(a.shape) if isinstance(a, torch.Tensor) else a for a in args]
+        assert ("in float32" in found.kernel) is widened, (name, sizes)
+        assert all(facts.copied is (True if widened else None) for facts in found.inputs[:2])
+        told.add((name, widened))
+    assert len(told) == 2 * len(OURS)
+
+
 @pytest.fixture(autouse=True)
 def _on_the_cpu():
     with warpwright.use_backend("native"):

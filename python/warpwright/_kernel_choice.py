@@ -15,9 +15,10 @@ from torch import Tensor
 from warpwright import _library
 from warpwright._backend import triton_interpreted
 from warpwright._check import needs_preact
-from warpwright._conv import channels_last
+from warpwright._conv import channels_last, output_sizes
 from warpwright._gemm_plans import LIBRARIES, GemmPlan, GemmQuestion
 from warpwright.ops._epilogue import wants_grad
+from warpwright.ops.conv import conv_geometry, each
 
 #: kPlainWork, kFusedWork and kOneDnnLongestSum of csrc/bindings/onednn/matmul.cpp.
 _PLAIN_WORK, _FUSED_WORK, _ONEDNN_LONGEST_SUM = 1 << 22, 1 << 18, 768
@@ -51,6 +52,8 @@ def kernel_text(op: str, backend: str, device: torch.device, bound: dict[str, An
         return f"{op} (C++ CUDA, {where}{family})"
     if op == "linear":
         return f"{op} ({_cpu_linear(bound)})"
+    if op in _CONVOLUTIONS and _widened(op, bound):
+        return f"{op} (in float32, rounded once: oneDNN's bfloat16 convolution is wrong for this shape)"
     if op.startswith("conv") and ("transpose" in op or not _own_convolution(bound)):
         norm = ""
         if op.endswith("batch_norm"):
@@ -132,6 +135,36 @@ def _own_convolution(bound: dict[str, Any]) -> bool:
     batched = input if input.dim() == weight.dim() else input.unsqueeze(0)
     onednn = input.dtype in (torch.float32, torch.bfloat16) and even and channels_last(batched, weight)
     return not onednn or taps.numel() >= _DEPTHWISE_TAPS
+
+
+def _widened(op: str, bound: dict[str, Any]) -> bool:
+    """is_wrong_in_bfloat16 of csrc/bindings/onednn/conv.cpp, which has the reasons."""
+    weight: Tensor = bound["weight"]
+    input: Tensor = bound["input"] if bound["input"].dim() == weight.dim() else bound["input"].unsqueeze(0)
+    if input.dtype != torch.bfloat16 or input.numel() == 0 or weight.numel() == 0:
+        return False
+    dims, groups, transposed = weight.dim() - 2, bound.get("groups", 1), "transpose" in op
+    given = (bound.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
+    stride, padding, dilation = conv_geometry(op, dims, weight, *given)
+    ends = each(bound.get("output_padding", 0), dims) if transposed else []
+    output = output_sizes(op, input, weight, stride, padding, dilation, transposed, ends, groups)
+    source, met = (output, [*input.shape]) if transposed else ([*input.shape], output)
+    if stride[-1] > 1 and (met[-1] == 1 or source[-1] < stride[-1]):
+        return True
+    channels, kernel = weight.shape[1], weight.shape[2:]
+    line = channels * kernel[-2 if dims > 1 and kernel[-1] == 1 else -1]
+    if channels < 32 < line and line % 32 == 0:
+        return True
+    depthwise = 1 != groups == met[1] == source[1]
+    if dims < 3:
+        return depthwise and transposed
+    if depthwise or (source[2] == 1 and kernel[0] > 1):
+        return True
+    for d in range(dims):
+        end = (met[2 + d] - 1) * stride[d] + dilation[d] * (kernel[d] - 1) + 1 - padding[d]
+        if stride[d] > 1 and (kernel[d] <= stride[d] or end < source[2 + d]):
+            return True
+    return False
 
 
 def _folds_norm(bound: dict[str, Any]) -> bool:
@@ -236,6 +269,8 @@ def copied(op: str, backend: str, name: str, tensor: Tensor, bound: dict[str, An
         return not (_merges(tensor, ndim) if backend == "native" else _views(tensor, ndim))
     if op == "linear":
         return _linear_copies(backend, name, tensor)
+    if op in _CONVOLUTIONS and name in ("input", "weight") and backend == "native" and tensor.device.type == "cpu":
+        return True if _widened(op, bound) else None
     return None
 
 

@@ -238,7 +238,7 @@ def conv_transpose3d(
 # ---- from the public arguments to the operator's ----
 
 
-def _each(value: Numbers, dims: int) -> list[int]:
+def each(value: Numbers, dims: int) -> list[int]:
     return [value] * dims if isinstance(value, int) else list(value)
 
 
@@ -263,9 +263,9 @@ def conv_geometry(
     op: str, dims: int, weight: Tensor, stride: Numbers, padding: Numbers | str, dilation: Numbers
 ) -> tuple[list[int], list[int], list[int]]:
     """The operator's stride, padding and dilation."""
-    strides, dilations = _each(stride, dims), _each(dilation, dims)
+    strides, dilations = each(stride, dims), each(dilation, dims)
     if not isinstance(padding, str):
-        paddings = _each(padding, dims)
+        paddings = each(padding, dims)
         # The operator takes both sides in one list; the public function does not.
         require(len(paddings) != 2 * dims, op, f"padding must have {dims} values, got {shape_text(paddings)}")
     elif padding == "valid":
@@ -291,7 +291,7 @@ def _conv_transpose(
     activation: str | None,
     residual: Tensor | None,
 ) -> Tensor:
-    strides, paddings, ends, dilations = (_each(v, dims) for v in (stride, padding, output_padding, dilation))
+    strides, paddings, ends, dilations = (each(v, dims) for v in (stride, padding, output_padding, dilation))
     geometry = (strides, paddings, dilations, True, ends, groups)
     return _convolution(f"conv_transpose{dims}d", dims, input, weight, bias, residual, geometry, activation)
 
