@@ -58,7 +58,8 @@ struct ConvGrads {
   OptionalTensor grad_bias = {};  // Where the weight's gradient is found by a kernel that finds it on the way.
 };
 // Gradients of the plain convolution, in the memory formats of input and weight.
-ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight, bool need_bias);
+ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, bool need_weight,
+                     bool need_bias = false);
 
 // Whether a tensor lies channels last, (batch, *sizes, channels), and not also channels first.
 bool is_channels_last(const Tensor& tensor);

@@ -420,11 +420,11 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   ConvGrads grads{nothing(dtype, grad), nothing(dtype, grad)};
   if (!need_input && !need_weight) return grads;
   if (is_wrong_in_bfloat16(call)) {
-    const ConvGrads wide = conv_grads(in_float(call), to_float(grad), need_input, need_weight, false);
+    const ConvGrads wide = conv_grads(in_float(call), to_float(grad), need_input, need_weight);
     return {to_bfloat16(wide.grad_input), to_bfloat16(wide.grad_weight)};
   }
   if (call.dims() == 1 && (input_format || weight_format || has_a_filter_for_each_channel(call))) {
-    const ConvGrads flat = conv_grads(with_height(call), with_height(grad), need_input, need_weight, false);
+    const ConvGrads flat = conv_grads(with_height(call), with_height(grad), need_input, need_weight);
     return {without_height(flat.grad_input), without_height(flat.grad_weight)};
   }
   const bool own_input = need_input && is_depthwise(call, input_format, kInputGradTaps);
@@ -433,13 +433,13 @@ ConvGrads conv_grads(const ConvCall& call, const Tensor& grad, bool need_input, 
   if (own_input || own_weight) {
     grads = depthwise_grads(call, grad, own_input, own_weight);
     if (own_input == need_input) return grads;
-    grads.grad_input = conv_grads(call, grad, true, false, false).grad_input;
+    grads.grad_input = conv_grads(call, grad, true, false).grad_input;
     return grads;
   }
   const bool pad_all = fits_between_taps(call) || (need_weight && needs_padded_copy(call));
   if (pad_all || (call.padding != call.padding_after && !call.transposed)) {
     std::vector<int64_t> before;
-    grads = conv_grads(evenly_padded(call, before, pad_all), grad, need_input, need_weight, false);
+    grads = conv_grads(evenly_padded(call, before, pad_all), grad, need_input, need_weight);
     if (need_input) grads.grad_input = to_format(place_in(grads.grad_input, call.input, before), input_format);
     return grads;
   }
