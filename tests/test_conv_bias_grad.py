@@ -58,6 +58,15 @@ def test_sums_are_exact(matrix, name):
     assert torch.equal(found(name, given), exact)
 
 
+@pytest.mark.parametrize("name", ["hopper", "elements", "depthwise"])
+def test_of_no_images_they_are_zero(matrix, name):
+    """Written, not left as they were found in memory."""
+    x, weight, bias, grad, groups = layer(matrix, name)
+    freed = [torch.full_like(bias, 7.0) for _ in range(16)]
+    del freed
+    assert torch.equal(found(name, (x[:0], weight, bias, grad[:0], groups)), torch.zeros_like(bias))
+
+
 @pytest.fixture
 def on_emulator() -> Iterator[None]:
     if (reason := emulated.missing()) is not None:
