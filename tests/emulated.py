@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -151,6 +151,16 @@ def activate() -> None:
 def launches(kernel: str) -> int:
     """How often the kernel of this launch name has run in this process."""
     return module().launches(kernel)
+
+
+def launches_another(call: Callable[[], object]) -> bool:
+    """Whether `call`, whose kernels are not run for it, launches one that has not run in this process."""
+    module().start_noting()
+    try:
+        call()
+    finally:
+        noted = module().take_noted()
+    return not all(map(module().reached, noted))
 
 
 def kernels() -> dict[str, bool]:

@@ -1,7 +1,7 @@
 """Triton's kernels compiled without a GPU, as they are launched on one, and what the machine code holds.
 
-    python tests/triton_machine_code.py record           the launches, as JSON
-    python tests/triton_machine_code.py compile 80 90    the machine code of the launches on stdin, as JSON
+    python tests/triton_machine_code.py record     the launches, as JSON
+    python tests/triton_machine_code.py compile    the machine code of what is on stdin: [[launch, [80, 90]], ...]
 
 The tests run Triton's interpreter, which replaces the kernels for a whole process, so both run in their own processes.
 
@@ -207,16 +207,29 @@ def launches() -> dict[str, list[Launch]]:
     return {name: chosen(same) for name, same in sorted(found.items())}
 
 
-def compile_all(
-    name: str, capabilities: tuple[int, ...] = CAPABILITIES, most: int | None = None
-) -> list[tuple[Launch, list[Kernel]]]:
-    """Each chosen launch of a kernel, or `most` of them, with its machine code for each architecture."""
-    same = launches()[name][:most]
-    given, wanted = json.dumps(same), list(map(str, capabilities))
-    made = machine_code.cached(
-        "triton-" + _key(compiled, given, *wanted), lambda: _run("compile", *wanted, given=given)
-    )
-    return [(launch, [Kernel(**fields) for fields in kinds]) for launch, kinds in zip(same, made, strict=True)]
+Made = list[tuple[Launch, list[Kernel]]]
+
+
+@functools.cache
+def _compiled_file(module: str, everywhere: bool) -> dict[str, Made]:
+    """compile_all() of each kernel of a file, by one process: it takes seconds to start."""
+    mine = {name: same for name, same in launches().items() if name.partition(":")[0] == module}
+    wanted = [
+        (launch, CAPABILITIES if everywhere or i == 0 else HOPPER)
+        for same in mine.values()
+        for i, launch in enumerate(same)
+    ]
+    given = json.dumps(wanted)
+    kinds = iter(machine_code.cached("triton-" + _key(compiled, given), lambda: _run("compile", given=given)))
+    return {
+        name: [(launch, [Kernel(**fields) for fields in next(kinds)]) for launch in same] for name, same in mine.items()
+    }
+
+
+def compile_all(name: str, everywhere: bool = True) -> Made:
+    """Each chosen launch of a kernel with its machine code for each architecture; if not `everywhere`, the first one,
+    and the others for Hopper."""
+    return _compiled_file(name.partition(":")[0], everywhere)[name]
 
 
 # ---- the table ----
@@ -245,15 +258,17 @@ def label(launch: Launch, others: list[Launch]) -> str:
     return ", ".join(parts)
 
 
-def table(capabilities: tuple[int, ...] = CAPABILITIES) -> str:
-    """The Triton kernels, a line for each launch with a number for each architecture."""
-    archs = " / ".join(f"sm_{capability}" for capability in capabilities)
+def table(everywhere: bool = True) -> str:
+    """The Triton kernels, a line for each launch with a number for each architecture, or for Hopper alone."""
+    capabilities = CAPABILITIES if everywhere else HOPPER
+    wanted = [f"sm_{capability}" for capability in capabilities]
+    archs = " / ".join(wanted)
     lines = [f"Made with {made_with()} for {archs}, in this order where the numbers differ."]
     for name, same in launches().items():
         lines += ["", f"### {name.replace(':', '.')}", "", *machine_code.head("launch")]
         lines += [
-            machine_code.row(label(launch, same), kernels, lambda k: k.shared)
-            for launch, kernels in compile_all(name, capabilities)
+            machine_code.row(label(launch, same), [k for k in kernels if k.arch in wanted], lambda k: k.shared)
+            for launch, kernels in compile_all(name, everywhere)
         ]
     return "\n".join(lines)
 
@@ -272,9 +287,7 @@ def of_hopper(table: str) -> str:
 
 
 def main() -> None:
-    command, *wanted = sys.argv[1:]
-    capabilities = [int(each) for each in wanted]
-    result = record() if command == "record" else [compiled(launch, capabilities) for launch in json.load(sys.stdin)]
+    result = record() if sys.argv[1] == "record" else [compiled(*each) for each in json.load(sys.stdin)]
     print(json.dumps(result))
 
 

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -184,6 +185,7 @@ struct Machine {
   size_t fruitless_looks = 0;               // Of this round: at barriers whose phase is not over.
   std::map<std::string, int64_t> launches;  // By name, and which kernels they were.
   std::set<const void*> kernels;
+  std::optional<std::set<const void*>> noted;  // There are launches that only note their kernel here.
 
   Agent index(const Thread& thread) const { return static_cast<Agent>(&thread - threads.data()); }
   Clocks& clocks() { return memory.clocks(); }

@@ -26,6 +26,19 @@ bool reached(int64_t offset) {
   return machine().kernels.count(reinterpret_cast<const void*>(address)) != 0;
 }
 
+void start_noting() {
+  const std::lock_guard<std::mutex> lock(launch_mutex());
+  machine().noted.emplace();
+}
+
+py::list take_noted() {
+  const std::lock_guard<std::mutex> lock(launch_mutex());
+  py::list offsets;
+  for (const void* kernel : machine().noted.value()) offsets.append(reinterpret_cast<uintptr_t>(kernel) - code_base());
+  machine().noted.reset();
+  return offsets;
+}
+
 void start_traffic() {
   const std::lock_guard<std::mutex> lock(launch_mutex());
   machine().traffic.start();
@@ -70,6 +83,9 @@ PYBIND11_MODULE(warpwright_emulator, m) {
         "How often a kernel has been launched since the library was loaded, by the name that its launcher gives.");
   m.def("reached", &reached, py::arg("offset"),
         "Whether the kernel that starts at this offset in the library has run.");
+  m.def("start_noting", &start_noting,
+        "From now on a launch only notes its kernel: what it would write is not written.");
+  m.def("take_noted", &take_noted, "The offsets of the kernels that were noted, which ends it.");
   m.def("start_traffic", &start_traffic, "Meters the global memory that launches read and write from now on.");
   m.def("take_traffic", &take_traffic,
         "What was metered, which ends it: [(kernel, [(address, bytes, bytes read, bytes written) of each tensor])].");
