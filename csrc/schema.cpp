@@ -287,29 +287,31 @@ STABLE_TORCH_LIBRARY(warpwright, m) {
   m.def(
       "kl_div_backward(Tensor grad_loss, Tensor input, Tensor target, str reduction, bool log_target,"
       " bool need_input, bool need_target) -> (Tensor grad_input, Tensor grad_target)");
-  // The loss of linear's output, whose rows are taken `chunk_rows` at a time. Where gradients are needed of a loss that
-  // is reduced, they are those of the loss itself, still to be scaled by its gradient: linear_loss_backward.
+  // The loss of linear's output, whose rows are taken `chunk_rows` at a time; by default so many as
+  // linear_loss.cpp says, as a number computed from sizes would be a constant of what torch.compile makes. Where
+  // gradients are needed of a loss that is reduced, they are those of the loss itself, still to be scaled by its
+  // gradient: linear_loss_backward.
   m.def(
       "linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Tensor? bias, Tensor? class_weight,"
-      " int ignore_index, str reduction, float label_smoothing, float z_loss, float softcap, int chunk_rows,"
+      " int ignore_index, str reduction, float label_smoothing, float z_loss, float softcap, int? chunk_rows,"
       " str precision, bool batch_invariant, bool float32_loss, bool need_input, bool need_weight, bool need_bias)"
       " -> (Tensor loss, Tensor lse, Tensor mass, Tensor total, Tensor grad_input, Tensor grad_weight,"
       " Tensor grad_bias)");
   m.def(
       "linear_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor target, Tensor? bias,"
       " Tensor? class_weight, Tensor lse, Tensor mass, Tensor total, int ignore_index, str reduction,"
-      " float label_smoothing, float z_loss, float softcap, int chunk_rows, str precision, bool batch_invariant,"
+      " float label_smoothing, float z_loss, float softcap, int? chunk_rows, str precision, bool batch_invariant,"
       " bool need_input, bool need_weight, bool need_bias)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   // The divergence of the student's rows from the teacher's, whose layer is a constant.
   m.def(
       "linear_kl_div(Tensor input, Tensor weight, Tensor teacher_input, Tensor teacher_weight, Tensor? bias,"
-      " Tensor? teacher_bias, float temperature, str reduction, int chunk_rows, str precision, bool batch_invariant,"
+      " Tensor? teacher_bias, float temperature, str reduction, int? chunk_rows, str precision, bool batch_invariant,"
       " bool float32_loss, bool need_input, bool need_weight, bool need_bias)"
       " -> (Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "linear_kl_div_backward(Tensor grad_loss, Tensor input, Tensor weight, Tensor teacher_input,"
-      " Tensor teacher_weight, Tensor? bias, Tensor? teacher_bias, float temperature, str reduction, int chunk_rows,"
+      " Tensor teacher_weight, Tensor? bias, Tensor? teacher_bias, float temperature, str reduction, int? chunk_rows,"
       " str precision, bool batch_invariant, bool need_input, bool need_weight, bool need_bias)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def(

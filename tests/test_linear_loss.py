@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import warpwright
 from warpwright import ops
-from warpwright.ops._linear_loss import CHUNK_BYTES, chunk_of
 from warpwright.testing import Make
+from warpwright.triton_kernels._linear_loss import CHUNK_BYTES, chunk_of
 
 
 def peak_bytes(call) -> int:
@@ -90,6 +91,32 @@ def test_chunks_are_a_tenth_or_what_is_small():
     assert chunk_of(large[:32], weight[:100], None) == 32
     assert chunk_of(large, weight, 5) == 5
     assert chunk_of(large, weight, None, layers=2) == 384
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "kl_div"])
+def test_batches_of_other_lengths_compile_nothing_anew(loss):
+    """How many rows a chunk has is no constant of the compiled function, of which there is one for the first number of
+    rows and one for any number."""
+    torch._dynamo.reset()
+    weight = torch.zeros(4096, 2, requires_grad=True)
+
+    def call(x):
+        if loss == "cross_entropy":
+            return ops.linear_cross_entropy(x, weight, x.detach()[:, 0].long())
+        return ops.linear_kl_div(x, weight, x.detach(), weight.detach() + 1.0)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, backend=counter, fullgraph=True)
+    for rows in (30, 31, 33, 900, 1200, 1400, 2900):
+        x = torch.linspace(0.0, 1.0, 2 * rows).view(rows, 2).requires_grad_()
+        for result in zip(_with_grads(compiled, x, weight), _with_grads(call, x, weight), strict=True):
+            assert torch.equal(*result)
+    assert counter.frame_count == 2
+
+
+def _with_grads(call, *leaves):
+    loss = call(leaves[0])
+    return loss.detach(), *torch.autograd.grad(loss, leaves)
 
 
 class _Names(TorchDispatchMode):

@@ -16,6 +16,19 @@ from warpwright.triton_kernels._gemm import gemm
 PART_BYTES, WEIGHT_PARTS, TILE = 8 * 2**20, 16, 128
 
 
+#: And logits that may always exist at once, in bytes, and else how small a part of them all.
+CHUNK_BYTES, CHUNK_PART = 16 * 2**20, 10
+
+
+def chunk_of(input: Tensor, weight: Tensor, chunk_rows: int | None, layers: int = 1) -> int:
+    """How many rows' logits exist at once, of each of so many layers."""
+    if chunk_rows is not None:
+        return chunk_rows
+    rows, row_bytes = input.shape[:-1].numel(), layers * weight.shape[0] * weight.element_size()
+    chunk = max(CHUNK_BYTES // row_bytes, rows // (layers * CHUNK_PART), 1)
+    return min(chunk // TILE * TILE if chunk >= TILE else chunk, max(rows, 1))
+
+
 def _classes_at_once(weight: Tensor) -> int:
     row_bytes = max(weight.shape[1], 1) * torch.finfo(acc_dtype(weight.dtype)).bits // 8
     classes = max(PART_BYTES // row_bytes, weight.shape[0] // WEIGHT_PARTS)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from warpwright.triton_kernels._common import interpreted, num_warps, rounded, row_block, tl_acc
-from warpwright.triton_kernels._linear_loss import Grads, chunks
+from warpwright.triton_kernels._linear_loss import Grads, chunk_of, chunks
 from warpwright.triton_kernels._loss import empty_loss, sum_losses
 
 
@@ -102,21 +102,22 @@ def linear_kl_div(
     teacher_bias: Tensor | None,
     temperature: float,
     reduction: str,
-    chunk_rows: int,
+    chunk_rows: int | None,
     precision: str,
     batch_invariant: bool,
     float32_loss: bool,
     *needs: bool,
 ) -> tuple[Tensor, ...]:
     settings = {"precision": precision, "batch_invariant": batch_invariant}
+    chunk = chunk_of(input, weight, chunk_rows, layers=2)
     x, y = _matrices(input, teacher_input)
     factor = _factor(x.shape[0], weight.shape[0], reduction)
     loss, row_loss, total = empty_loss(input, input.shape[:-1], reduction, float32_loss)
     needs = needs if reduction != "none" else (False,) * 3
-    grads, by_row = Grads(x, weight, needs, chunk_rows, settings), row_loss.view(-1)
-    of_teacher = chunks(y, teacher_weight, teacher_bias, chunk_rows, settings)
+    grads, by_row = Grads(x, weight, needs, chunk, settings), row_loss.view(-1)
+    of_teacher = chunks(y, teacher_weight, teacher_bias, chunk, settings)
     for (first, rows, student), (_, _, teacher) in zip(
-        chunks(x, weight, bias, chunk_rows, settings), of_teacher, strict=True
+        chunks(x, weight, bias, chunk, settings), of_teacher, strict=True
     ):
         _divergence(student, teacher, temperature, factor, by_row[rows], any(needs))
         if any(needs):
@@ -136,18 +137,19 @@ def linear_kl_div_backward(
     teacher_bias: Tensor | None,
     temperature: float,
     reduction: str,
-    chunk_rows: int,
+    chunk_rows: int | None,
     precision: str,
     batch_invariant: bool,
     *needs: bool,
 ) -> tuple[Tensor, ...]:
     settings = {"precision": precision, "batch_invariant": batch_invariant}
+    chunk = chunk_of(input, weight, chunk_rows, layers=2)
     x, y = _matrices(input, teacher_input)
     factor = _factor(x.shape[0], weight.shape[0], reduction)
-    grads, by_row = Grads(x, weight, needs, chunk_rows, settings), grad_loss.contiguous().view(-1)
-    of_teacher = chunks(y, teacher_weight, teacher_bias, chunk_rows, settings)
+    grads, by_row = Grads(x, weight, needs, chunk, settings), grad_loss.contiguous().view(-1)
+    of_teacher = chunks(y, teacher_weight, teacher_bias, chunk, settings)
     for (first, rows, student), (_, _, teacher) in zip(
-        chunks(x, weight, bias, chunk_rows, settings), of_teacher, strict=True
+        chunks(x, weight, bias, chunk, settings), of_teacher, strict=True
     ):
         of_rows = by_row[rows] if reduction == "none" else grad_loss
         _divergence(student, teacher, temperature, factor, grad_loss=of_rows)

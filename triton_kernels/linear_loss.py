@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from warpwright.triton_kernels._common import acc_dtype, interpreted, rounded, tl_acc
-from warpwright.triton_kernels._linear_loss import Grads, chunks
+from warpwright.triton_kernels._linear_loss import Grads, chunk_of, chunks
 from warpwright.triton_kernels._loss import empty_loss, sum_losses, weight_row
 from warpwright.triton_kernels.loss import backward_rows, forward_rows
 
@@ -34,13 +34,14 @@ def linear_cross_entropy(
     label_smoothing: float,
     z_loss: float,
     softcap: float,
-    chunk_rows: int,
+    chunk_rows: int | None,
     precision: str,
     batch_invariant: bool,
     float32_loss: bool,
     *needs: bool,
 ) -> tuple[Tensor, ...]:
     settings = {"precision": precision, "batch_invariant": batch_invariant}
+    chunk = chunk_of(input, weight, chunk_rows)
     options = ignore_index, label_smoothing, z_loss, softcap
     matrix, flat = input.reshape(target.numel(), input.shape[-1]), target.contiguous().view(-1)
     loss, row_loss, total = empty_loss(input, target.shape, reduction, float32_loss)
@@ -48,12 +49,12 @@ def linear_cross_entropy(
     weights = weight_row(class_weight, input.dtype)
     mass = lse.new_empty(0 if weights is None else flat.numel())
     needs = needs if reduction != "none" else (False,) * 3
-    grads = Grads(matrix, weight, needs, chunk_rows, settings)
+    grads = Grads(matrix, weight, needs, chunk, settings)
     if any(needs):
         sum_losses(None, flat, weights, loss, total, weight.shape[0], ignore_index, reduction)
     one = torch.ones((), dtype=lse.dtype, device=input.device)
     by_row, mean = row_loss.view(-1), reduction == "mean"
-    for first, rows, logits in chunks(matrix, weight, bias, chunk_rows, settings):
+    for first, rows, logits in chunks(matrix, weight, bias, chunk, settings):
         of_rows = lse[:, rows], mass[rows]
         forward_rows(logits, flat[rows], weights, by_row[rows], *of_rows, *options)
         if any(needs):
@@ -79,19 +80,20 @@ def linear_cross_entropy_backward(
     label_smoothing: float,
     z_loss: float,
     softcap: float,
-    chunk_rows: int,
+    chunk_rows: int | None,
     precision: str,
     batch_invariant: bool,
     *needs: bool,
 ) -> tuple[Tensor, ...]:
     settings = {"precision": precision, "batch_invariant": batch_invariant}
+    chunk = chunk_of(input, weight, chunk_rows)
     options = ignore_index, label_smoothing, z_loss, softcap
     matrix, flat = input.reshape(target.numel(), input.shape[-1]), target.contiguous().view(-1)
-    grads = Grads(matrix, weight, needs, chunk_rows, settings)
+    grads = Grads(matrix, weight, needs, chunk, settings)
     by_row, none = grad_loss.contiguous().view(-1), reduction == "none"
     weights, lse, mass = weight_row(class_weight, input.dtype), lse.contiguous(), mass.contiguous()
     divisor = total if reduction == "mean" else None
-    for first, rows, logits in chunks(matrix, weight, bias, chunk_rows, settings):
+    for first, rows, logits in chunks(matrix, weight, bias, chunk, settings):
         of_rows = by_row[rows] if none else grad_loss
         statistics = lse[:, rows], mass[rows], divisor
         backward_rows(of_rows, logits, flat[rows], weights, *statistics, logits, None, *options)

@@ -20,9 +20,10 @@ struct Lesson {
 
 Lesson check_lesson(const char* op, const Tensor& input, const Tensor& weight, const Tensor& teacher_input,
                     const Tensor& teacher_weight, const OptionalTensor& bias, const OptionalTensor& teacher_bias,
-                    double temperature, const std::string& reduction, int64_t chunk_rows, const std::string& precision,
-                    bool batch_invariant) {
-  const ChunkedLinear student = chunked_linear(op, input, weight, bias, chunk_rows, precision, batch_invariant);
+                    double temperature, const std::string& reduction, std::optional<int64_t> chunk_rows,
+                    const std::string& precision, bool batch_invariant) {
+  const ChunkedLinear student =
+      chunked_linear(op, input, weight, bias, chunk_rows, precision, batch_invariant, /*layers=*/2);
   check_same_device(op, "teacher_input", teacher_input, "input", input);
   check_same_dtype(op, "teacher_input", teacher_input, "input", input);
   std::vector<int64_t> rows = sizes_of(input), teacher_rows = sizes_of(teacher_input);
@@ -45,7 +46,8 @@ Lesson check_lesson(const char* op, const Tensor& input, const Tensor& weight, c
   const auto count = static_cast<double>(student.rows());  // Over no row a mean is NaN: nothing times infinity.
   const double divisor =
       reduction == "batchmean" ? count : (reduction == "mean" ? count * static_cast<double>(classes) : 1);
-  const ChunkedLinear teacher{as_matrix(teacher_input), teacher_weight, teacher_bias, chunk_rows, student.arithmetic};
+  const ChunkedLinear teacher{as_matrix(teacher_input), teacher_weight, teacher_bias, student.chunk,
+                              student.arithmetic};
   return {student, teacher, temperature, 1 / divisor, reduction != "none"};
 }
 
@@ -114,7 +116,7 @@ Tensor chunk(const Lesson& lesson, int64_t first, const Wanted& wanted) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_kl_div(Tensor input, Tensor weight, Tensor teacher_input,
                                                          Tensor teacher_weight, OptionalTensor bias,
                                                          OptionalTensor teacher_bias, double temperature,
-                                                         std::string reduction, int64_t chunk_rows,
+                                                         std::string reduction, std::optional<int64_t> chunk_rows,
                                                          std::string precision, bool batch_invariant, bool float32_loss,
                                                          bool need_input, bool need_weight, bool need_bias) {
   const Lesson lesson = check_lesson("linear_kl_div", input, weight, teacher_input, teacher_weight, bias, teacher_bias,
@@ -128,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_kl_div(Tensor input, Tensor we
   LinearGrads grads(lesson.student, needs);
   Tensor row_loss = losses.row_loss;
   row_loss.mutable_data_ptr();  // It is written to.
-  for (int64_t first = 0; first < lesson.student.rows(); first += chunk_rows) {
+  for (int64_t first = 0; first < lesson.student.rows(); first += lesson.student.chunk) {
     const Tensor grad = chunk(lesson, first, {&row_loss, needs.any(), nullptr});
     if (needs.any()) grads.add(grad, first);
   }
@@ -141,12 +143,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_kl_div(Tensor input, Tensor we
 }
 
 // The logits once more: where the forward pass had nothing to scale the gradients by.
-std::tuple<Tensor, Tensor, Tensor> linear_kl_div_backward(Tensor grad_loss, Tensor input, Tensor weight,
-                                                          Tensor teacher_input, Tensor teacher_weight,
-                                                          OptionalTensor bias, OptionalTensor teacher_bias,
-                                                          double temperature, std::string reduction, int64_t chunk_rows,
-                                                          std::string precision, bool batch_invariant, bool need_input,
-                                                          bool need_weight, bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> linear_kl_div_backward(
+    Tensor grad_loss, Tensor input, Tensor weight, Tensor teacher_input, Tensor teacher_weight, OptionalTensor bias,
+    OptionalTensor teacher_bias, double temperature, std::string reduction, std::optional<int64_t> chunk_rows,
+    std::string precision, bool batch_invariant, bool need_input, bool need_weight, bool need_bias) {
   const char* op = "linear_kl_div_backward";
   const Lesson lesson = check_lesson(op, input, weight, teacher_input, teacher_weight, bias, teacher_bias, temperature,
                                      reduction, chunk_rows, precision, batch_invariant);
@@ -155,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_kl_div_backward(Tensor grad_loss, Tens
   check_grad_loss(op, grad_loss, input, sizes, lesson.reduced ? Reduction::kSum : Reduction::kNone);
   const Tensor grad_row = torch::stable::contiguous(grad_loss);
   LinearGrads grads(lesson.student, {need_input, need_weight, need_bias});
-  for (int64_t first = 0; first < lesson.student.rows(); first += chunk_rows) {
+  for (int64_t first = 0; first < lesson.student.rows(); first += lesson.student.chunk) {
     grads.add(chunk(lesson, first, {nullptr, true, &grad_row}), first);
   }
   return grads.result(sizes_of(input));

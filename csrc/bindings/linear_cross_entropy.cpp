@@ -118,7 +118,7 @@ using Losses = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 
 Losses linear_cross_entropy(Tensor input, Tensor weight, Tensor target, OptionalTensor bias,
                             OptionalTensor class_weight, int64_t ignore_index, std::string reduction_name,
-                            double label_smoothing, double z_loss, double softcap, int64_t chunk_rows,
+                            double label_smoothing, double z_loss, double softcap, std::optional<int64_t> chunk_rows,
                             std::string precision, bool batch_invariant, bool float32_loss, bool need_input,
                             bool need_weight, bool need_bias) {
   const char* op = "linear_cross_entropy";
@@ -142,7 +142,7 @@ Losses linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Optional
     sum(/*total_only=*/true);
   }
   const OptionalTensor total = reduction == Reduction::kMean ? OptionalTensor(losses.total) : std::nullopt;
-  for (int64_t first = 0; first < layer.rows(); first += chunk_rows) {
+  for (int64_t first = 0; first < layer.rows(); first += layer.chunk) {
     Tensor logits = layer.logits(first);
     chunk_loss(targets, options, logits, first, losses.row_loss, of_rows);
     if (!needs.any()) continue;
@@ -158,8 +158,8 @@ Losses linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Optional
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
     Tensor grad_loss, Tensor input, Tensor weight, Tensor target, OptionalTensor bias, OptionalTensor class_weight,
     Tensor lse, Tensor mass, Tensor total, int64_t ignore_index, std::string reduction_name, double label_smoothing,
-    double z_loss, double softcap, int64_t chunk_rows, std::string precision, bool batch_invariant, bool need_input,
-    bool need_weight, bool need_bias) {
+    double z_loss, double softcap, std::optional<int64_t> chunk_rows, std::string precision, bool batch_invariant,
+    bool need_input, bool need_weight, bool need_bias) {
   const char* op = "linear_cross_entropy_backward";
   const Options options{ignore_index, label_smoothing, z_loss, softcap};
   const ChunkedLinear layer = chunked_linear(op, input, weight, bias, chunk_rows, precision, batch_invariant);
@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
   const Statistics of_rows{torch::stable::contiguous(lse), torch::stable::contiguous(mass)};
   const OptionalTensor divisor = reduction == Reduction::kMean ? OptionalTensor(total) : std::nullopt;
   LinearGrads grads(layer, {need_input, need_weight, need_bias});
-  for (int64_t first = 0; first < layer.rows(); first += chunk_rows) {
+  for (int64_t first = 0; first < layer.rows(); first += layer.chunk) {
     Tensor logits = layer.logits(first);
     chunk_grad(targets, options, logits, first, grad_row, of_rows, divisor);
     grads.add(logits, first);

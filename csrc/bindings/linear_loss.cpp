@@ -16,14 +16,32 @@ Tensor ChunkedLinear::logits(int64_t first) const {
   return gemm(rows_from(input, first, std::min(chunk, rows() - first)), weight, epilogue, arithmetic).output;
 }
 
+namespace {
+
+constexpr int64_t kTile = 128;  // Rows, or columns, of a product's tile.
+
+// Logits that may always exist at once, in bytes, and else how small a part of them all.
+constexpr int64_t kChunkBytes = 16 << 20, kChunkPart = 10;
+
+int64_t default_chunk(int64_t rows, const Tensor& weight, int64_t layers) {
+  const int64_t row_bytes = layers * weight.size(0) * static_cast<int64_t>(weight.element_size());
+  const int64_t chunk = std::max({kChunkBytes / row_bytes, rows / (layers * kChunkPart), int64_t{1}});
+  return std::min(chunk >= kTile ? chunk / kTile * kTile : chunk, std::max<int64_t>(rows, 1));
+}
+
+}  // namespace
+
 ChunkedLinear chunked_linear(const char* op, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                             int64_t chunk_rows, const std::string& precision, bool batch_invariant) {
+                             std::optional<int64_t> chunk_rows, const std::string& precision, bool batch_invariant,
+                             int64_t layers) {
   check_operands(op, input, "weight", weight);
   WARPWRIGHT_CHECK(weight.size(0) >= 1, op, "weight must have at least 1 class, got shape ",
                    shape_text(weight.sizes()));
   check_bias(op, "bias", bias, input, weight.size(0));
-  WARPWRIGHT_CHECK(chunk_rows >= 1, op, "chunk_rows must be positive, got ", chunk_rows);
-  return {as_matrix(input), weight, bias, chunk_rows, to_arithmetic(op, precision, batch_invariant)};
+  WARPWRIGHT_CHECK(chunk_rows.value_or(1) >= 1, op, "chunk_rows must be positive, got ", *chunk_rows);
+  const Tensor matrix = as_matrix(input);
+  const int64_t chunk = chunk_rows.value_or(default_chunk(matrix.size(0), weight, layers));
+  return {matrix, weight, bias, chunk, to_arithmetic(op, precision, batch_invariant)};
 }
 
 // ---- gradients that are added up over the chunks ----
@@ -37,7 +55,6 @@ constexpr int64_t kPartBytes = 8 << 20, kWeightParts = 16;
 int64_t classes_at_once(const Tensor& weight, ScalarType acc) {
   const int64_t bytes = std::max<int64_t>(weight.size(1), 1) * (acc == ScalarType::Double ? 8 : 4);
   // In whole tiles of a product.
-  constexpr int64_t kTile = 128;
   const int64_t classes = std::max(kPartBytes / bytes, weight.size(0) / kWeightParts);
   return std::max(classes / kTile * kTile, kTile);
 }

@@ -31,9 +31,11 @@ struct ChunkedLinear {
   Tensor logits(int64_t first) const;
 };
 
-// Throws unless the layer has a class, and `chunk_rows` is positive.
+// Throws unless the layer has a class, and `chunk_rows` is positive. Without it a chunk of each of `layers` such layers
+// is a tenth of the rows, or what 16 MiB hold where that is more.
 ChunkedLinear chunked_linear(const char* op, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                             int64_t chunk_rows, const std::string& precision, bool batch_invariant);
+                             std::optional<int64_t> chunk_rows, const std::string& precision, bool batch_invariant,
+                             int64_t layers = 1);
 
 // Sums over several chunks are kept in float32 (float64) and rounded once.
 class LinearGrads {

@@ -12,7 +12,7 @@ from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import call
 from warpwright._check import check_precision, check_same_device, check_same_dtype, require, shape_text
 from warpwright.ops._epilogue import check_bias
-from warpwright.ops._linear_loss import check_layer, check_ranks, chunk_of, early_needs, grads_like
+from warpwright.ops._linear_loss import check_layer, early_needs, grads_like
 from warpwright.ops._loss import check_grad_loss, empty_loss, float32_loss
 from warpwright.ops.pointwise_loss import check_kl_reduction
 
@@ -64,11 +64,10 @@ def linear_kl_div(
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2; Hsu et al., "Liger Kernel:
     Efficient Triton Kernels for LLM Training", 2024, section 3.2 (chunks).
     """
-    check_ranks("linear_kl_div", input, weight)
-    chunk, needs = chunk_of(input, weight, chunk_rows, layers=2), early_needs(input, weight, bias, reduction)
+    needs = early_needs(input, weight, bias, reduction)
     teacher = teacher_input.detach(), teacher_weight.detach()
     biases = bias, None if teacher_bias is None else teacher_bias.detach()
-    arguments = (input, weight, *teacher, *biases, float(temperature), reduction, chunk, *arithmetic_of(input))
+    arguments = (input, weight, *teacher, *biases, float(temperature), reduction, chunk_rows, *arithmetic_of(input))
     return call("linear_kl_div", *arguments, False, *needs)[0]
 
 
@@ -82,7 +81,7 @@ def _check_arguments(
     teacher_bias: Tensor | None,
     temperature: float,
     reduction: str,
-    chunk_rows: int,
+    chunk_rows: int | None,
     precision: str,
     batch_invariant: bool,
 ) -> None:

@@ -11,7 +11,7 @@ from warpwright import _registry, distributed
 from warpwright._arithmetic import arithmetic_of
 from warpwright._backend import call
 from warpwright._check import check_float, check_precision, check_same_device, check_same_dtype, require, shape_text
-from warpwright.ops._linear_loss import check_layer, check_ranks, chunk_of, early_needs, grads_like
+from warpwright.ops._linear_loss import check_layer, early_needs, grads_like
 from warpwright.ops._loss import (
     check_class_weight,
     check_grad_loss,
@@ -70,9 +70,8 @@ def linear_cross_entropy(
     """
     parts = reduction == "mean" and distributed.is_cut(input)
     options = ignore_index, "sum" if parts else reduction, label_smoothing, z_loss, softcap or 0.0
-    check_ranks("linear_cross_entropy", input, weight)
-    chunk, needs = chunk_of(input, weight, chunk_rows), early_needs(input, weight, bias, reduction)
-    arguments = (input, weight, target, bias, class_weight, *options, chunk, *arithmetic_of(input), parts, *needs)
+    needs = early_needs(input, weight, bias, reduction)
+    arguments = (input, weight, target, bias, class_weight, *options, chunk_rows, *arithmetic_of(input), parts, *needs)
     loss, _, _, total, *_ = call("linear_cross_entropy", *arguments)
     return mean_of_parts(loss, total, input) if parts else loss
 
@@ -89,7 +88,7 @@ def _check_arguments(
     label_smoothing: float,
     z_loss: float,
     softcap: float,
-    chunk_rows: int,
+    chunk_rows: int | None,
     precision: str,
     batch_invariant: bool,
 ) -> None:
