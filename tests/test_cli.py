@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -168,12 +169,13 @@ def test_a_closed_pipe_is_no_traceback():
 
 
 def test_demo_trains_both_ways_and_writes_a_report(cli, tmp_path, monkeypatch):
-    """A short one: few steps, one op checked and measured."""
+    """A short one: few steps, one op checked and measured. Interpreted, there are few samples."""
     from warpwright import bench
     from warpwright.testing import check
 
     everything = check.plan
-    monkeypatch.setattr(check, "plan", lambda states: everything(states[:1], ["swiglu"]))
+    checked = "native-cpu", "triton-interpreted"
+    monkeypatch.setattr(check, "plan", lambda states: everything([s for s in states if s.name in checked], ["swiglu"]))
     tiny = [case for case in bench.load_suite("host", "cpu") if case.op == "swiglu"]
     monkeypatch.setattr(bench, "load_suite", lambda name, device: tiny)
     arguments = ["demo", "--steps", "10", "--bench-seconds", "0.01", "--no-compile", "--device", "cpu", "--json"]
@@ -190,4 +192,8 @@ def test_demo_trains_both_ways_and_writes_a_report(cli, tmp_path, monkeypatch):
     assert set(gpt["replaced"]) > {"norm", "head", "loss", "blocks.0.norm1", "blocks.2.down"}
     assert gpt["losses"]["torch"] == pytest.approx(gpt["losses"]["warpwright"], rel=1e-4)
     assert summary["check"]["failures"] == 0
+    samples = Counter(result["samples"] for result in summary["check"]["results"])
+    native = sum(1 for _ in SPECS["swiglu"].samples(Make(torch.float32)))
+    assert native > 4
+    assert samples == {native: 3, 4: 1}
     assert (code, summary["ok"]) == (0, True), (resnet["accuracy"], gpt["accuracy"])

@@ -19,6 +19,9 @@ EPILOG = (
     "Examples:\n\n  warpwright demo\n\n  warpwright demo --out /tmp/report --device cpu\n\n"
     "  warpwright demo --steps 20 --bench-seconds 0.05 --json"
 )
+#: Triton's interpreter would take most of the time: here so many samples in one dtype of each op, in `warpwright check`
+#: all of them.
+INTERPRETED, INTERPRETED_SAMPLES = "triton-interpreted", 4
 _NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "jinja2": "jinja2"}
 
 
@@ -78,14 +81,13 @@ def _check() -> dict[str, Any]:
     from warpwright.testing.check import plan, run
 
     planned = plan([state for state in backend_states() if state.missing is None])
-    # Triton's interpreter takes most of the time: here one dtype of each op, in `warpwright check` all.
-    cases = [c for c in planned if c.state.name != "triton-interpreted" or c.dtype == c.spec.dtypes[0]]
+    cases = [c for c in planned if c.state.name != INTERPRETED or c.dtype == c.spec.dtypes[0]]
     results = []
     with progress() as bar:
         task = bar.add_task("check", total=len(cases))
         for case in cases:
             bar.update(task, description=f"check {case.spec.name} {case.state.name}")
-            results.append(run(case))
+            results.append(run(case, INTERPRETED_SAMPLES if case.state.name == INTERPRETED else None))
             bar.advance(task)
     return {
         "samples": sum(r.samples for r in results),

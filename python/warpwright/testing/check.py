@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 import warnings
@@ -64,8 +65,9 @@ def plan(
     return cases
 
 
-def run(case: Case) -> Result:
-    """Every sample of one case, forward and backward, and its bad inputs. Never raises for what an op does."""
+def run(case: Case, most: int | None = None) -> Result:
+    """Every sample of one case, or the first `most`, forward and backward, and its bad inputs. Never raises for what an
+    op does."""
     start = time.perf_counter()
     failures: list[str] = []
     worst = 0.0
@@ -74,7 +76,7 @@ def run(case: Case) -> Result:
         # Remarks of PyTorch's own op, and of NumPy inside Triton's interpreter, on infinities that samples contain.
         warnings.filterwarnings("ignore", "Using padding='same'", UserWarning)
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter")
-        for sample in case.spec.samples(Make(case.dtype, case.state.device)):
+        for sample in itertools.islice(case.spec.samples(Make(case.dtype, case.state.device)), most):
             samples += 1
             try:
                 compared = compare(case.spec, sample)
