@@ -93,6 +93,26 @@ def test_chunks_are_a_tenth_or_what_is_small():
     assert chunk_of(large, weight, None, layers=2) == 384
 
 
+@pytest.mark.parametrize(("rows", "classes"), [(40, 1 << 20), (100, 1 << 20), (900, 5000)])
+@pytest.mark.parametrize(("loss", "layers"), [("cross_entropy", 1), ("kl_div", 2)])
+def test_the_libraries_have_the_same_chunks(loss, layers, rows, classes):
+    """Seen in the bits of the weight's gradient, which is added up over them."""
+    make = Make(torch.float32)
+    x, weight, target = make.tensor(rows, 2), make.tensor(classes, 2), make.integers(rows, low=0, high=classes)
+
+    def grad(chunk_rows):
+        if loss == "cross_entropy":
+            found = ops.linear_cross_entropy(x, weight, target, chunk_rows=chunk_rows)
+        else:
+            found = ops.linear_kl_div(x, weight, -x.detach(), weight.detach(), chunk_rows=chunk_rows)
+        return torch.autograd.grad(found, weight)[0]
+
+    chunk, default = chunk_of(x, weight, None, layers), grad(None)
+    assert chunk < rows
+    assert torch.equal(default, grad(chunk))
+    assert not torch.equal(default, grad(chunk + 1))
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "kl_div"])
 def test_batches_of_other_lengths_compile_nothing_anew(loss):
     """How many rows a chunk has is no constant of the compiled function, of which there is one for the first number of

@@ -226,7 +226,7 @@ def _compiled_file(module: str, everywhere: bool) -> dict[str, Made]:
     }
 
 
-def compile_all(name: str, everywhere: bool = True) -> Made:
+def compile_all(name: str, everywhere: bool) -> Made:
     """Each chosen launch of a kernel with its machine code for each architecture; if not `everywhere`, the first one,
     and the others for Hopper."""
     return _compiled_file(name.partition(":")[0], everywhere)[name]

@@ -14,8 +14,6 @@ from warpwright.triton_kernels._gemm import gemm
 
 #: As in csrc/bindings/linear_loss.cpp: what is added to the weight's gradient exists for some classes at a time.
 PART_BYTES, WEIGHT_PARTS, TILE = 8 * 2**20, 16, 128
-
-
 #: And logits that may always exist at once, in bytes, and else how small a part of them all.
 CHUNK_BYTES, CHUNK_PART = 16 * 2**20, 10
 
